@@ -1,0 +1,1 @@
+"""Agent runs and chat turns that survive crashes, deploys and closed tabs."""

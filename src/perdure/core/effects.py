@@ -1,0 +1,55 @@
+"""Time, ids and randomness: the only place that asks the machine for them."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+Clock = Callable[[], int]
+"""Milliseconds since the epoch."""
+
+
+def system_clock() -> int:
+    """Return the machine's time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def monotonic_ms() -> float:
+    """Return a time in milliseconds that never goes back, to measure lengths within a process."""
+    return time.monotonic_ns() / 1_000_000
+
+
+def iso_time(epoch_ms: int) -> str:
+    """Return `epoch_ms` as `2026-01-31T09:05:07.042Z`, the form in which moments are stored."""
+    seconds, milliseconds = divmod(epoch_ms, 1_000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
+
+
+def epoch_ms(moment: str) -> int:
+    """Return the milliseconds since the epoch of a stored moment."""
+    return round(datetime.fromisoformat(moment).timestamp() * 1_000)
+
+
+def new_token() -> str:
+    """Return a random text that nobody can guess, for a lease or a delivery."""
+    return secrets.token_hex(16)
+
+
+def new_uuid() -> str:
+    """Return a random UUID (version 4)."""
+    return str(uuid.uuid4())
+
+
+def new_reference() -> str:
+    """Return a short random id by which a person finds a logged failure."""
+    return secrets.token_hex(5)
+
+
+def random_float() -> float:
+    """Return a random number from 0.0 up to, not including, 1.0."""
+    return random.random()

@@ -1,0 +1,218 @@
+"""The items of a turn's stream: their kinds, how they are stored, and the cursor a reader keeps.
+
+A stored row is a JSON array (ASCII) of elements. Neighbouring deltas of one part are one element
+whose `d` is a list, and stand for as many frames; every other element is one frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from perdure.core.records import Effect, JsonValue
+from perdure.errors import CursorError, StoreCorruptError
+
+TERMINAL_KINDS: Final = frozenset({"completed", "failed", "stopped"})
+DELTA_KINDS: Final = frozenset({"text", "reasoning"})
+KEPT_KINDS: Final = frozenset(
+    {"text", "reasoning", "tool_call", "tool_result", "source", "data", "event"}
+)
+"""What a reader keeps of a turn: the kinds that become parts of its result."""
+URGENT_KINDS: Final = frozenset(
+    {"tool_call", "tool_result", "event", "upstream_end", "restarted"} | TERMINAL_KINDS
+)
+"""What is flushed without lingering."""
+
+_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_CURSOR = re.compile(r"(\d{4,9})_(\d{10})_([0-9a-f]{6})", re.ASCII)
+
+
+class Frame(NamedTuple):
+    """One item of a turn's stream.
+
+    `seq` rises by 1 within a turn over all attempts, from 1 (`started`, never stored, is 0).
+    Deltas are `{"part", "delta"}`; the other kinds carry what their constructor below takes.
+    A frame that a producer makes has seq 0 and epoch 0 until the journal numbers it.
+    """
+
+    seq: int
+    epoch: int
+    kind: str
+    data: Mapping[str, JsonValue]
+
+
+def text(delta: str, part: str | None = None) -> Frame:
+    """Return a piece of the answer's text; `part` None: the text part that is being written."""
+    return Frame(0, 0, "text", {"part": part, "delta": delta})
+
+
+def reasoning(delta: str, part: str | None = None) -> Frame:
+    """Return a piece of the model's reasoning."""
+    return Frame(0, 0, "reasoning", {"part": part, "delta": delta})
+
+
+def tool_call(call: str, name: str, args: JsonValue, effect: Effect = "at_most_once") -> Frame:
+    """Return the begin of a tool call; `effect` decides whether an interrupted one may repeat."""
+    return Frame(0, 0, "tool_call", {"call": call, "name": name, "args": args, "effect": effect})
+
+
+def tool_result(
+    call: str, result: JsonValue = None, *, error: Mapping[str, JsonValue] | None = None
+) -> Frame:
+    """Return the end of a tool call: its result, or its error `{code, message}`."""
+    if error is not None:
+        return Frame(0, 0, "tool_result", {"call": call, "error": dict(error)})
+    return Frame(0, 0, "tool_result", {"call": call, "result": result})
+
+
+def source(url: str, title: str | None = None) -> Frame:
+    """Return a source that the answer cites."""
+    return Frame(0, 0, "source", {"url": url, "title": title})
+
+
+def data(name: str, value: JsonValue) -> Frame:
+    """Return a product's own item; on the wire `{"type": name, "data": value}`."""
+    return Frame(0, 0, "data", {"name": name, "value": value})
+
+
+def event(value: Mapping[str, JsonValue]) -> Frame:
+    """Return a reference producer's event `{type, data}`, which travels verbatim."""
+    return Frame(0, 0, "event", {"event": dict(value)})
+
+
+def usage(
+    *,
+    model: str | None = None,
+    tokens_in: int | None = None,
+    tokens_out: int | None = None,
+    tokens_cached: int | None = None,
+    tokens_reasoning: int | None = None,
+    request_id: str | None = None,
+    provider: str | None = None,
+) -> Frame:
+    """Return what a model call used, as far as the provider said; None is unknown."""
+    known = {
+        "model": model,
+        "in": tokens_in,
+        "out": tokens_out,
+        "cached": tokens_cached,
+        "reasoning": tokens_reasoning,
+        "request": request_id,
+        "provider": provider,
+    }
+    return Frame(0, 0, "usage", {key: value for key, value in known.items() if value is not None})
+
+
+def upstream_end(finish: str) -> Frame:
+    """Return the mark that the model's answer is whole; `finish` is the provider's reason."""
+    return Frame(0, 0, "upstream_end", {"finish": finish})
+
+
+def part_element(frame: Frame) -> dict[str, JsonValue]:
+    """Return `frame` as one stored element, a delta as a single string."""
+    if frame.kind in DELTA_KINDS:
+        return {"k": frame.kind, "part": frame.data["part"], "d": frame.data["delta"]}
+    return {"k": frame.kind, **frame.data}
+
+
+def part_frame(element: Mapping[str, JsonValue], *, seq: int = 0, epoch: int = 0) -> Frame:
+    """Return the single frame that `element` stands for, its deltas joined."""
+    kind = element["k"]
+    if kind in DELTA_KINDS:
+        pieces = element["d"]
+        delta = pieces if isinstance(pieces, str) else "".join(pieces)
+        return Frame(seq, epoch, kind, {"part": element["part"], "delta": delta})
+    return Frame(seq, epoch, kind, {key: value for key, value in element.items() if key != "k"})
+
+
+def encode_row(frames: Sequence[Frame]) -> str:
+    """Return the body of a row that holds `frames`, which follow each other without a gap."""
+    elements: list[dict[str, JsonValue]] = []
+    open_kind: str | None = None
+    open_part: str | None = None
+    pieces: list[str] = []
+    for frame in frames:
+        kind, content = frame.kind, frame.data
+        if kind in DELTA_KINDS:
+            if kind == open_kind and content["part"] == open_part:
+                pieces.append(content["delta"])
+                continue
+            open_kind, open_part = kind, content["part"]
+            pieces = [content["delta"]]
+            elements.append({"k": kind, "part": open_part, "d": pieces})
+        else:
+            open_kind = None
+            elements.append({"k": kind, **content})
+    return _dumps(elements)
+
+
+def decode_row(first_seq: int, epoch: int, body: str) -> list[Frame]:
+    """Return the frames of a stored row."""
+    frames: list[Frame] = []
+    seq = first_seq
+    try:
+        for element in json.loads(body):
+            pieces = element.get("d")
+            if isinstance(pieces, list):
+                kind, part = element["k"], element["part"]
+                for piece in pieces:
+                    frames.append(Frame(seq, epoch, kind, {"part": part, "delta": piece}))
+                    seq += 1
+            else:
+                frames.append(part_frame(element, seq=seq, epoch=epoch))
+                seq += 1
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreCorruptError(f"the frames from seq {first_seq} cannot be read") from error
+    return frames
+
+
+def fold_parts(frames: Iterable[Frame]) -> list[dict[str, JsonValue]]:
+    """Return what a reader keeps of `frames`: elements by first appearance, deltas joined."""
+    parts: list[dict[str, JsonValue]] = []
+    pieces: dict[tuple[str, str], list[str]] = {}
+    for frame in frames:
+        kind = frame.kind
+        if kind == "restarted":
+            parts, pieces = [], {}
+        elif kind in DELTA_KINDS:
+            key = (kind, frame.data["part"])
+            known = pieces.get(key)
+            if known is None:
+                pieces[key] = known = []
+                parts.append({"k": kind, "part": key[1], "d": known})
+            known.append(frame.data["delta"])
+        elif kind in KEPT_KINDS:
+            parts.append({"k": kind, **frame.data})
+    for part in parts:
+        if part["k"] in DELTA_KINDS:
+            part["d"] = "".join(part["d"])
+    return parts
+
+
+def text_of(parts: Iterable[Mapping[str, JsonValue]]) -> str:
+    """Return the text of folded parts, in order."""
+    return "".join(part["d"] for part in parts if part["k"] == "text")
+
+
+
+def cursor_mark(stored_id: str) -> str:
+    """Return the constant last part of every cursor of a run."""
+    return hashlib.sha256(stored_id.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+
+
+def format_cursor(epoch: int, seq: int, mark: str) -> str:
+    """Return the opaque text that a reader keeps after the frame `seq` of attempt `epoch`."""
+    return f"{epoch:04d}_{seq:010d}_{mark}"
+
+
+def parse_cursor(cursor: str, mark: str) -> int:
+    """Return the seq that `cursor` stands behind; CursorError if malformed or of another run."""
+    match = _CURSOR.fullmatch(cursor)
+    if match is None:
+        raise CursorError(f"the cursor {cursor[:40]!r} is malformed")
+    if match[3] != mark:
+        raise CursorError(f"the cursor {cursor!r} belongs to another turn")
+    return int(match[2])

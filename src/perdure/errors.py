@@ -1,0 +1,249 @@
+"""Every exception of the package: one root, one namespace of stable codes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PerdureError(Exception):
+    """Something that Perdure refuses or could not do.
+
+    `code` never changes its meaning; `retryable` says whether the same call may succeed later
+    without a change; `hint` names the way out.
+    """
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+    hint: ClassVar[str] = "Look for the reference id in the server's log."
+
+
+class UsageError(PerdureError, ValueError):
+    """A value that the caller gave is not acceptable; the message names it."""
+
+    code = "bad_request"
+    hint = "Correct the named value and call again."
+
+
+class DurableRunError(PerdureError):
+    """A durable run cannot go on as asked."""
+
+    code = "durable_run"
+    hint = "Read the message; the run itself is unchanged."
+
+
+class LeaseHeldError(DurableRunError):
+    """Another live worker holds the run."""
+
+    code = "lease_held"
+    retryable = True
+    hint = "Wait until it finishes, or until its lease lapses, and call again."
+
+
+class LeaseLostError(DurableRunError):
+    """This worker no longer holds the run; nothing of this write was recorded."""
+
+    code = "lease_lost"
+    hint = "Stop working on this run: another worker goes on with it."
+
+
+class RunInputMismatchError(DurableRunError):
+    """The run id is taken by a run with another manifest; nothing was changed."""
+
+    code = "manifest_mismatch"
+    hint = "Use a new run id (or turn) for a new input."
+
+
+class DivergenceError(DurableRunError):
+    """The task took another step than the one recorded at this position."""
+
+    code = "step_divergence"
+    hint = "Restore the code that recorded the history, or start a new run; retry goes on."
+
+
+class StepInputMismatchError(DivergenceError):
+    """A recorded step was replayed with another fingerprint."""
+
+    code = "step_input_mismatch"
+    hint = "Give the step the input it was recorded with, or start a new run."
+
+
+class StepFailedError(DurableRunError):
+    """A step failed for good; the same error is raised at every replay.
+
+    `original_message`, `original_code` and `original_type` describe what the step raised.
+    """
+
+    code = "step_failed"
+    hint = "Catch it in the task, or retry the failed run."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        intent: str = "",
+        original_message: str = "",
+        original_code: str | None = None,
+        original_type: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.intent = intent
+        self.original_message = original_message or message
+        self.original_code = original_code
+        self.original_type = original_type
+
+
+class StepTimeoutError(StepFailedError):
+    """A step ran longer than its time-out."""
+
+    code = "step_timeout"
+    hint = "Raise `timeout_ms`, or make the step idempotent and retry it."
+
+
+class AwaitEventTimeoutError(StepFailedError):
+    """No event arrived before the deadline of the wait."""
+
+    code = "await_event_timeout"
+    hint = "Handle the time-out in the task: it is final."
+
+
+class UnfinishedStepError(StepFailedError):
+    """An `at_most_once` step was interrupted: whether its effect happened is unknown."""
+
+    code = "unfinished_tool_call"
+    hint = "Check the outside system, then retry the run, or declare the step idempotent."
+
+
+class NotSerializableError(PerdureError, TypeError):
+    """A value that must be stored is not plain JSON; the message has the path of the culprit."""
+
+    code = "not_serializable"
+    hint = "Return plain JSON values: None, bool, int, float, str, list, dict with str keys."
+
+
+class ValueTooLargeError(NotSerializableError):
+    """A value is over its limit."""
+
+    code = "value_too_large"
+    hint = "Store the value elsewhere and keep a reference to it."
+
+
+class RunParkedError(DurableRunError):
+    """The run was given up with a reason; only `retry` goes on."""
+
+    code = "parked"
+    hint = "Mend what `reason` names, then retry the run."
+
+
+class RunStoppedError(DurableRunError):
+    """The run was ended by a stop."""
+
+    code = "stopped"
+    hint = "Start a new run."
+
+
+class RunNotFoundError(DurableRunError):
+    """There is no such run (or it belongs to somebody else)."""
+
+    code = "not_found"
+    hint = "Check the id, the tenant and the store."
+
+
+class SessionBusyError(DurableRunError):
+    """Another turn of the session is in flight."""
+
+    code = "session_busy"
+    retryable = True
+    hint = "Wait for the turn in flight, or stop it."
+
+
+class CursorError(PerdureError, ValueError):
+    """A cursor is malformed, of another run, or past the end."""
+
+    code = "bad_cursor"
+    hint = "Read the stream from its start, without a cursor."
+
+
+class FramesExpiredError(PerdureError):
+    """The frames of this turn are no longer kept."""
+
+    code = "frames_expired"
+    hint = "Read the finished turn instead."
+
+
+class StoreError(PerdureError):
+    """The store could not answer."""
+
+    code = "store"
+    retryable = True
+    hint = "Check the store, then call again."
+
+
+class StoreBusyError(StoreError):
+    """The store stayed locked for too long."""
+
+    code = "store_busy"
+    hint = "Call again; another process holds the write lock of the database."
+
+
+class StoreFullError(StoreError):
+    """There is no room left; nothing of this write was recorded."""
+
+    code = "store_full"
+    hint = "Free some disk space, then call again."
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached."""
+
+    code = "store_unavailable"
+    hint = "Check that the database is there and may be read and written."
+
+
+class StoreCorruptError(StoreError):
+    """The store holds something that this package never writes."""
+
+    code = "store_corrupt"
+    retryable = False
+    hint = "Stop all workers and check the database's integrity."
+
+
+class SchemaError(StoreError):
+    """The database has another schema than this version needs."""
+
+    code = "schema"
+    retryable = False
+    hint = "Run `perdure migrate`, or use the version that made the database."
+
+
+class AgentRuntimeError(PerdureError):
+    """An agent task, or what it talks to, failed."""
+
+    code = "agent_runtime"
+
+
+class BackendTransportError(AgentRuntimeError):
+    """A call of a backend failed; `status` is 0 when there was no response.
+
+    `body` holds at most 2,048 characters of what came back (for the log, never for a user).
+    """
+
+    code = "transport"
+    retryable = True
+    hint = "Check the endpoint, the key and the model's name."
+
+    def __init__(self, message: str, *, backend: str, status: int = 0, body: str = "") -> None:
+        super().__init__(message)
+        self.backend = backend
+        self.status = status
+        self.body = body
+
+
+class BackendTimeoutError(BackendTransportError):
+    """A backend did not answer, or stopped sending, within its time limit."""
+
+    code = "backend_timeout"
+    hint = "Try again, or raise the time limit of the backend."
+
+
+EVENT_EMIT_RACE = "event_emit_race"
+"""A code of the reference that is never raised: the loser of a race gets the winner's event."""

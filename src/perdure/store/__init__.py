@@ -1,0 +1,1 @@
+"""Floor 1: memory. What remembers runs, and how it is opened."""

@@ -1,0 +1,1 @@
+"""The one SQL store and its drivers."""

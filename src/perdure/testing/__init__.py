@@ -1,0 +1,1 @@
+"""The public test kit; it imports no test framework."""

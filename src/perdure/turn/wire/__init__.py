@@ -1,0 +1,1 @@
+"""How frames look on a wire; only these modules know the reference's event names."""
