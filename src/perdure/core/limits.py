@@ -33,6 +33,12 @@ MANIFEST_BYTES_MAX: Final = 1024 * 1024
 BODY_BYTES_MAX: Final = 1024 * 1024
 DEPTH_MAX: Final = 64
 ID_BYTES_MAX: Final = 200
+RUN_ID_BYTES_MAX: Final = 256
+"""Room for the run id of a turn whose session id is as long as an id may be."""
+INTEGER_DIGITS_MAX: Final = 4_300
+"""The longest integer that Python reads back from text unless it is told otherwise."""
+ERROR_TEXT_BYTES_MAX: Final = 8 * 1024
+"""What is kept of the message, and of the stack, of a step that failed."""
 INTEGER_MAX: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly (ECMAScript)."""
 
