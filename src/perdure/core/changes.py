@@ -112,14 +112,17 @@ class AddDelivery(NamedTuple):
 class Suspend(NamedTuple):
     """Give the lease back and sleep, wait or park.
 
-    `wake_at` None: no time wakes it. `wake_key`: an event of this key makes it due, at once if
-    it is there already.
+    It becomes due at `wake_at`, or `wake_in_ms` after the store's now; with neither, no time
+    wakes it. `wake_key`: an event of this key makes it due, at once if it is there already.
+    `error_text` (JSON) is kept with the attempt, for people.
     """
 
     state: Literal["sleeping", "waiting", "parked"]
     wake_at: str | None = None
+    wake_in_ms: int | None = None
     wake_key: str | None = None
     reason: str | None = None
+    error_text: str | None = None
 
 
 class Release(NamedTuple):
@@ -129,11 +132,15 @@ class Release(NamedTuple):
 
 
 class EndRun(NamedTuple):
-    """End the run; `outcome_text` None clears the outcome."""
+    """End the run; `outcome_text` None clears the outcome.
+
+    `error_text` (JSON of a StepError) is kept with the attempt, for people.
+    """
 
     state: Literal["completed", "stopped", "failed"]
     outcome_text: str | None = None
     reason: str | None = None
+    error_text: str | None = None
 
 
 Change = (

@@ -6,8 +6,11 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Clock = Callable[[], int]
 """Milliseconds since the epoch."""
@@ -53,3 +56,15 @@ def new_reference() -> str:
 def random_float() -> float:
     """Return a random number from 0.0 up to, not including, 1.0."""
     return random.random()
+
+
+def jittered(length_ms: float, fraction: float = 0.5) -> float:
+    """Return a random length of `length_ms` ± `fraction` of it, so that workers do not march."""
+    return length_ms * (1 + fraction * (2 * random.random() - 1))
+
+
+def shuffled(items: Iterable[T]) -> list[T]:
+    """Return the items in random order, so that workers do not fight for the same one."""
+    mixed = list(items)
+    random.shuffle(mixed)
+    return mixed

@@ -197,7 +197,6 @@ def text_of(parts: Iterable[Mapping[str, JsonValue]]) -> str:
     return "".join(part["d"] for part in parts if part["k"] == "text")
 
 
-
 def cursor_mark(stored_id: str) -> str:
     """Return the constant last part of every cursor of a run."""
     return hashlib.sha256(stored_id.encode("utf-8", "surrogatepass")).hexdigest()[:6]

@@ -144,7 +144,8 @@ class Lease(NamedTuple):
 class SessionKey(NamedTuple):
     """The place of a turn in its session.
 
-    `owner_id` None claims no owner: any caller of the tenant may go on with the session.
+    The first turn fixes the owner of its session. A session without an owner (None) is open to
+    every caller of the tenant; one with an owner only to a key that names the same.
     `parent_run_id` (logical) None: the store takes the newest revision of the highest earlier
     turn that is completed or stopped, once, when the turn is created.
     """

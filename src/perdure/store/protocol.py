@@ -207,8 +207,11 @@ class RunStore(Protocol):
         """
         ...
 
-    async def wait_for_change(self, run_id: str, *, timeout_ms: int) -> None:
-        """Return when the run may have changed, at the latest after `timeout_ms`: only a hint."""
+    async def wait_for_change(self, run_id: str | None, *, timeout_ms: int) -> None:
+        """Return when the run may have changed, at the latest after `timeout_ms`: only a hint.
+
+        `run_id` None: when any run may have changed (for whoever looks for due work).
+        """
         ...
 
     def for_tenant(self, tenant: str) -> RunStore:
