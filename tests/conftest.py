@@ -1,0 +1,58 @@
+"""What holds for every test: no provider's key, Hypothesis without a clock, tools that CI has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+IN_CI = bool(os.environ.get("CI"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+NODE_PACKAGES = Path(__file__).parent / "node" / "node_modules"
+
+# A developer's key must not turn an offline test into calls that somebody pays for.
+for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+    del os.environ[name]
+
+# A shared machine is slow at times, which says nothing about the code.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ci", parent=settings.get_profile("local"), derandomize=True, print_blob=True
+)
+settings.load_profile("ci" if IN_CI else "local")
+
+
+def find_browser() -> str | None:
+    """Return the path of a Chromium, if there is one."""
+    return next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+
+def missing_tool(item: pytest.Item) -> str | None:
+    """Return what the markers of a test ask for and this machine has not."""
+    if item.get_closest_marker("browser") and find_browser() is None:
+        return "needs Chromium: apt-get install chromium"
+    if item.get_closest_marker("node"):
+        if shutil.which("node") is None:
+            return "needs Node.js"
+        if not NODE_PACKAGES.is_dir():
+            return "needs the packages of tests/node: make node"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = missing_tool(item)
+    if missing and IN_CI:
+        pytest.fail(f"{missing} (nothing is skipped in CI)", pytrace=False)
+    if missing:
+        pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return the path of the Chromium for a test marked `browser`."""
+    path = find_browser()
+    assert path is not None, "the test lacks the marker `browser`"
+    return path
