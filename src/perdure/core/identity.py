@@ -21,10 +21,12 @@ from perdure.core.jsonvalue import (
     check_integer,
     check_key,
     join_surrogates,
+    kind_of,
     refuse_depth,
     refuse_type,
 )
 from perdure.core.limits import DEPTH_MAX, ID_BYTES_MAX, INTEGER_MAX, RUN_ID_BYTES_MAX
+from perdure.core.recordjson import check_manifest
 from perdure.core.records import JsonValue, RunManifest
 from perdure.errors import NotSerializableError, UsageError
 
@@ -59,8 +61,10 @@ def manifest_hash(manifest: RunManifest) -> str:
     """Return the hash by which a run recognises its manifest.
 
     It covers project, scenario, the task's id, intent and domain, and the input; tags and
-    everything else of the task are left out. Raises NotSerializableError, `manifest.input.…`.
+    everything else of the task are left out. Raises UsageError for a field of a wrong type, and
+    NotSerializableError with the path of what is not plain JSON in the input.
     """
+    check_manifest(manifest)
     task = manifest.task
     content: dict[str, JsonValue] = {
         "projectId": manifest.project_id,
@@ -183,7 +187,7 @@ def _canonical(value: JsonValue, name: str) -> str:
 
 
 def _write(value: JsonValue, room: int, pieces: list[str]) -> None:
-    kind = type(value)
+    kind = kind_of(value)
     if kind is str:
         pieces.append(_string(value))
     elif value is None:

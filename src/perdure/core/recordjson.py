@@ -7,16 +7,38 @@ what either language wrote: unknown members are ignored, and null counts as abse
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perdure.core.limits import ERROR_TEXT_BYTES_MAX
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, RunOutcome, StepError
-from perdure.errors import StoreCorruptError
+from perdure.errors import StoreCorruptError, UsageError
+
+
+def check_manifest(manifest: RunManifest) -> None:
+    """Raise UsageError that names the first field of `manifest` that has a wrong type."""
+    _expect("manifest", manifest, RunManifest)
+    _expect("manifest.project_id", manifest.project_id, str)
+    _expect_optional("manifest.scenario_id", manifest.scenario_id, str)
+    _expect("manifest.input", manifest.input, Mapping)
+    _expect_optional("manifest.tags", manifest.tags, Mapping)
+    task = manifest.task
+    _expect("manifest.task", task, AgentTaskSpec)
+    _expect("manifest.task.id", task.id, str)
+    _expect("manifest.task.intent", task.intent, str)
+    _expect_optional("manifest.task.domain", task.domain, str)
+    _expect_optional("manifest.task.inputs", task.inputs, Mapping)
+    _expect("manifest.task.required_knowledge", task.required_knowledge, Sequence)
+    _expect_optional("manifest.task.budget", task.budget, Mapping)
+    _expect_optional("manifest.task.metadata", task.metadata, Mapping)
 
 
 def manifest_to_json(manifest: RunManifest) -> dict[str, JsonValue]:
-    """Return the whole manifest as `{projectId, scenarioId?, task, input, tags?}`."""
+    """Return the whole manifest as `{projectId, scenarioId?, task, input, tags?}`.
+
+    Raises UsageError that names a field of a wrong type.
+    """
+    check_manifest(manifest)
     task = manifest.task
     return _known(
         projectId=manifest.project_id,
@@ -57,7 +79,14 @@ def manifest_from_json(value: JsonValue) -> RunManifest:
 
 
 def outcome_to_json(outcome: RunOutcome) -> dict[str, JsonValue]:
-    """Return the outcome as `{pass?, score?, notes?, metadata?}`."""
+    """Return the outcome as `{pass?, score?, notes?, metadata?}`.
+
+    Raises UsageError that names a field of a wrong type.
+    """
+    _expect_optional("outcome.passed", outcome.passed, bool)
+    _expect_optional("outcome.score", outcome.score, int, float)
+    _expect_optional("outcome.notes", outcome.notes, str)
+    _expect_optional("outcome.metadata", outcome.metadata, Mapping)
     return _known(
         **{"pass": outcome.passed},
         score=outcome.score,
@@ -111,6 +140,17 @@ def step_error_of(exception: BaseException) -> StepError:
     )
 
 
+def _expect(name: str, value: object, *types: type) -> None:
+    if not isinstance(value, types):
+        wanted = " or ".join(kind.__name__ for kind in types)
+        raise UsageError(f"{name} must be a {wanted}, not {value!r:.60}")
+
+
+def _expect_optional(name: str, value: object, *types: type) -> None:
+    if value is not None:
+        _expect(name, value, *types)
+
+
 def _known(**members: JsonValue) -> dict[str, JsonValue]:
     return {name: value for name, value in members.items() if value is not None}
 
@@ -144,7 +184,7 @@ class _Fields:
 
     def optional(self, member: str, *types: type) -> Any:
         value = self._members.get(member)
-        if value is None or type(value) in types:
+        if value is None or isinstance(value, types):
             return value
         raise StoreCorruptError(f"the stored {self._name}.{member} is {value!r:.60}")
 
