@@ -1,0 +1,1 @@
+"""The cases of the store contract, a module for each group."""

@@ -1,0 +1,63 @@
+"""Every store passes every case of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from perdure.store.memory import MemoryStore
+from perdure.store.memorydata import MemoryData
+from perdure.store.protocol import RunStore
+from perdure.testing.clock import ManualClock
+from perdure.testing.contract import STORE_CASES, NewLab, check_run_store
+from perdure.testing.lab import Case, StoreLab
+
+
+def new_memory_lab(_folder: Path) -> StoreLab:
+    data = MemoryData()
+
+    async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
+        return MemoryStore(data, clock=clock, code_version=code_version)
+
+    return StoreLab(open_handle)
+
+
+LABS = {"memory": new_memory_lab}
+
+
+@pytest.fixture(params=sorted(LABS))
+def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewLab:
+    make = LABS[cast(str, request.param)]
+    count = 0
+
+    def fresh() -> StoreLab:
+        nonlocal count
+        count += 1
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        return make(folder)
+
+    return fresh
+
+
+@pytest.fixture
+async def lab(new_lab: NewLab) -> AsyncIterator[StoreLab]:
+    async with new_lab() as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("case", STORE_CASES, ids=lambda case: case.__name__)
+async def test_store_contract(case: Case, lab: StoreLab) -> None:
+    await case(lab)
+
+
+async def test_no_store_skips_a_case(new_lab: NewLab) -> None:
+    assert await check_run_store(new_lab) == len(STORE_CASES)
+
+
+def test_the_cases_are_sentences_of_their_own() -> None:
+    names = [case.__name__ for case in STORE_CASES]
+    assert len(set(names)) == len(names) > 50
