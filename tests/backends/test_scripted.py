@@ -102,7 +102,7 @@ async def test_weather_is_asked_of_a_pure_tool() -> None:
 
 
 @pytest.mark.parametrize(
-    "question, value", [("12*34", 408), ("what is 7 - 9?", -2), ("1 + 1", 2), ("3 x 4", 12)]
+    ("question", "value"), [("12*34", 408), ("what is 7 - 9?", -2), ("1 + 1", 2), ("3 x 4", 12)]
 )
 async def test_a_sum_is_calculated(question: str, value: int) -> None:
     frames = await frames_of(ScriptedBackend(), conversation(question))
@@ -111,7 +111,7 @@ async def test_a_sum_is_calculated(question: str, value: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "question, markdown",
+    ("question", "markdown"),
     [
         ("table", "|:--|"),
         ("code", "```python"),

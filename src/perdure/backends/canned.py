@@ -185,7 +185,7 @@ _CITY: Final = re.compile(
     r"\b(?:in|for|at)\s+((?!the\b|a\b|an\b|my\b|me\b)[^\W\d_]{2,20}(?:\s+(?=[A-Z])[^\W\d_]{2,20})?)"
 )
 _SKIES: Final = ("clear", "some clouds", "light rain", "heavy rain", "fog", "snow showers")
-_SUM: Final = re.compile(r"(?<![\d.])(\d{1,15})\s*([-+*x×])\s*(\d{1,15})(?![\d.])")
+_SUM: Final = re.compile(r"(?<![\d.])(\d{1,7})\s*([-+*x×])\s*(\d{1,7})(?![\d.])")
 _OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
     "+": operator.add,
     "-": operator.sub,
