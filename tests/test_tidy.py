@@ -96,7 +96,7 @@ MODULES = {
     for path in (ROOT / "src/perdure").rglob("*")
     if path.is_dir() or path.suffix == ".py"
 }
-ABOUT_THE_HOUSE = {"test_public_names", "test_tidy"}
+ABOUT_THE_HOUSE = {"test_bare_install", "test_public_names", "test_tidy"}
 
 
 def test_tests_mirror_what_they_test() -> None:

@@ -1,0 +1,97 @@
+"""The names that a user imports from `perdure`, and what importing them may cost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import perdure
+from perdure import errors
+
+PUBLIC_NAMES = [
+    "AgentTaskSpec",
+    "AwaitEventTimeoutError",
+    "ChatTurnEngine",
+    "ChatTurnHooks",
+    "ChatTurnIdentity",
+    "DURABLE_SCHEMA_SQL",
+    "DURABLE_SCHEMA_VERSION",
+    "DivergenceError",
+    "DurableContext",
+    "DurableRunError",
+    "EventRecord",
+    "FinishedTurn",
+    "Frame",
+    "LeaseHeldError",
+    "LeaseLostError",
+    "MemoryStore",
+    "PerdureError",
+    "Retry",
+    "RunInputMismatchError",
+    "RunManifest",
+    "RunNotFoundError",
+    "RunOutcome",
+    "RunParkedError",
+    "RunRecord",
+    "RunStoppedError",
+    "RunStore",
+    "SessionBusyError",
+    "SessionKey",
+    "SqlStore",
+    "StepFailedError",
+    "StepInputMismatchError",
+    "StepRecord",
+    "StepTimeoutError",
+    "Turn",
+    "UnfinishedStepError",
+    "Worker",
+    "canonical_hash",
+    "canonical_json",
+    "current_step",
+    "derive_worker_id",
+    "durable_chat_turn_engine",
+    "emit_event",
+    "manifest_hash",
+    "open_store",
+    "run_durable",
+    "run_durable_turn",
+    "step_id",
+]
+"""A name is added with a line in the changelog, and goes only after a release that warns."""
+
+HEAVY_MODULES = ["anyio", "httpx2", "http.client", "sqlite3", "ssl", "starlette", "uvicorn"]
+
+
+def test_the_public_names_are_the_listed_ones() -> None:
+    assert sorted(perdure.__all__) == PUBLIC_NAMES
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_the_name_can_be_imported(name: str) -> None:
+    assert getattr(perdure, name) is not None
+
+
+def test_every_error_of_a_run_is_public() -> None:
+    of_runs = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.DurableRunError)
+    }
+    assert of_runs <= set(PUBLIC_NAMES)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    name = "no_such_name"
+    with pytest.raises(AttributeError, match=name):
+        getattr(perdure, name)
+
+
+def test_the_import_loads_nothing_heavy() -> None:
+    code = "import sys, perdure; print(*sys.modules, sep='\\n')"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "perdure" in loaded
+    assert not set(HEAVY_MODULES).intersection(loaded)
