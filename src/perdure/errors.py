@@ -13,7 +13,7 @@ class PerdureError(Exception):
     """
 
     code: ClassVar[str] = "internal"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     hint: ClassVar[str] = "Look for the reference id in the server's log."
 
 
@@ -225,17 +225,30 @@ class BackendTransportError(AgentRuntimeError):
     """A call of a backend failed; `status` is 0 when there was no response.
 
     `body` holds at most 2,048 characters of what came back (for the log, never for a user).
+    `retryable` is decided for each failure; `retry_after_ms` is the wait that the provider asked
+    for, None if it named none.
     """
 
     code = "transport"
     retryable = True
     hint = "Check the endpoint, the key and the model's name."
 
-    def __init__(self, message: str, *, backend: str, status: int = 0, body: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        backend: str,
+        status: int = 0,
+        body: str = "",
+        retryable: bool = True,
+        retry_after_ms: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.backend = backend
         self.status = status
         self.body = body
+        self.retryable = retryable
+        self.retry_after_ms = retry_after_ms
 
 
 class BackendTimeoutError(BackendTransportError):

@@ -1,0 +1,75 @@
+"""When a call of a backend is made again: the policy, and what a provider asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from perdure.errors import UsageError
+
+RETRY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendRetry:
+    """How often a call is tried before its answer begins, and how long to wait in between.
+
+    The wait before try n + 1 is `initial_backoff_ms * 2 ** (n - 1)`, at most `max_backoff_ms`, of
+    which the fraction `jitter` is random: 1 spreads the tries of many clients best, 0 waits
+    exactly. `max_attempts` counts all tries; 1 turns retries off. Raises UsageError.
+    """
+
+    max_attempts: int = 5
+    initial_backoff_ms: float = 1_000
+    max_backoff_ms: float = 30_000
+    jitter: float = 1.0
+    retry_statuses: frozenset[int] = RETRY_STATUSES
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise UsageError(f"max_attempts is {self.max_attempts}, but must be 1 or more")
+        for name in ("initial_backoff_ms", "max_backoff_ms"):
+            wait_ms = getattr(self, name)
+            if not 0 <= wait_ms < math.inf:
+                raise UsageError(f"{name} is {wait_ms}, but must be 0 or more, and finite")
+        if not 0 <= self.jitter <= 1:
+            raise UsageError(f"jitter is {self.jitter}, but must be from 0 to 1")
+
+    def wait_ms(self, tries: int, *, chance: float, retry_after_ms: float | None = None) -> float:
+        """Return the wait after the failed try number `tries` (from 1).
+
+        `chance` is a random number from 0 to 1. What the provider asked for is waited instead,
+        but never more than `max_backoff_ms`.
+        """
+        if retry_after_ms is not None:
+            return min(retry_after_ms, self.max_backoff_ms)
+        doublings = min(tries - 1, 64)
+        whole = min(self.initial_backoff_ms * 2.0**doublings, self.max_backoff_ms)
+        return whole * (1 - self.jitter * chance)
+
+
+def retry_after_ms(headers: Mapping[str, str], *, now_ms: float) -> float | None:
+    """Return how long a response asks to wait, None if it does not say or nobody can read it.
+
+    Reads `retry-after-ms`, then `Retry-After` as seconds or as a date; a past date is 0.
+    """
+    for name, unit_ms in (("retry-after-ms", 1), ("retry-after", 1_000)):
+        wait = _number(headers.get(name, ""))
+        if wait is not None:
+            return wait * unit_ms
+    try:
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, moment.timestamp() * 1_000 - now_ms)
+
+
+def _number(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if 0 <= number < math.inf else None

@@ -1,0 +1,76 @@
+"""The retry policy: how long is waited, and what a provider may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from perdure.backends.retry import BackendRetry, retry_after_ms
+from perdure.errors import UsageError
+
+NOW_MS = 1_700_000_000_000.0
+NOW_AS_DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
+
+
+def test_the_wait_doubles_up_to_its_ceiling() -> None:
+    retry = BackendRetry(jitter=0)
+    waits = [retry.wait_ms(tries, chance=0.5) for tries in range(1, 8)]
+    assert waits == [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]
+
+
+def test_the_ceiling_holds_after_any_number_of_tries() -> None:
+    assert BackendRetry(jitter=0).wait_ms(100_000, chance=0) == 30_000
+
+
+def test_the_jitter_is_full_unless_told() -> None:
+    assert BackendRetry().wait_ms(3, chance=0) == 4_000
+    assert BackendRetry().wait_ms(3, chance=0.75) == 1_000
+    assert BackendRetry(jitter=0.5).wait_ms(3, chance=1) == 2_000
+
+
+def test_what_the_provider_asks_for_is_waited_up_to_the_ceiling() -> None:
+    retry = BackendRetry(max_backoff_ms=5_000)
+    assert retry.wait_ms(1, chance=0.9, retry_after_ms=3_000) == 3_000
+    assert retry.wait_ms(1, chance=0.9, retry_after_ms=0) == 0
+    assert retry.wait_ms(1, chance=0.9, retry_after_ms=3_600_000) == 5_000
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"initial_backoff_ms": -1}, "initial_backoff_ms"),
+        ({"initial_backoff_ms": float("nan")}, "initial_backoff_ms"),
+        ({"max_backoff_ms": float("inf")}, "max_backoff_ms"),
+        ({"jitter": -0.1}, "jitter"),
+        ({"jitter": 1.1}, "jitter"),
+    ],
+)
+def test_a_policy_out_of_range_is_refused_by_name(values: dict[str, float], name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        BackendRetry(**values)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_ms"),
+    [
+        ({}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "0"}, 0),
+        ({"retry-after": "2"}, 2_000),
+        ({"retry-after": "0.5"}, 500),
+        ({"retry-after": "2", "retry-after-ms": "150"}, 150),
+        ({"retry-after": "2", "retry-after-ms": "x"}, 2_000),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:27 GMT"}, 7_000),
+        ({"retry-after": NOW_AS_DATE}, 0),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:00 GMT"}, 0),
+        ({"retry-after": "Tue, 99 Nov 2023 22:13:00 GMT"}, None),
+    ],
+)
+def test_retry_after_is_read(headers: Mapping[str, str], wait_ms: float | None) -> None:
+    assert retry_after_ms(headers, now_ms=NOW_MS) == wait_ms
