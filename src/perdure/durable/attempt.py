@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from perdure.core import transitions
 from perdure.core.changes import BeginStep, Change, CompleteStep, EndRun, FailStep, Suspend
 from perdure.core.effects import epoch_ms, iso_time, monotonic_ms
 from perdure.core.jsonvalue import encode_value
@@ -52,7 +51,7 @@ class Attempt:
         self._begin_write: asyncio.Task[None] | None = None
         self.held: HeldLease = keeper_of(self.store).hold(lease, self.lease_ms, self._changed)
         if claim.run.stop_requested_at is not None:
-            self.held.stop_requested = True
+            self.held.ask_to_stop()
 
     @property
     def store_now_ms(self) -> int:
@@ -188,11 +187,6 @@ def error_text(error: StepError) -> str:
 def started_at(attempt: Attempt) -> str:
     """Return the moment, on the store's clock, at which a step begins now."""
     return iso_time(attempt.store_now_ms)
-
-
-def is_resting(claim: Claim) -> bool:
-    """Return whether the claim is a pure read because nobody may go on with the run."""
-    return claim.lease is None or claim.run.state in transitions.RESTING_STATES
 
 
 def _view(store: RunStore, claim: Claim) -> RunStore:

@@ -1,0 +1,182 @@
+"""DurableContext: what a task may do durably."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from perdure.core import effects, identity
+from perdure.core.effects import iso_time
+from perdure.core.jsonvalue import encode_value
+from perdure.core.records import Effect, JsonValue, Retry, RunRecord, StepKind
+from perdure.durable.attempt import Attempt
+from perdure.durable.steps import Steps, StepSpec
+from perdure.durable.waits import Wait
+from perdure.errors import UsageError
+
+T = TypeVar("T")
+
+
+class DurableContext(Protocol):
+    """The durable half of a task: everything that must happen once goes through it.
+
+    Each of `step`, `now`, `uuid`, `random`, `sleep` and `await_event` takes the next position of
+    the run at the moment it is called, so `asyncio.gather` over them is deterministic. What they
+    return was recorded first; a later attempt gets the record. All raise LeaseLostError when
+    another worker has gone on with the run: let it pass.
+    """
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def scenario_id(self) -> str | None: ...
+
+    def step(
+        self,
+        intent: str,
+        fn: Callable[[], Awaitable[T] | T],
+        *,
+        kind: StepKind = "logic",
+        fingerprint: JsonValue = None,
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[T]:
+        """Return what `fn` returned when this step was first completed.
+
+        `fn` takes nothing, is plain or async, and returns plain JSON; it runs at least once, its
+        first recorded result is final. `current_step()` in it gives its idempotency key.
+        `fingerprint` is hashed: a replay with another one parks the run. `retry` and
+        `timeout_ms` hold within one attempt. `effect` "at_most_once": after a crash in the middle
+        it is not executed again but fails (UnfinishedStepError); None means "idempotent".
+
+        Raises StepFailedError (the original as its cause, when it happened in this attempt) once
+        the tries are used up; DivergenceError when another step is recorded at this position.
+        """
+        ...
+
+    def now(self) -> Awaitable[str]:
+        """Return the time, as ISO-8601 text, that was recorded when this was first asked."""
+        ...
+
+    def uuid(self) -> Awaitable[str]:
+        """Return a random UUID (version 4), the same in every attempt."""
+        ...
+
+    def random(self) -> Awaitable[float]:
+        """Return a random number in [0, 1), the same in every attempt."""
+        ...
+
+    def sleep(self, duration_ms: int) -> Awaitable[None]:
+        """Return after `duration_ms`, counted from the first attempt at it.
+
+        The run gives its lease back meanwhile, unless other steps of it are still open.
+        """
+        ...
+
+    def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]:
+        """Return the payload of the event `key` as soon as it has been emitted.
+
+        The time-out counts from the first attempt at the wait; None waits for ever. Raises
+        AwaitEventTimeoutError, which is final: a later attempt gets it too.
+        """
+        ...
+
+    def emit_event(self, key: str, payload: JsonValue) -> Awaitable[bool]:
+        """Emit an event of this run; return whether this emit was the first of its key.
+
+        Not a step: each attempt emits again, which changes nothing.
+        """
+        ...
+
+
+class RunContext:
+    """The DurableContext of one attempt, or (without an attempt) of a finished run's replay."""
+
+    def __init__(
+        self, run: RunRecord, steps: Steps, attempt: Attempt | None, *, unwinds: bool
+    ) -> None:
+        self._run = run
+        self._steps = steps
+        self._attempt = attempt
+        self._unwinds = unwinds
+
+    @property
+    def run_id(self) -> str:
+        return self._run.run_id
+
+    @property
+    def project_id(self) -> str:
+        return self._run.project_id
+
+    @property
+    def scenario_id(self) -> str | None:
+        return self._run.scenario_id
+
+    def step(
+        self,
+        intent: str,
+        fn: Callable[[], Awaitable[T] | T],
+        *,
+        kind: StepKind = "logic",
+        fingerprint: JsonValue = None,
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[T]:
+        spec = StepSpec(
+            position=self._steps.take(),
+            intent=intent,
+            kind=kind,
+            input_hash="" if fingerprint is None else identity.canonical_hash(fingerprint),
+            effect=effect or "idempotent",
+            retry=retry,
+            timeout_ms=timeout_ms,
+        )
+        return self._steps.run(spec, fn)
+
+    def now(self) -> Awaitable[str]:
+        return self._deterministic("now", self._store_now)
+
+    def uuid(self) -> Awaitable[str]:
+        return self._deterministic("uuid", effects.new_uuid)
+
+    def random(self) -> Awaitable[float]:
+        return self._deterministic("random", effects.random_float)
+
+    async def _sleep(self, wait: Wait) -> None:
+        await wait.run()
+
+    def sleep(self, duration_ms: int) -> Awaitable[None]:
+        if duration_ms < 0:
+            raise UsageError(f"duration_ms must not be negative, it is {duration_ms}")
+        return self._sleep(self._wait("deterministic:sleep", None, duration_ms))
+
+    def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]:
+        identity.check_event_key(key)
+        if timeout_ms is not None and timeout_ms < 0:
+            raise UsageError(f"timeout_ms must not be negative, it is {timeout_ms}")
+        return self._wait(f"event:{key}", key, timeout_ms).run()
+
+    async def emit_event(self, key: str, payload: JsonValue) -> bool:
+        if self._attempt is None:
+            encode_value(payload, name="payload")
+            return False
+        self._attempt.check()
+        accepted, _ = await self._attempt.store.emit_event(self._run.run_id, key, payload)
+        return accepted
+
+    def _deterministic(self, name: str, fn: Callable[[], T]) -> Awaitable[T]:
+        spec = StepSpec(self._steps.take(), f"deterministic:{name}", kind="deterministic")
+        return self._steps.run(spec, fn)
+
+    def _store_now(self) -> str:
+        assert self._attempt is not None
+        return iso_time(self._attempt.store_now_ms)
+
+    def _wait(self, intent: str, key: str | None, length_ms: int | None) -> Wait:
+        kind = "deterministic" if key is None else "event"
+        spec = StepSpec(self._steps.take(), intent, kind=kind)
+        return Wait(self._steps, spec, key=key, length_ms=length_ms, unwinds=self._unwinds)

@@ -1,0 +1,61 @@
+"""The outbox: what must follow the end of a run is delivered until it succeeds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from perdure.core.limits import DELIVERY_CLAIM_MS
+from perdure.core.records import DeliveryRecord
+from perdure.store.protocol import RunStore
+
+logger = logging.getLogger("perdure.outbox")
+
+Deliver = Callable[[DeliveryRecord], Awaitable[None]]
+
+DELIVERY_TIMEOUT_MS: Final = DELIVERY_CLAIM_MS - 5_000
+"""A delivery is given up before its claim lapses, so that it never runs twice at one time."""
+_ERROR_CHARS_MAX: Final = 2_000
+
+
+class Outbox:
+    """Delivers the waiting deliveries of some handlers.
+
+    Each is delivered at least once, per run in order. A failed one waits 1 s, 2 s, … up to 1 h;
+    after 20 tries it is dead, and stays visible.
+    """
+
+    def __init__(self, store: RunStore, handlers: Mapping[str, Deliver]) -> None:
+        self._store = store
+        self._handlers = dict(handlers)
+
+    async def deliver_due(self, *, run_id: str | None = None, limit: int = 16) -> int:
+        """Deliver what is due now, of one run (its stored id) or of all; return how many tried.
+
+        A run's later delivery becomes due when its earlier one is settled, so call again while
+        the answer is not 0.
+        """
+        deliveries = await self._store.claim_deliveries(
+            tuple(self._handlers), limit=limit, run_id=run_id
+        )
+        await asyncio.gather(*(self._deliver(delivery) for delivery in deliveries))
+        return len(deliveries)
+
+    async def _deliver(self, delivery: DeliveryRecord) -> None:
+        error: str | None = None
+        try:
+            async with asyncio.timeout(DELIVERY_TIMEOUT_MS / 1_000):
+                await self._handlers[delivery.handler](delivery)
+        except Exception as failure:
+            # Whatever a product's hook raises, its delivery is tried again.
+            logger.warning(
+                "delivery %r of run %r failed (try %d)",
+                delivery.topic,
+                delivery.run_id,
+                delivery.tries,
+                exc_info=failure,
+            )
+            error = f"{type(failure).__name__}: {failure}"[:_ERROR_CHARS_MAX]
+        await self._store.settle_delivery(delivery, error=error)
