@@ -13,7 +13,7 @@ from perdure.core import effects, identity
 from perdure.core.changes import BeginStep, CompleteStep, FailStep, IntendUsage, SettleUsage
 from perdure.core.jsonvalue import encode_value
 from perdure.core.recordjson import step_error_of
-from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepRecord
+from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepRecord, Written
 from perdure.durable.attempt import Attempt, error_text, started_at
 from perdure.errors import (
     AwaitEventTimeoutError,
@@ -308,8 +308,14 @@ class Steps:
             effect=spec.effect,
             started_at=began_at,
         )
-        written = await attempt.write(done, *_usage(scope))
+        written = await self.commit(attempt, done, *_usage(scope))
         return written.steps[0].result
+
+    async def commit(
+        self, attempt: Attempt, done: CompleteStep, *usage: SettleUsage
+    ) -> Written:
+        """Write a completed step; a turn writes its frames along with it."""
+        return await attempt.write(done, *usage)
 
     async def _record_failure(
         self, attempt: Attempt, scope: StepScope, error: Exception, began_at: str
