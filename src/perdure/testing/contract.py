@@ -17,13 +17,24 @@ from contextlib import AbstractAsyncContextManager
 from itertools import chain
 from typing import Final
 
-from perdure.testing.cases import claiming, due, events, fencing, journal, life, steps
+from perdure.testing.cases import (
+    claiming,
+    due,
+    events,
+    fencing,
+    journal,
+    life,
+    outbox,
+    sessions,
+    steps,
+    usage,
+)
 from perdure.testing.lab import Case, StoreLab, cases_of
 
 NewLab = Callable[[], AbstractAsyncContextManager[StoreLab]]
 """Makes a lab with fresh data; a case is run within it."""
 
-_GROUPS = (claiming, life, fencing, steps, journal, events, due)
+_GROUPS = (claiming, life, fencing, steps, journal, events, due, sessions, outbox, usage)
 
 STORE_CASES: Final[tuple[Case, ...]] = tuple(chain.from_iterable(map(cases_of, _GROUPS)))
 """Every case: an async function that takes a StoreLab, named as the sentence that it proves."""
