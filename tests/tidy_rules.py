@@ -24,6 +24,7 @@ PARAMETERS_MAX = 8
 NESTING_MAX = 4
 
 PACKAGES_ALLOWED = {
+    "src/perdure/backends/endpoint": {"httpx2"},
     "src/perdure/backends/openai": {"httpx2"},
     "src/perdure/cli": {"uvicorn"},
     "src/perdure/web": {"starlette"},
