@@ -153,6 +153,7 @@ class MemoryStore:
             return written
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
+        self._state.check()
         return self._renew(leases, lease_ms)
 
     def open_renewer(self) -> MemoryRenewer:
@@ -327,7 +328,7 @@ class MemoryStore:
         return iso_time(self._clock())
 
     def _stored(self, run_id: str) -> str:
-        return identity.stored_id(self._tenant, run_id)
+        return identity.stored_id(self._tenant, identity.check_run_id(run_id))
 
     def _find(self, run_id: str) -> RunData | None:
         self._state.check()

@@ -65,6 +65,10 @@ def opening_for(
     session: SessionKey | None,
 ) -> Opening:
     """Return what is stored of a caller's opening. Raises UsageError, NotSerializableError."""
+    if session is not None:
+        identity.check_session_id(session.session_id)
+        identity.check_index(session.turn_index, name="turn_index")
+        identity.check_index(session.revision, name="revision")
     return Opening(
         stored_id=identity.stored_id(tenant, identity.check_run_id(run_id)),
         tenant=tenant,
