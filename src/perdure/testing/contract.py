@@ -19,14 +19,19 @@ from typing import Final
 
 from perdure.testing.cases import (
     claiming,
+    deletion,
     due,
     events,
     fencing,
+    handles,
     journal,
     life,
+    limits,
+    listing,
     outbox,
     sessions,
     steps,
+    tenants,
     usage,
 )
 from perdure.testing.lab import Case, StoreLab, cases_of
@@ -34,7 +39,23 @@ from perdure.testing.lab import Case, StoreLab, cases_of
 NewLab = Callable[[], AbstractAsyncContextManager[StoreLab]]
 """Makes a lab with fresh data; a case is run within it."""
 
-_GROUPS = (claiming, life, fencing, steps, journal, events, due, sessions, outbox, usage)
+_GROUPS = (
+    claiming,
+    life,
+    fencing,
+    steps,
+    journal,
+    events,
+    due,
+    sessions,
+    outbox,
+    usage,
+    listing,
+    tenants,
+    deletion,
+    limits,
+    handles,
+)
 
 STORE_CASES: Final[tuple[Case, ...]] = tuple(chain.from_iterable(map(cases_of, _GROUPS)))
 """Every case: an async function that takes a StoreLab, named as the sentence that it proves."""
