@@ -1,0 +1,68 @@
+"""Opening a store by its address."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from perdure.core.effects import Clock, system_clock
+from perdure.errors import UsageError
+from perdure.store.protocol import RunStore
+
+
+async def open_store(
+    url: str,
+    *,
+    migrate: bool | None = None,
+    durability: Literal["full", "normal"] = "full",
+    code_version: str | None = None,
+    clock: Clock | None = None,
+) -> RunStore:
+    """Open the store at `url` and return it ready for use.
+
+    `memory:` forgets everything with the process. `sqlite:PATH` and `sqlite:///PATH` are a file
+    on a local disk, `sqlite:////PATH` one from the root; it is made where there is none.
+    `migrate` None brings the schema up to date where that is safe while other processes run, as
+    it is for SQLite; False refuses a database that lacks something. `durability="normal"` leaves
+    flushing to the system: a power cut may undo acknowledged writes. `code_version` is stored with
+    every attempt. `clock` gives the store's time, in milliseconds since the epoch.
+
+    Raises UsageError for an address that is not understood, SchemaError, StoreError.
+    """
+    scheme, colon, rest = url.partition(":")
+    if scheme == "memory" and colon and not rest.strip("/"):
+        from perdure.store.memory import MemoryStore
+
+        return MemoryStore(clock=clock or system_clock, code_version=code_version)
+    if scheme == "sqlite" and colon:
+        from perdure.store.sql.sqlite import Sqlite
+        from perdure.store.sql.store import SqlStore
+
+        database = Sqlite(
+            _path(rest),
+            durability=durability,
+            migrate=migrate is not False,
+            clock=clock or system_clock,
+        )
+        try:
+            await database.open()
+        except BaseException:
+            await database.close()
+            raise
+        return SqlStore(database, code_version=code_version)
+    raise UsageError(
+        f"{url!r:.80} is not the address of a store; known are memory: and sqlite:PATH "
+        "(also sqlite:///PATH)"
+    )
+
+
+def _path(rest: str) -> str:
+    """Return the path of what stands behind `sqlite:`."""
+    if not rest.startswith("//"):
+        return rest
+    host, slash, path = rest[2:].partition("/")
+    if host or not slash:
+        raise UsageError(
+            f"'sqlite:{rest:.80}' names the host {host!r}: write sqlite:///PATH for a relative "
+            "path, sqlite:////PATH for an absolute one"
+        )
+    return path

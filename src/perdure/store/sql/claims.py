@@ -1,0 +1,338 @@
+"""Opening runs: those that rest are read, new ones created, free ones claimed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from perdure.core import identity
+from perdure.core.effects import new_token, shuffled
+from perdure.core.jsonvalue import encode_value
+from perdure.core.limits import MANIFEST_BYTES_MAX
+from perdure.core.recordjson import manifest_to_json
+from perdure.core.records import Claim, Lease, RunManifest, RunRecord, SessionKey
+from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES, lease_is_live
+from perdure.errors import (
+    LeaseHeldError,
+    RunInputMismatchError,
+    RunNotFoundError,
+    SessionBusyError,
+    StoreBusyError,
+)
+from perdure.store.sql.database import Database, Refused, Row, Statement, Value
+from perdure.store.sql.rows import now_of, owner_of, run_record, step_record, token_of
+
+_ROUNDS: Final = 16
+"""How often an opening looks again when others are faster, before it gives up."""
+
+
+class Opening(NamedTuple):
+    """What a caller brings who opens or queues a run."""
+
+    tenant: str
+    run_id: str
+    stored_id: str
+    manifest: RunManifest
+    manifest_hash: str
+    manifest_text: str
+    handler: str | None
+    session: SessionKey | None
+
+    @property
+    def session_id(self) -> str | None:
+        return None if self.session is None else self.session.session_id
+
+
+class Wish(NamedTuple):
+    """How a caller wants to hold a run."""
+
+    worker_id: str
+    lease_ms: int
+    token: str
+    retry: bool
+
+
+def opening_of(
+    tenant: str,
+    run_id: str,
+    manifest: RunManifest,
+    *,
+    handler: str | None,
+    session: SessionKey | None,
+) -> Opening:
+    """Return what is stored of a caller's opening. Raises UsageError, NotSerializableError."""
+    stored_id = identity.stored_id(tenant, identity.check_run_id(run_id))
+    if session is not None:
+        identity.check_session_id(session.session_id)
+        identity.check_index(session.turn_index, name="turn_index")
+        identity.check_index(session.revision, name="revision")
+    text = encode_value(manifest_to_json(manifest), name="manifest", bytes_max=MANIFEST_BYTES_MAX)
+    return Opening(
+        tenant,
+        run_id,
+        stored_id,
+        manifest,
+        identity.manifest_hash(manifest),
+        text,
+        handler,
+        session,
+    )
+
+
+class Claims:
+    """The claims of one handle."""
+
+    def __init__(self, database: Database, code_version: str | None) -> None:
+        self._database = database
+        self._code_version = code_version
+
+    async def open(self, opening: Opening, wish: Wish) -> Claim:
+        """Open a run as `RunStore.start_or_resume` says."""
+        busy = False
+        for _ in range(_ROUNDS):
+            row = await self._look(opening)
+            if row is not None:
+                run = run_record(row, owner_id=owner_of(row))
+                if _rests(run, retry=wish.retry):
+                    claim = await self._read(opening.stored_id, wish)
+                    if claim is None:
+                        continue  # It was retried or deleted meanwhile.
+                    return claim
+                _check_free(run, row, wish)
+            if busy:
+                raise SessionBusyError(
+                    f"another turn of the session {opening.session_id!r} is in flight"
+                )
+            statements = self._claim(opening, wish, known=row is not None)
+            try:
+                rows = await self._database.run(statements)
+            except Refused as refusal:
+                busy = statements[refusal.index].name == "open_session"
+                continue
+            lists = dict(zip((statement.name for statement in statements), rows, strict=True))
+            return _created(wish, lists) if row is None else _taken(wish, lists)
+        raise StoreBusyError(f"the run {opening.run_id!r} changes too fast to be opened")
+
+    async def enqueue(self, opening: Opening, *, retry: bool) -> tuple[RunRecord, bool]:
+        """Queue a run as `RunStore.enqueue` says; also return whether that changed anything."""
+        for _ in range(_ROUNDS):
+            row = await self._look(opening)
+            if row is None:
+                statements = [*_lock_session(opening), _enqueue(opening)]
+            else:
+                run = run_record(row, owner_id=owner_of(row))
+                if not retry or run.state not in RESTING_STATES - TERMINAL_STATES:
+                    return run, False
+                statements = [
+                    Statement(
+                        "requeue_run",
+                        (opening.stored_id, opening.handler, opening.manifest_text),
+                        required=True,
+                    )
+                ]
+            statements.append(Statement("read_run", (opening.stored_id,), required=True))
+            try:
+                rows = await self._database.run(statements)
+            except Refused:
+                continue
+            (row,) = rows[-1]
+            return run_record(row, owner_id=owner_of(row)), True
+        raise StoreBusyError(f"the run {opening.run_id!r} changes too fast to be queued")
+
+    async def due(
+        self, handlers: Sequence[str], *, worker_id: str, lease_ms: int, limit: int
+    ) -> list[Claim]:
+        """Claim due runs as `RunStore.claim_due` says."""
+        values = (json.dumps([[handler] for handler in handlers]), limit)
+        names = ("due_runs", "due_wakes", "due_queued")
+        lists = await self._database.read([Statement(name, values) for name in names])
+        candidates = shuffled(row for rows in lists for row in rows)
+        claims: list[Claim] = []
+        while candidates and len(claims) < limit:
+            batch = [candidates.pop() for _ in range(min(len(candidates), limit - len(claims)))]
+            results = await asyncio.gather(
+                *(self._claim_due(row, worker_id, lease_ms) for row in batch),
+                return_exceptions=True,
+            )
+            claims += [result for result in results if isinstance(result, Claim)]
+            errors = [result for result in results if isinstance(result, BaseException)]
+            if errors and not claims:
+                raise errors[0]
+            if errors:
+                break  # What was claimed must reach the caller, or it would wait for its lapse.
+        return claims
+
+    async def _claim_due(self, row: Row, worker_id: str, lease_ms: int) -> Claim | None:
+        """Claim one run from its own row; None if somebody else was faster."""
+        stored_id, manifest_hash, tenant, session_id, turn_index, owner_id = row
+        wish = Wish(worker_id, lease_ms, new_token(), retry=False)
+        key = None if session_id is None else (session_id, turn_index)
+        statements = self._take(stored_id, manifest_hash, wish, key=key)
+        if session_id is not None:
+            statements = [*_session(tenant, session_id, owner_id, stored_id), *statements]
+        try:
+            rows = await self._database.run(statements)
+        except Refused:
+            return None
+        names = (statement.name for statement in statements)
+        return _taken(wish, dict(zip(names, rows, strict=True)))
+
+    async def _look(self, opening: Opening) -> Row | None:
+        """Return the run's row, if there is one, and refuse what may not be opened at all."""
+        statements = [Statement("read_run", (opening.stored_id,))]
+        if opening.session is not None:
+            statements.append(
+                Statement("read_session", (opening.tenant, opening.session.session_id))
+            )
+        found, *sessions = await self._database.read(statements)
+        row = found[0] if found else None
+        if row is not None and row[1] != opening.manifest_hash:
+            raise RunInputMismatchError(
+                f"the run {opening.run_id!r} exists with another manifest: its project, scenario, "
+                "task or input differs"
+            )
+        key = opening.session
+        owner_id = sessions[0][0][0] if sessions and sessions[0] else None
+        if key is not None and owner_id is not None and owner_id != key.owner_id:
+            raise RunNotFoundError(f"there is no run {opening.run_id!r}")
+        return row
+
+    async def _read(self, stored_id: str, wish: Wish) -> Claim | None:
+        """Return a claim that is a pure read, or None if the run does not rest any more."""
+        found, steps, end = await self._database.read(_whole_run(stored_id))
+        if not found:
+            return None
+        run = run_record(found[0], owner_id=owner_of(found[0]))
+        if not _rests(run, retry=wish.retry):
+            return None
+        return Claim(None, run, [step_record(run.run_id, row) for row in steps], end[0][0])
+
+    def _claim(self, opening: Opening, wish: Wish, *, known: bool) -> list[Statement]:
+        key, stored_id = opening.session, opening.stored_id
+        statements: list[Statement] = []
+        if key is not None:
+            statements += _session(opening.tenant, key.session_id, key.owner_id, stored_id)
+        if not known:
+            return [*statements, _create(opening, wish), self._attempt(stored_id, wish)]
+        return statements + self._take(
+            stored_id,
+            opening.manifest_hash,
+            wish,
+            handler=opening.handler,
+            manifest_text=opening.manifest_text,
+            key=None if key is None else (key.session_id, key.turn_index),
+        )
+
+    def _take(
+        self,
+        stored_id: str,
+        manifest_hash: str,
+        wish: Wish,
+        *,
+        handler: str | None = None,
+        manifest_text: str | None = None,
+        key: tuple[str, int | None] | None = None,
+    ) -> list[Statement]:
+        values = (
+            stored_id,
+            manifest_hash,
+            wish.worker_id,
+            wish.lease_ms,
+            wish.token,
+            int(wish.retry),
+            handler,
+            manifest_text,
+            *(key or (None, None)),
+        )
+        return [
+            Statement("take_run", values, required=True),
+            Statement("close_lost_attempt", (stored_id, wish.token)),
+            self._attempt(stored_id, wish),
+            *_whole_run(stored_id),
+        ]
+
+    def _attempt(self, stored_id: str, wish: Wish) -> Statement:
+        return Statement("open_attempt", (stored_id, wish.token, self._code_version, None))
+
+
+def _session(tenant: str, session_id: str, owner_id: str | None, stored_id: str) -> list[Statement]:
+    return [
+        Statement("lock_session", (tenant, session_id, owner_id), required=True),
+        Statement("open_session", (tenant, session_id, stored_id), required=True),
+    ]
+
+
+def _lock_session(opening: Opening) -> list[Statement]:
+    key = opening.session
+    if key is None:
+        return []
+    values = (opening.tenant, key.session_id, key.owner_id)
+    return [Statement("lock_session", values, required=True)]
+
+
+def _whole_run(stored_id: str) -> list[Statement]:
+    return [Statement(name, (stored_id,)) for name in ("read_run", "read_steps", "frames_end")]
+
+
+def _stored(opening: Opening) -> tuple[Value, ...]:
+    """Return what a new run keeps of its opening, as the first ten parameters."""
+    key = opening.session
+    return (
+        opening.stored_id,
+        opening.manifest_hash,
+        opening.manifest.project_id,
+        opening.manifest.scenario_id,
+        opening.tenant,
+        opening.handler,
+        opening.manifest_text,
+        *((None, None, 0) if key is None else key[:3]),
+    )
+
+
+def _parent(opening: Opening) -> str | None:
+    """Return the stored id of the parent that the caller named; else the store chooses it."""
+    key = opening.session
+    if key is None or key.parent_run_id is None:
+        return None
+    return identity.stored_id(opening.tenant, key.parent_run_id)
+
+
+def _create(opening: Opening, wish: Wish) -> Statement:
+    lease = (wish.worker_id, wish.lease_ms, wish.token)
+    values = (*_stored(opening), *lease, _parent(opening))
+    return Statement("create_run", values, required=True)
+
+
+def _enqueue(opening: Opening) -> Statement:
+    return Statement("enqueue_run", (*_stored(opening), _parent(opening)), required=True)
+
+
+def _created(wish: Wish, lists: Mapping[str, list[Row]]) -> Claim:
+    (row,) = lists["create_run"]
+    owner_id = lists["lock_session"][0][0] if "lock_session" in lists else None
+    run = run_record(row, owner_id=owner_id)
+    return Claim(Lease(row[0], run.epoch, wish.token, wish.worker_id), run, [], 1)
+
+
+def _taken(wish: Wish, lists: Mapping[str, list[Row]]) -> Claim:
+    (row,) = lists["read_run"]
+    run = run_record(row, owner_id=owner_of(row))
+    steps = [step_record(run.run_id, step) for step in lists["read_steps"]]
+    lease = Lease(row[0], run.epoch, wish.token, wish.worker_id)
+    return Claim(lease, run, steps, lists["frames_end"][0][0])
+
+
+def _rests(run: RunRecord, *, retry: bool) -> bool:
+    """Return whether an opening only reads the run."""
+    return run.state in (TERMINAL_STATES if retry else RESTING_STATES)
+
+
+def _check_free(run: RunRecord, row: Row, wish: Wish) -> None:
+    """Raise LeaseHeldError if somebody else holds the run."""
+    same = token_of(row) == wish.token and run.lease_holder_id == wish.worker_id
+    if lease_is_live(run, now_of(row)) and not (same and run.state == "running"):
+        raise LeaseHeldError(
+            f"the run {run.run_id!r} is held by another worker until {run.lease_expires_at}"
+        )

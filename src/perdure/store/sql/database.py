@@ -1,0 +1,184 @@
+"""What carries the SQL store's statements to one database, and how their text is made for it."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+Value = str | int | float | None
+Row = tuple[Any, ...]
+
+
+class Statement(NamedTuple):
+    """One statement of a list: a block of `statements.sql` and its parameters.
+
+    `required`: without a row in answer nothing of the whole list happens.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    required: bool = False
+
+
+class Refused(Exception):
+    """A required statement, at `index` of its list, returned no row: nothing was written."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+
+class Connection(Protocol):
+    """`Database.run` without a loop."""
+
+    def run(self, statements: Sequence[Statement]) -> list[list[Row]]: ...
+    def close(self) -> None: ...
+
+
+class Database(Protocol):
+    """Runs lists of statements. It knows its dialect, and nothing of runs.
+
+    It belongs to the event loop of its first call. Errors of the database are raised as a
+    `StoreError`.
+    """
+
+    async def open(self) -> None:
+        """Connect, and check the schema or bring it up to date; idempotent.
+
+        Every other call does it first where nobody did. Raises StoreError, UsageError.
+        """
+        ...
+
+    def run(self, statements: Sequence[Statement]) -> Awaitable[list[list[Row]]]:
+        """Run the list as one durable transaction; return the rows of each statement.
+
+        Accepted at once: a caller that is cancelled cannot withdraw it. Raises Refused.
+        """
+        ...
+
+    def read(self, statements: Sequence[Statement]) -> Awaitable[list[list[Row]]]:
+        """Run statements that write nothing on one snapshot, which holds all that was written."""
+        ...
+
+    def watch(self, changed: Callable[[], None], *, interval_ms: int | None) -> None:
+        """Call `changed` on the loop after another handle has written, until told otherwise.
+
+        It is noticed within `interval_ms`; None: nobody wants to know. What was written since the
+        last look, even while nobody watched, counts.
+        """
+        ...
+
+    def connect(self) -> Connection:
+        """Return a connection of its own, for one thread that is not the loop's."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was accepted, then let go; idempotent."""
+        ...
+
+
+class Text(NamedTuple):
+    """A statement in one dialect. `wants_now`: the store's time is its last parameter."""
+
+    sql: str
+    wants_now: bool
+
+
+class Dialect(NamedTuple):
+    """How one database writes what databases write differently.
+
+    `now` is given the number of the parameter behind the last; `later` that expression and the
+    parameter of the milliseconds; `rows` a parameter and its columns as (name, type).
+    """
+
+    now: Callable[[int], str]
+    later: Callable[[str, str], str]
+    rows: Callable[[str, Sequence[tuple[str, str]]], str]
+
+
+RUN_COLUMNS: Final = (
+    "run_id, manifest_hash, project_id, status, state, created_at, updated_at, scenario_id, "
+    "completed_at, lease_holder_id, lease_expires_at, outcome_json, step_count, tenant, epoch, "
+    "strikes, reason, handler, manifest_json, wake_at, wake_key, stop_requested_at, session_id, "
+    "turn_index, revision, parent_run_id, live_from, frames_expired_at, upstream_json, token"
+)
+STEP_COLUMNS: Final = (
+    "step_index, intent, kind, status, attempts, input_hash, result_json, error_json, "
+    "started_at, completed_at, epoch, effect, frames_to"
+)
+DELIVERY_COLUMNS: Final = (
+    "run_id, position, topic, handler, key, payload_json, state, tries, token, due_at, "
+    "last_error, created_at, delivered_at"
+)
+DUE_COLUMNS: Final = (
+    "run_id, manifest_hash, tenant, session_id, turn_index, (SELECT s.owner_id "
+    "FROM perdure_sessions s WHERE s.tenant = durable_runs.tenant "
+    "AND s.session_id = durable_runs.session_id)"
+)
+
+_FENCE = (
+    "{0}run_id = ?1 AND {0}epoch = CAST(?2 AS INTEGER) AND {0}token = ?3 "
+    "AND {0}lease_holder_id = ?4 AND {0}status = 'running'"
+)
+# A refinement counts only beside the status that it belongs to: see `transitions.state_of`.
+_STATE = (
+    "CASE status WHEN 'pending' THEN 'queued' "
+    "WHEN 'suspended' THEN CASE WHEN state IN ('sleeping', 'parked') THEN state "
+    "ELSE 'waiting' END "
+    "WHEN 'completed' THEN CASE WHEN state = 'stopped' THEN state ELSE status END "
+    "ELSE status END"
+)
+# The newest revision of the highest earlier turn that has an answer.
+_PARENT = (
+    "(SELECT p.run_id FROM durable_runs p WHERE p.tenant = ?5 AND p.session_id = ?8 "
+    "AND p.turn_index < CAST(?9 AS INTEGER) AND p.status = 'completed' "
+    "ORDER BY p.turn_index DESC, p.revision DESC LIMIT 1)"
+)
+_PIECES: Final[Mapping[str, str]] = {
+    "fence": f"EXISTS (SELECT 1 FROM durable_runs f WHERE {_FENCE.format('f.')})",
+    "fence_self": _FENCE.format("durable_runs."),
+    "state": _STATE,
+    "parent": _PARENT,
+    "run_columns": RUN_COLUMNS,
+    "step_columns": STEP_COLUMNS,
+    "delivery_columns": DELIVERY_COLUMNS,
+    "due_columns": DUE_COLUMNS,
+}
+
+_BLOCK = re.compile(r"^-- (\w+) --\n", re.MULTILINE)
+_COMMENT = re.compile(r"^--.*\n?", re.MULTILINE)
+_PARAMETER = re.compile(r"\?(\d+)")
+_PIECE = re.compile(r"\{(\w+)\}")
+_MARK = re.compile(r"\{(now|rows)(?:\+(\?\d+)|\s+(\?\d+):\s*([^}]*))?\}")
+
+
+def package_text(name: str) -> str:
+    """Return a text file that lies beside this module."""
+    data = pkgutil.get_data("perdure.store.sql", name)
+    if data is None:
+        raise FileNotFoundError(name)
+    return data.decode("utf-8")
+
+
+def load_statements(dialect: Dialect) -> dict[str, Text]:
+    """Return every block of `statements.sql` by name, written for one database."""
+    pieces = _BLOCK.split(package_text("statements.sql"))
+    blocks = zip(pieces[1::2], pieces[2::2], strict=True)
+    return {name: _expand(_COMMENT.sub("", block).strip(), dialect) for name, block in blocks}
+
+
+def _expand(block: str, dialect: Dialect) -> Text:
+    block = _PIECE.sub(lambda mark: _PIECES.get(mark[1], mark[0]), block)
+    last = max((int(number) for number in _PARAMETER.findall(block)), default=0)
+    now = dialect.now(last + 1)
+
+    def replace(mark: re.Match[str]) -> str:
+        name, length, source, columns = mark.groups()
+        if name == "now":
+            return dialect.later(now, length) if length else now
+        pairs = [column.split() for column in columns.split(",")]
+        return dialect.rows(source, [(column, kind) for column, kind in pairs])
+
+    return Text(_MARK.sub(replace, block), wants_now="{now" in block)

@@ -1,0 +1,262 @@
+"""Connections to a SQLite file: what is refused, how they are set up, what their errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, TypeVar
+
+from perdure.core.effects import jittered, monotonic_ms
+from perdure.errors import (
+    PerdureError,
+    SchemaError,
+    StoreBusyError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    UsageError,
+    ValueTooLargeError,
+)
+from perdure.store.sql.database import Dialect, Text, load_statements
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+
+Durability = Literal["full", "normal"]
+"""Whether an acknowledged write survives a power cut, or only the end of the process."""
+
+VERSION_MIN: Final = (3, 35, 0)
+PATIENCE_MS: Final = 10_000
+"""How long a write waits for the write lock of another process."""
+WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
+READ_TIMEOUT_S: Final = 5.0
+STATEMENTS_CACHED: Final = 256
+
+_PAUSE_MS: Final = 0.3
+_PAUSE_MAX_MS: Final = 10.0
+_NETWORK_FILE_SYSTEMS: Final = frozenset(
+    (
+        "9p",
+        "afs",
+        "ceph",
+        "cifs",
+        "coda",
+        "davfs",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "gfs2",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "prl_fs",
+        "smb3",
+        "smbfs",
+        "vboxsf",
+        "virtiofs",
+        "vmhgfs",
+    )
+)
+
+_never = threading.Event()
+
+
+def _rows(source: str, columns: Sequence[tuple[str, str]]) -> str:
+    picked = [
+        f"CAST(json_extract(value, '$[{index}]') AS {kind}) AS {name}"
+        for index, (name, kind) in enumerate(columns)
+    ]
+    return f"(SELECT {', '.join(picked)} FROM json_each({source}))"
+
+
+def _now(number: int) -> str:
+    # SQLite has no clock of its own: its 'now' is the machine's, as is that of whoever binds it.
+    return f"?{number}"
+
+
+def _later(now: str, length: str) -> str:
+    return f"strftime('%Y-%m-%dT%H:%M:%fZ', {now}, ({length} / 1000.0) || ' seconds')"
+
+
+SQLITE: Final = Dialect(now=_now, later=_later, rows=_rows)
+
+
+def sqlite_statements() -> dict[str, Text]:
+    return load_statements(SQLITE)
+
+
+def check_library() -> None:
+    """Raise StoreUnavailableError if this Python's SQLite cannot do what we need."""
+    if sqlite3.sqlite_version_info < VERSION_MIN:
+        raise StoreUnavailableError(
+            f"SQLite {sqlite3.sqlite_version} is too old: perdure needs "
+            f"{'.'.join(map(str, VERSION_MIN))} or newer"
+        )
+    probe = sqlite3.connect(":memory:")
+    try:
+        probe.execute("SELECT json_extract('[1]', '$[0]')")
+    except sqlite3.Error as error:
+        raise StoreUnavailableError(
+            "this Python's SQLite was built without its JSON functions, which perdure needs"
+        ) from error
+    finally:
+        probe.close()
+
+
+def check_path(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path of a database file, or raise UsageError."""
+    name = os.fspath(path)
+    if name in ("", ":memory:") or name.startswith("file:"):
+        raise UsageError(
+            f"{name!r} is not a file: give the path of a database file, or use `memory:` "
+            "for a store that forgets everything"
+        )
+    if "\0" in name:
+        raise UsageError(f"the path {name!r} holds a zero byte")
+    full = os.path.realpath(name)
+    if os.path.isdir(full):
+        raise UsageError(f"{name!r} is a folder: give the path of a database file")
+    folder = os.path.dirname(full)
+    if not os.path.isdir(folder):
+        raise UsageError(f"the folder {folder!r} of the database does not exist")
+    kind = _file_system(folder)
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise UsageError(
+            f"{name!r} is on a network mount ({kind}), where SQLite loses data: put the database "
+            "on a local disk"
+        )
+    return full
+
+
+def _file_system(folder: str, mounts: str = "/proc/self/mounts") -> str | None:
+    """Return the type of the file system that holds `folder`, if this machine tells."""
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.split(" ") for line in file]
+    except OSError:
+        return None
+    kind, longest = None, -1
+    for fields in lines:
+        point = fields[1].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
+        # The last mount on a point hides those before it.
+        if inside and len(point) >= longest:
+            kind, longest = fields[2], len(point)
+    return kind
+
+
+def connect_writer(path: str, durability: Durability) -> sqlite3.Connection:
+    """Return a connection that writes; it never waits for a lock by itself."""
+    connection = _connect(path, timeout_s=0.0)
+    try:
+        mode = patient(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone())
+        if mode is None or mode[0] != "wal":
+            raise StoreUnavailableError(
+                f"the file system of {path!r} cannot hold a SQLite database in WAL mode"
+            )
+        connection.execute(f"PRAGMA synchronous = {durability.upper()}")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: str) -> sqlite3.Connection:
+    """Return a connection that can only read; writers never make it wait."""
+    connection = _connect(path, timeout_s=READ_TIMEOUT_S)
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(path: str, *, timeout_s: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path,
+        timeout=timeout_s,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=STATEMENTS_CACHED,
+    )
+
+
+def begin(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
+    """Begin a transaction that holds the write lock; waits for it, with jitter.
+
+    SQLite's own waiting starves all processes but one, so it is switched off.
+    """
+    patient(lambda: connection.execute("BEGIN IMMEDIATE"))
+
+
+def patient(action: Callable[[], T], *, patience_ms: float = PATIENCE_MS) -> T:
+    """Return what `action` returns, tried again while another process holds the lock.
+
+    Raises StoreBusyError when that takes too long.
+    """
+    pause_ms, deadline_ms = _PAUSE_MS, 0.0
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_BUSY:
+                raise
+            now_ms = monotonic_ms()
+            deadline_ms = deadline_ms or now_ms + patience_ms
+            if now_ms >= deadline_ms:
+                raise StoreBusyError(
+                    f"another process has held the database's write lock for {patience_ms:,.0f} ms"
+                ) from error
+        _never.wait(jittered(pause_ms, 0.9) / 1_000)
+        pause_ms = min(pause_ms * 1.5, _PAUSE_MAX_MS)
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """Return SQLite's code of `error` without its extension; -1 if it has none."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return -1 if code is None else code & 0xFF
+
+
+_CLASSES: Final[dict[int, tuple[type[StoreError], str]]] = {
+    sqlite3.SQLITE_BUSY: (StoreBusyError, "the database is locked"),
+    sqlite3.SQLITE_LOCKED: (StoreBusyError, "the database is locked"),
+    sqlite3.SQLITE_FULL: (StoreFullError, "there is no room left for the database"),
+    sqlite3.SQLITE_CORRUPT: (StoreCorruptError, "the database file is damaged"),
+    sqlite3.SQLITE_NOTADB: (StoreCorruptError, "the file is not a SQLite database"),
+    sqlite3.SQLITE_READONLY: (StoreUnavailableError, "the database cannot be written"),
+    sqlite3.SQLITE_PERM: (StoreUnavailableError, "the database may not be accessed"),
+    sqlite3.SQLITE_AUTH: (StoreUnavailableError, "the database may not be accessed"),
+    sqlite3.SQLITE_CANTOPEN: (StoreUnavailableError, "the database cannot be opened"),
+    sqlite3.SQLITE_IOERR: (StoreUnavailableError, "reading or writing the database failed"),
+    sqlite3.SQLITE_PROTOCOL: (StoreUnavailableError, "locking the database failed"),
+    sqlite3.SQLITE_NOMEM: (StoreUnavailableError, "there is no memory left for the database"),
+}
+
+
+def translated(error: E, path: str) -> E | PerdureError:
+    """Return the error of this package that says what `error` means for the caller."""
+    if isinstance(error, UnicodeEncodeError):
+        return UsageError(f"a text holds a lone surrogate: {error.object!r:.60}")
+    if isinstance(error, OverflowError):
+        return UsageError("a number has more than 64 bits")
+    if not isinstance(error, sqlite3.Error):
+        return error
+    code = primary_code(error)
+    if code == sqlite3.SQLITE_TOOBIG:
+        return ValueTooLargeError(f"a value is too large for SQLite: {error}")
+    kind, meaning = _CLASSES.get(code, (StoreError, "the database refused"))
+    if str(error).startswith(("no such table", "no such column")):
+        kind, meaning = SchemaError, "the database has lost a part of its schema"
+    name = getattr(error, "sqlite_errorname", None) or type(error).__name__
+    translation: PerdureError = kind(f"{meaning}: {error} ({name}, {path!r})")
+    translation.__cause__ = error
+    return translation

@@ -1,0 +1,196 @@
+"""Running lists of statements on one SQLite connection: what waits shares one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from perdure.core.effects import Clock, iso_time
+from perdure.errors import StoreBusyError, StoreUnavailableError
+from perdure.store.sql.database import Refused, Row, Statement, Text
+from perdure.store.sql.sqlite_connection import begin, patient, primary_code, translated
+
+Rows = list[list[Row]]
+
+
+class Job(NamedTuple):
+    """A list of statements, and the future that waits for its rows."""
+
+    statements: Sequence[Statement]
+    future: asyncio.Future[Rows]
+
+
+class Answer(NamedTuple):
+    """What a waiting caller is told."""
+
+    future: asyncio.Future[Rows]
+    rows: Rows | None
+    error: BaseException | None = None
+
+
+def deliver(answers: Sequence[Answer]) -> None:
+    """Tell the callers; runs on their loop."""
+    for future, rows, error in answers:
+        if future.done():
+            continue  # The caller was cancelled; what it asked for has happened all the same.
+        if error is None:
+            future.set_result(rows or [])
+        else:
+            future.set_exception(error)
+
+
+class _ListFailed(Exception):
+    """The list at `index` of a group could not be run, because of `error`."""
+
+    def __init__(self, index: int, error: Exception) -> None:
+        super().__init__(index, error)
+        self.index = index
+        self.error = error
+
+
+class ListRunner:
+    """Runs lists on one connection, from one thread at a time.
+
+    `writes`: it takes the write lock, and an I/O error ends its life, since nobody can say what
+    is on the disk after a flush that failed.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        texts: Mapping[str, Text],
+        *,
+        path: str,
+        clock: Clock,
+        writes: bool,
+    ) -> None:
+        self.commits = 0
+        self.dead: str | None = None
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._texts = texts
+        self._path = path
+        self._clock = clock
+        self._writes = writes
+        self._version = patient(self._data_version)
+
+    def run(self, statements: Sequence[Statement]) -> Rows:
+        """Run one list as one transaction. Raises Refused, StoreError."""
+        try:
+            (rows,) = self._transaction([statements])
+        except _ListFailed as failure:
+            raise self._meaning(failure.error) from failure.error
+        except Exception as error:
+            raise self._meaning(error) from error
+        return rows
+
+    def run_group(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Run all lists in one transaction; where that fails, give each what it has coming.
+
+        A list that is refused, or that the database cannot run, is taken out and run alone after
+        the others. Nothing is answered before it is committed.
+        """
+        group, alone = list(jobs), list[Job]()
+        answers: list[Answer] = []
+        while group:
+            try:
+                all_rows = self._transaction([job.statements for job in group])
+            except _ListFailed as failure:
+                if len(jobs) == 1:
+                    return [Answer(jobs[0].future, None, self._meaning(failure.error))]
+                alone.append(group.pop(failure.index))
+            except StoreBusyError as error:
+                answers += [Answer(job.future, None, error) for job in group]
+                break
+            except Exception as error:
+                # The commit itself failed, so it may be anybody's fault.
+                if len(jobs) == 1:
+                    return [Answer(jobs[0].future, None, self._meaning(error))]
+                alone += group
+                break
+            else:
+                answers += [
+                    Answer(job.future, rows) for job, rows in zip(group, all_rows, strict=True)
+                ]
+                break
+        for job in alone:
+            answers += self.run_group([job])
+        return answers
+
+    def changed_elsewhere(self) -> bool:
+        """Return whether another connection has committed since the last call."""
+        try:
+            before, self._version = self._version, self._data_version()
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_BUSY:
+                raise
+            return True  # Another process repairs the file: reason enough to look.
+        return before != self._version
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _transaction(self, lists: Sequence[Sequence[Statement]]) -> list[Rows]:
+        if self.dead is not None:
+            raise StoreUnavailableError(self.dead)
+        if not any(lists):
+            return [[] for _ in lists]
+        cursor = self._cursor
+        if self._writes:
+            begin(cursor)
+        else:
+            cursor.execute("BEGIN")
+        index = 0
+        try:
+            now = iso_time(self._clock())
+            done: list[Rows] = []
+            for index, statements in enumerate(lists):  # noqa: B007 the handler names the culprit
+                done.append(self._execute(statements, now))
+        except Exception as error:
+            self._roll_back()
+            raise _ListFailed(index, error) from error
+        try:
+            cursor.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        self.commits += 1
+        return done
+
+    def _execute(self, statements: Sequence[Statement], now: str) -> Rows:
+        cursor, texts = self._cursor, self._texts
+        rows: Rows = []
+        for name, values, required in statements:
+            sql, wants_now = texts[name]
+            cursor.execute(sql, (*values, now) if wants_now else values)
+            found = cursor.fetchall()
+            if required and not found:
+                raise Refused(len(rows))
+            rows.append(found)
+        return rows
+
+    def _roll_back(self) -> None:
+        if not self._connection.in_transaction:
+            return  # SQLite has done it by itself, as it does when the disk is full.
+        try:
+            self._cursor.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self.dead = f"the database connection broke: {error} ({self._path!r})"
+
+    def _meaning(self, error: Exception) -> Exception:
+        if (
+            self._writes
+            and isinstance(error, sqlite3.Error)
+            and primary_code(error) == sqlite3.SQLITE_IOERR
+        ):
+            self.dead = (
+                f"writing {self._path!r} failed ({error}): what is on the disk is unknown, so this "
+                "handle is not used any more"
+            )
+        return translated(error, self._path)
+
+    def _data_version(self) -> int:
+        (version,) = self._cursor.execute("PRAGMA data_version").fetchone()
+        return int(version)

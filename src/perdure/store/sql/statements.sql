@@ -1,0 +1,449 @@
+-- Every statement of the SQL store. A block begins with its name between dashes.
+--
+-- ?1, ?2 … are parameters. {now} is the store's time as ISO text, {now+?n} that plus n
+-- milliseconds. {fence} is true while the lease (?1 run, ?2 epoch, ?3 token, ?4 holder) holds,
+-- {fence_self} the same for the row of the run itself. {rows ?n: a TEXT, b INTEGER} is a table
+-- made of one JSON parameter. {run_columns} and {step_columns} are the columns of a record.
+-- Numbers are cast, since one of the databases binds all of them as REAL.
+
+-- lock_session --
+-- Makes the session known, and serialises all who want its place. No row: it has another owner.
+INSERT INTO perdure_sessions (tenant, session_id, owner_id, created_at, updated_at)
+SELECT ?1, ?2, ?3, {now}, {now} WHERE true
+ON CONFLICT (tenant, session_id) DO UPDATE SET updated_at = excluded.updated_at
+WHERE perdure_sessions.owner_id IS NULL OR perdure_sessions.owner_id = ?3
+RETURNING owner_id
+
+-- open_session --
+-- Takes the session's place for a turn. No row: another turn is in flight.
+UPDATE perdure_sessions SET active_run_id = ?3
+WHERE tenant = ?1 AND session_id = ?2
+  AND (active_run_id IS NULL OR active_run_id = ?3 OR NOT EXISTS (
+    SELECT 1 FROM durable_runs r
+    WHERE r.run_id = perdure_sessions.active_run_id
+      AND (r.status = 'running'
+        OR (r.status = 'suspended' AND coalesce(r.state, '') <> 'parked'))))
+RETURNING active_run_id
+
+-- read_session --
+SELECT owner_id, active_run_id FROM perdure_sessions WHERE tenant = ?1 AND session_id = ?2
+
+-- create_run --
+-- The claim of a run that is new. It keeps all that a stranger needs to go on; the parent of a
+-- turn is chosen once, here. No row: somebody was first.
+INSERT INTO durable_runs (
+  run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
+  lease_holder_id, lease_expires_at, token, tenant, handler, manifest_json,
+  session_id, turn_index, revision, parent_run_id, epoch)
+SELECT ?1, ?2, ?3, ?4, 'running', {now}, {now}, ?11, {now+?12}, ?13, ?5, ?6, ?7,
+  ?8, CAST(?9 AS INTEGER), CAST(?10 AS INTEGER), coalesce(?14, {parent}), 1
+WHERE ?8 IS NULL OR EXISTS (
+  SELECT 1 FROM perdure_sessions WHERE tenant = ?5 AND session_id = ?8 AND active_run_id = ?1)
+ON CONFLICT (run_id) DO NOTHING
+RETURNING {run_columns}
+
+-- take_run --
+-- The claim of a known run: the next epoch, and a strike if the old lease was not given back.
+-- The same token of the same worker is the same claim, whose reply was lost. Columns that a
+-- TypeScript worker leaves empty are filled. No row: the run is not to be had.
+UPDATE durable_runs SET
+  epoch = CASE WHEN status = 'running' AND token = ?5 AND lease_holder_id = ?3
+    THEN epoch ELSE epoch + 1 END,
+  strikes = CASE
+    WHEN status = 'failed' OR (status = 'suspended' AND state = 'parked') THEN 0
+    WHEN lease_holder_id IS NULL THEN strikes
+    WHEN status = 'running' AND token = ?5 AND lease_holder_id = ?3 THEN strikes
+    ELSE strikes + 1 END,
+  stop_requested_at = CASE
+    WHEN status = 'failed' OR (status = 'suspended' AND state = 'parked') THEN NULL
+    ELSE stop_requested_at END,
+  token = ?5, lease_holder_id = ?3, lease_expires_at = {now+?4},
+  status = 'running', state = NULL, reason = NULL, wake_at = NULL, wake_key = NULL,
+  completed_at = NULL, updated_at = {now},
+  handler = coalesce(handler, ?7), manifest_json = coalesce(manifest_json, ?8),
+  session_id = coalesce(session_id, ?9),
+  turn_index = coalesce(turn_index, CAST(?10 AS INTEGER))
+WHERE run_id = ?1 AND manifest_hash = ?2
+  AND (status IN ('pending', 'running')
+    OR (status = 'suspended' AND (coalesce(state, '') <> 'parked' OR CAST(?6 AS INTEGER) = 1))
+    OR (status = 'failed' AND CAST(?6 AS INTEGER) = 1))
+  AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now}
+    OR (status = 'running' AND token = ?5 AND lease_holder_id = ?3))
+  AND (?9 IS NULL OR EXISTS (
+    SELECT 1 FROM perdure_sessions s
+    WHERE s.tenant = durable_runs.tenant AND s.session_id = ?9 AND s.active_run_id = ?1))
+RETURNING epoch
+
+-- close_lost_attempt --
+-- What an earlier claim left open: its worker never came back.
+UPDATE perdure_attempts SET ended_at = {now}, ended = 'lost'
+WHERE run_id = ?1 AND ended_at IS NULL
+  AND epoch < (SELECT epoch FROM durable_runs WHERE run_id = ?1 AND token = ?2)
+
+-- open_attempt --
+INSERT INTO perdure_attempts (run_id, epoch, holder, liveness, code_version, started_at)
+SELECT run_id, epoch, lease_holder_id, ?4, ?3, {now} FROM durable_runs
+WHERE run_id = ?1 AND token = ?2 AND status = 'running'
+ON CONFLICT DO NOTHING
+
+-- read_run --
+-- The store's time comes along: whether a lease is live is never asked of another clock.
+SELECT {run_columns},
+  (SELECT s.owner_id FROM perdure_sessions s
+    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now}
+FROM durable_runs WHERE run_id = ?1
+
+-- read_steps --
+SELECT {step_columns} FROM durable_steps WHERE run_id = ?1 ORDER BY step_index
+
+-- read_step --
+SELECT {step_columns} FROM durable_steps
+WHERE run_id = ?1 AND step_index = CAST(?2 AS INTEGER)
+
+-- frames_end --
+SELECT coalesce((
+  SELECT last_seq + 1 FROM perdure_frames WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), 1)
+
+-- read_frames --
+-- Rows from the one that holds the seq ?2 on. Seqs have no gaps, so an end bounds the frames.
+SELECT first_seq, epoch, body FROM perdure_frames
+WHERE run_id = ?1
+  AND first_seq >= coalesce((
+    SELECT first_seq FROM perdure_frames
+    WHERE run_id = ?1 AND first_seq <= CAST(?2 AS INTEGER) ORDER BY first_seq DESC LIMIT 1), 0)
+  AND first_seq < CAST(?2 AS INTEGER) + CAST(?3 AS INTEGER)
+ORDER BY first_seq
+
+-- fence --
+-- The first statement of every write, and an update, so that it locks the run. No row: the lease
+-- is lost. A TypeScript worker that takes over changes the holder only, so that one counts too.
+UPDATE durable_runs SET updated_at = {now},
+  step_count = CASE WHEN step_count < CAST(?5 AS INTEGER)
+    THEN CAST(?5 AS INTEGER) ELSE step_count END,
+  strikes = CASE WHEN CAST(?6 AS INTEGER) = 1 THEN 0 ELSE strikes END
+WHERE {fence_self}
+RETURNING stop_requested_at
+
+-- begin_step --
+-- A completed step stays as it is. No row here and in the next two: it has another intent.
+INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts,
+  started_at, epoch, effect)
+SELECT ?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, 'running', CAST(?10 AS INTEGER), {now},
+  CAST(?2 AS INTEGER), ?9
+WHERE {fence}
+ON CONFLICT (run_id, step_index) DO UPDATE SET
+  status = CASE WHEN durable_steps.status = 'completed' THEN 'completed' ELSE 'running' END,
+  attempts = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.attempts ELSE excluded.attempts END,
+  started_at = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.started_at ELSE excluded.started_at END,
+  completed_at = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.completed_at END,
+  error_json = CASE WHEN durable_steps.status = 'completed' THEN durable_steps.error_json END,
+  epoch = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.epoch ELSE excluded.epoch END
+WHERE durable_steps.intent = excluded.intent
+RETURNING step_index
+
+-- complete_step --
+-- The first result is final: whoever comes later gets it back.
+INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts,
+  result_json, started_at, completed_at, epoch, effect, frames_to)
+SELECT ?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, 'completed', CAST(?10 AS INTEGER), ?11, ?12, {now},
+  CAST(?2 AS INTEGER), ?9, CAST(?13 AS INTEGER)
+WHERE {fence}
+ON CONFLICT (run_id, step_index) DO UPDATE SET
+  status = 'completed',
+  attempts = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.attempts ELSE excluded.attempts END,
+  result_json = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.result_json ELSE excluded.result_json END,
+  error_json = CASE WHEN durable_steps.status = 'completed' THEN durable_steps.error_json END,
+  completed_at = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.completed_at ELSE excluded.completed_at END,
+  epoch = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.epoch ELSE excluded.epoch END,
+  frames_to = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.frames_to ELSE excluded.frames_to END
+WHERE durable_steps.intent = excluded.intent
+RETURNING {step_columns}
+
+-- fail_step --
+INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts,
+  error_json, started_at, completed_at, epoch, effect)
+SELECT ?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, 'failed', CAST(?10 AS INTEGER), ?11, ?12, {now},
+  CAST(?2 AS INTEGER), ?9
+WHERE {fence}
+ON CONFLICT (run_id, step_index) DO UPDATE SET
+  status = CASE WHEN durable_steps.status = 'completed' THEN 'completed' ELSE 'failed' END,
+  attempts = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.attempts ELSE excluded.attempts END,
+  error_json = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.error_json ELSE excluded.error_json END,
+  completed_at = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.completed_at ELSE excluded.completed_at END,
+  epoch = CASE WHEN durable_steps.status = 'completed'
+    THEN durable_steps.epoch ELSE excluded.epoch END
+WHERE durable_steps.intent = excluded.intent
+RETURNING {step_columns}
+
+-- append_frames --
+-- Only what follows the last row, or the very row that is there already (its reply was lost).
+INSERT INTO perdure_frames (run_id, first_seq, last_seq, epoch, body, written_at)
+SELECT ?1, CAST(?5 AS INTEGER), CAST(?6 AS INTEGER), CAST(?2 AS INTEGER), ?7, {now}
+WHERE {fence} AND CAST(?6 AS INTEGER) >= CAST(?5 AS INTEGER)
+  AND (CAST(?5 AS INTEGER) = coalesce((
+      SELECT last_seq + 1 FROM perdure_frames
+      WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), 1)
+    OR EXISTS (
+      SELECT 1 FROM perdure_frames
+      WHERE run_id = ?1 AND first_seq = CAST(?5 AS INTEGER) AND last_seq = CAST(?6 AS INTEGER)
+        AND epoch = CAST(?2 AS INTEGER) AND body = ?7))
+ON CONFLICT (run_id, first_seq) DO UPDATE SET last_seq = excluded.last_seq
+RETURNING last_seq
+
+-- mark_live_from --
+UPDATE durable_runs SET live_from = CAST(?5 AS INTEGER) WHERE {fence_self}
+
+-- save_handle --
+UPDATE durable_runs SET upstream_json = ?5 WHERE {fence_self}
+
+-- add_delivery --
+INSERT INTO perdure_outbox (run_id, position, topic, handler, key, payload_json, due_at,
+  created_at)
+SELECT ?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, ?9, {now}, {now} WHERE {fence}
+ON CONFLICT DO NOTHING
+
+-- intend_usage --
+INSERT INTO perdure_usage (run_id, epoch, call, token, step_index, tenant, session_id, provider,
+  model, state, intended_at)
+SELECT run_id, epoch, CAST(?5 AS INTEGER), token, CAST(?6 AS INTEGER), tenant, session_id, ?7,
+  ?8, 'intended', {now}
+FROM durable_runs WHERE {fence_self}
+ON CONFLICT DO NOTHING
+
+-- settle_usage --
+-- Not fenced by the lease: a worker that lost it still holds the bill of its own call.
+UPDATE perdure_usage SET state = ?5, model = coalesce(?6, model), request_id = ?7,
+  tokens_in = CAST(?8 AS INTEGER), tokens_out = CAST(?9 AS INTEGER),
+  tokens_cached = CAST(?10 AS INTEGER), tokens_reasoning = CAST(?11 AS INTEGER),
+  cost_nanos = CAST(?12 AS BIGINT), currency = ?13, price_version = ?14, settled_at = {now}
+WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND token = ?3 AND call = CAST(?4 AS INTEGER)
+  AND state <> 'settled'
+
+-- close_attempt --
+UPDATE perdure_attempts SET ended_at = {now}, ended = ?5, error_json = ?6
+WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND ended_at IS NULL AND {fence}
+
+-- end_run --
+-- This and the next two take the lease away, so they stand last in their list.
+UPDATE durable_runs SET status = ?5, state = ?6, reason = ?7, outcome_json = ?8,
+  completed_at = {now}, updated_at = {now}, lease_holder_id = NULL, lease_expires_at = NULL,
+  wake_at = NULL, wake_key = NULL
+WHERE {fence_self}
+RETURNING run_id
+
+-- suspend_run --
+-- An event that is there already, and a stop that was asked for, make it due at once.
+UPDATE durable_runs SET status = 'suspended', state = ?5, reason = ?6, wake_key = ?7,
+  lease_holder_id = NULL, lease_expires_at = NULL, updated_at = {now},
+  wake_at = CASE
+    WHEN EXISTS (SELECT 1 FROM durable_events e WHERE e.run_id = ?1 AND e.key = ?7) THEN {now}
+    WHEN stop_requested_at IS NOT NULL AND ?5 <> 'parked' THEN {now}
+    WHEN ?9 IS NOT NULL THEN {now+?9}
+    ELSE ?8 END
+WHERE {fence_self}
+RETURNING wake_at
+
+-- release_run --
+UPDATE durable_runs SET lease_holder_id = NULL, lease_expires_at = NULL, updated_at = {now}
+WHERE {fence_self}
+RETURNING run_id
+
+-- enqueue_run --
+-- No row: the run is known.
+INSERT INTO durable_runs (
+  run_id, manifest_hash, project_id, scenario_id, status, state, created_at, updated_at,
+  tenant, handler, manifest_json, session_id, turn_index, revision, parent_run_id)
+SELECT ?1, ?2, ?3, ?4, 'pending', 'queued', {now}, {now}, ?5, ?6, ?7, ?8,
+  CAST(?9 AS INTEGER), CAST(?10 AS INTEGER), coalesce(?11, {parent})
+WHERE true
+ON CONFLICT (run_id) DO NOTHING
+RETURNING {run_columns}
+
+-- requeue_run --
+UPDATE durable_runs SET status = 'pending', state = 'queued', reason = NULL, strikes = 0,
+  completed_at = NULL, stop_requested_at = NULL, wake_at = NULL, wake_key = NULL,
+  lease_holder_id = NULL, lease_expires_at = NULL, updated_at = {now},
+  handler = coalesce(handler, ?2), manifest_json = coalesce(manifest_json, ?3)
+WHERE run_id = ?1
+  AND (status = 'failed' OR (status = 'suspended' AND state = 'parked'))
+  AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now})
+RETURNING run_id
+
+-- request_stop --
+UPDATE durable_runs SET stop_requested_at = coalesce(stop_requested_at, {now}),
+  wake_at = CASE WHEN status = 'suspended' AND coalesce(state, '') <> 'parked'
+    THEN {now} ELSE wake_at END
+WHERE run_id = ?1 AND status IN ('pending', 'running', 'suspended')
+
+-- lock_run --
+-- No row: there is no such run.
+UPDATE durable_runs SET updated_at = updated_at WHERE run_id = ?1 RETURNING run_id
+
+-- emit_event --
+-- No row: another emit was first.
+INSERT INTO durable_events (run_id, key, payload_json, emitted_at)
+SELECT ?1, ?2, ?3, {now} WHERE EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1)
+ON CONFLICT DO NOTHING
+RETURNING key
+
+-- read_event --
+SELECT key, payload_json, emitted_at FROM durable_events WHERE run_id = ?1 AND key = ?2
+
+-- wake_on_event --
+UPDATE durable_runs SET wake_at = {now}
+WHERE run_id = ?1 AND status = 'suspended' AND coalesce(state, 'waiting') = 'waiting'
+  AND wake_key = ?2
+
+-- due_runs --
+-- Released or lapsed. A run without a stored manifest waits for its own caller, here and below.
+SELECT {due_columns} FROM durable_runs
+WHERE handler IN (SELECT handler FROM {rows ?1: handler TEXT}) AND status = 'running'
+  AND manifest_json IS NOT NULL
+  AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now})
+ORDER BY run_id LIMIT CAST(?2 AS INTEGER)
+
+-- due_wakes --
+SELECT {due_columns} FROM durable_runs
+WHERE handler IN (SELECT handler FROM {rows ?1: handler TEXT}) AND status = 'suspended'
+  AND wake_at IS NOT NULL AND wake_at <= {now} AND coalesce(state, '') <> 'parked'
+  AND manifest_json IS NOT NULL
+ORDER BY wake_at LIMIT CAST(?2 AS INTEGER)
+
+-- due_queued --
+-- A queued turn is due when its session is free.
+SELECT {due_columns} FROM durable_runs
+WHERE handler IN (SELECT handler FROM {rows ?1: handler TEXT}) AND status = 'pending'
+  AND manifest_json IS NOT NULL
+  AND (session_id IS NULL OR NOT EXISTS (
+    SELECT 1 FROM perdure_sessions s JOIN durable_runs a ON a.run_id = s.active_run_id
+    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id
+      AND a.run_id <> durable_runs.run_id
+      AND (a.status = 'running'
+        OR (a.status = 'suspended' AND coalesce(a.state, '') <> 'parked'))))
+ORDER BY created_at, run_id LIMIT CAST(?2 AS INTEGER)
+
+-- beat --
+-- All leases of a process in one statement. Nothing but the deadline moves.
+UPDATE durable_runs SET lease_expires_at = {now+?2}
+FROM {rows ?1: run_id TEXT, epoch INTEGER, token TEXT, holder TEXT} AS b
+WHERE durable_runs.run_id = b.run_id AND durable_runs.epoch = b.epoch
+  AND durable_runs.token = b.token AND durable_runs.lease_holder_id = b.holder
+  AND durable_runs.status = 'running'
+RETURNING durable_runs.run_id, durable_runs.stop_requested_at
+
+-- claim_deliveries --
+-- Within a run the first waiting one only; it counts once the run has ended.
+UPDATE perdure_outbox SET token = ?2, claimed_until = {now+?3}, tries = tries + 1
+WHERE state = 'waiting' AND (run_id, position) IN (
+  SELECT o.run_id, o.position FROM perdure_outbox o
+  WHERE o.handler IN (SELECT handler FROM {rows ?1: handler TEXT}) AND o.state = 'waiting'
+    AND o.due_at <= {now} AND (o.claimed_until IS NULL OR o.claimed_until <= {now})
+    AND (?5 IS NULL OR o.run_id = ?5)
+    AND EXISTS (
+      SELECT 1 FROM durable_runs r
+      WHERE r.run_id = o.run_id AND r.status IN ('completed', 'failed'))
+    AND NOT EXISTS (
+      SELECT 1 FROM perdure_outbox p
+      WHERE p.run_id = o.run_id AND p.position < o.position AND p.state = 'waiting')
+  ORDER BY o.due_at LIMIT CAST(?4 AS INTEGER))
+RETURNING {delivery_columns}
+
+-- settle_delivery --
+UPDATE perdure_outbox SET state = ?4,
+  due_at = CASE WHEN ?4 = 'waiting' THEN {now+?5} ELSE due_at END,
+  last_error = ?6, token = NULL, claimed_until = NULL,
+  delivered_at = CASE WHEN ?4 = 'delivered' THEN {now} END
+WHERE run_id = ?1 AND position = CAST(?2 AS INTEGER) AND token = ?3 AND state = 'waiting'
+RETURNING run_id
+
+-- list_runs --
+SELECT {run_columns},
+  (SELECT s.owner_id FROM perdure_sessions s
+    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now},
+  CASE WHEN CAST(?5 AS INTEGER) = 1 THEN (
+    SELECT a.result_json FROM durable_steps a
+    WHERE a.run_id = durable_runs.run_id AND a.step_index = 0 AND a.status = 'completed') END
+FROM durable_runs
+WHERE tenant = ?1 AND (?2 IS NULL OR {state} = ?2)
+  AND (?3 IS NULL OR (created_at, run_id) > (
+    SELECT a.created_at, a.run_id FROM durable_runs a WHERE a.run_id = ?3))
+ORDER BY created_at, run_id LIMIT CAST(?4 AS INTEGER)
+
+-- list_session --
+SELECT {run_columns},
+  (SELECT s.owner_id FROM perdure_sessions s
+    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now},
+  CASE WHEN CAST(?5 AS INTEGER) = 1 THEN (
+    SELECT a.result_json FROM durable_steps a
+    WHERE a.run_id = durable_runs.run_id AND a.step_index = 0 AND a.status = 'completed') END
+FROM durable_runs
+WHERE tenant = ?1 AND session_id = ?6 AND (?2 IS NULL OR {state} = ?2)
+  AND (?3 IS NULL OR (coalesce(turn_index, 0), revision, run_id) > (
+    SELECT coalesce(a.turn_index, 0), a.revision, a.run_id FROM durable_runs a
+    WHERE a.run_id = ?3))
+ORDER BY coalesce(turn_index, 0), revision, run_id LIMIT CAST(?4 AS INTEGER)
+
+-- read_attempts --
+SELECT epoch, holder, started_at, ended_at, ended, code_version, liveness, error_json
+FROM perdure_attempts WHERE run_id = ?1 ORDER BY epoch
+
+-- read_events --
+SELECT key, payload_json, emitted_at FROM durable_events WHERE run_id = ?1 ORDER BY key
+
+-- read_usage --
+-- Nobody will settle what an attempt that is over has left open.
+SELECT epoch, call,
+  CASE WHEN state = 'intended' AND EXISTS (
+    SELECT 1 FROM perdure_attempts a
+    WHERE a.run_id = ?1 AND a.epoch = perdure_usage.epoch AND a.ended_at IS NOT NULL)
+  THEN 'unknown' ELSE state END,
+  step_index, provider, model, request_id, tokens_in, tokens_out, tokens_cached,
+  tokens_reasoning, cost_nanos, currency, price_version, intended_at, settled_at
+FROM perdure_usage WHERE run_id = ?1 ORDER BY epoch, call
+
+-- read_deliveries --
+SELECT {delivery_columns} FROM perdure_outbox WHERE run_id = ?1 ORDER BY position
+
+-- delete_run --
+-- No row: there is none, or somebody may still write to it.
+DELETE FROM durable_runs
+WHERE run_id = ?1
+  AND (status IN ('pending', 'completed', 'failed')
+    OR (status = 'suspended' AND state = 'parked'))
+  AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now})
+RETURNING run_id
+
+-- delete_steps --
+DELETE FROM durable_steps WHERE run_id = ?1
+
+-- delete_events --
+DELETE FROM durable_events WHERE run_id = ?1
+
+-- delete_attempts --
+DELETE FROM perdure_attempts WHERE run_id = ?1
+
+-- delete_frames --
+DELETE FROM perdure_frames WHERE run_id = ?1 RETURNING first_seq
+
+-- delete_deliveries --
+DELETE FROM perdure_outbox WHERE run_id = ?1
+
+-- delete_usage --
+DELETE FROM perdure_usage WHERE run_id = ?1
+
+-- expire_frames --
+-- Frames of a run that may still go on are part of its stream, so only an end lets them go.
+UPDATE durable_runs SET frames_expired_at = {now} WHERE run_id = ?1 AND status = 'completed'
+RETURNING run_id

@@ -1,0 +1,359 @@
+"""SqlStore: the one RunStore for every SQL database."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Final
+
+from perdure.core import identity
+from perdure.core.changes import Change, EndRun, SettleUsage
+from perdure.core.effects import new_token
+from perdure.core.frames import Frame, decode_row
+from perdure.core.jsonvalue import encode_value
+from perdure.core.limits import DELIVERY_CLAIM_MS, DELIVERY_TRIES_MAX, LEASE_MS
+from perdure.core.records import (
+    Claim,
+    DeliveryRecord,
+    EventRecord,
+    JsonValue,
+    Lease,
+    RunDetails,
+    RunManifest,
+    RunRecord,
+    RunState,
+    SessionKey,
+    StepRecord,
+    Written,
+)
+from perdure.core.rundata import delivery_backoff_ms
+from perdure.core.transitions import ENDED_STATES
+from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
+from perdure.store.sql.claims import Claims, Wish, opening_of
+from perdure.store.sql.database import Connection, Database, Refused, Row, Statement
+from perdure.store.sql.rows import (
+    attempt_record,
+    delivery_record,
+    event_record,
+    logical_run_id,
+    owner_of,
+    run_record,
+    step_record,
+    token_of,
+    usage_record,
+)
+from perdure.store.sql.waiting import Waiting
+from perdure.store.sql.writes import (
+    FENCE,
+    LEAVING,
+    refusal,
+    settle_statement,
+    settled_positions,
+    write_statements,
+    written,
+)
+
+_DELETE: Final = (
+    "delete_run",
+    "delete_steps",
+    "delete_events",
+    "delete_attempts",
+    "delete_frames",
+    "delete_deliveries",
+    "delete_usage",
+)
+_EXPIRE: Final = ("expire_frames", "delete_frames")
+_DETAILS: Final = ("read_run", "read_attempts", "read_events", "read_usage", "read_deliveries")
+
+
+class SqlStore:
+    """Runs in an SQL database, behind a driver such as `Sqlite(path)`.
+
+    `code_version` is stored with every attempt, so that people see which code ran.
+    """
+
+    def __init__(
+        self, database: Database, *, tenant: str = "", code_version: str | None = None
+    ) -> None:
+        self._database = database
+        self._handle = object()
+        self._claims = Claims(database, code_version)
+        self._waiting = Waiting(database)
+        self._tenant = identity.check_tenant(tenant)
+
+    @property
+    def tenant(self) -> str:
+        return self._tenant
+
+    @property
+    def handle(self) -> Hashable:
+        return self._handle
+
+    async def start_or_resume(
+        self,
+        run_id: str,
+        manifest: RunManifest,
+        *,
+        worker_id: str,
+        lease_ms: int = LEASE_MS,
+        handler: str | None = None,
+        session: SessionKey | None = None,
+        retry: bool = False,
+        token: str | None = None,
+    ) -> Claim:
+        opening = opening_of(self._tenant, run_id, manifest, handler=handler, session=session)
+        wish = Wish(worker_id, lease_ms, token or new_token(), retry)
+        claim = await self._claims.open(opening, wish)
+        if claim.lease is not None:
+            self._waiting.changed(opening.stored_id, may_be_due=False)
+        return claim
+
+    async def enqueue(
+        self,
+        run_id: str,
+        manifest: RunManifest,
+        *,
+        handler: str,
+        session: SessionKey | None = None,
+        retry: bool = False,
+    ) -> RunRecord:
+        opening = opening_of(self._tenant, run_id, manifest, handler=handler, session=session)
+        run, changed = await self._claims.enqueue(opening, retry=retry)
+        if changed:
+            self._waiting.changed(opening.stored_id, may_be_due=True)
+        return run
+
+    async def claim_due(
+        self, handlers: Sequence[str], *, worker_id: str, lease_ms: int, limit: int
+    ) -> Sequence[Claim]:
+        claims = await self._claims.due(
+            handlers, worker_id=worker_id, lease_ms=lease_ms, limit=limit
+        )
+        for claim in claims:
+            if claim.lease is not None:
+                self._waiting.changed(claim.lease.run_id, may_be_due=False)
+        return claims
+
+    async def write(self, lease: Lease, *changes: Change) -> Written:
+        statements = write_statements(lease, changes)
+        try:
+            rows = await self._database.run(statements)
+        except Refused as refused:
+            if refused.index != FENCE:
+                raise refusal(lease, statements[refused.index]) from None
+            return await self._ended_before(lease, changes)
+        self._waiting.changed(lease.run_id, may_be_due=statements[-1].name in LEAVING)
+        return written(lease, statements, rows)
+
+    async def _ended_before(self, lease: Lease, changes: Sequence[Change]) -> Written:
+        """Answer a write whose fence found no lease: a repeated end has happened already."""
+        steps = [
+            Statement("read_step", (lease.run_id, position))
+            for position in settled_positions(changes)
+        ]
+        found, *step_rows = await self._database.read(
+            [Statement("read_run", (lease.run_id,)), *steps]
+        )
+        run_id = logical_run_id(lease.run_id)
+        if found and any(isinstance(change, EndRun) for change in changes):
+            run = run_record(found[0])
+            mine = run.epoch == lease.epoch and token_of(found[0]) == lease.token
+            if mine and run.state in ENDED_STATES:
+                return Written([step_record(run_id, rows[0]) for rows in step_rows if rows])
+        raise LeaseLostError(f"the lease on the run {run_id!r} is lost")
+
+    async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
+        if not leases:
+            return {}
+        (rows,) = await self._database.run([_beat(leases, lease_ms)])
+        return _held(leases, rows)
+
+    def open_renewer(self) -> SqlRenewer:
+        """Return a renewer with a connection of its own, to be used and closed by one thread."""
+        return SqlRenewer(self._database.connect())
+
+    async def settle_usage(self, lease: Lease, usage: SettleUsage) -> None:
+        await self._database.run([settle_statement(lease, usage)])
+
+    async def emit_event(
+        self, run_id: str, key: str, payload: JsonValue
+    ) -> tuple[bool, EventRecord]:
+        identity.check_event_key(key)
+        stored_id = self._stored(run_id)
+        text = encode_value(payload, name="payload")
+        statements = [
+            Statement("lock_run", (stored_id,), required=True),
+            Statement("emit_event", (stored_id, key, text)),
+            Statement("read_event", (stored_id, key)),
+            Statement("wake_on_event", (stored_id, key)),
+        ]
+        try:
+            _, emitted, (row,), _ = await self._database.run(statements)
+        except Refused:
+            raise _unknown(run_id) from None
+        if emitted:
+            self._waiting.changed(stored_id, may_be_due=True)
+        return bool(emitted), event_record(run_id, row)
+
+    async def request_stop(self, run_id: str) -> RunRecord:
+        stored_id = self._stored(run_id)
+        statements = [
+            Statement("request_stop", (stored_id,)),
+            Statement("read_run", (stored_id,)),
+        ]
+        _, rows = await self._database.run(statements)
+        if not rows:
+            raise _unknown(run_id)
+        self._waiting.changed(stored_id, may_be_due=True)
+        return run_record(rows[0], owner_id=owner_of(rows[0]))
+
+    async def claim_deliveries(
+        self, handlers: Sequence[str], *, limit: int, run_id: str | None = None
+    ) -> Sequence[DeliveryRecord]:
+        names = json.dumps([[handler] for handler in handlers])
+        values = (names, new_token(), DELIVERY_CLAIM_MS, limit, run_id)
+        (rows,) = await self._database.run([Statement("claim_deliveries", values)])
+        return sorted(map(delivery_record, rows), key=_delivery_order)
+
+    async def settle_delivery(self, delivery: DeliveryRecord, *, error: str | None = None) -> None:
+        state, later_ms = "delivered", 0
+        if error is not None:
+            state = "dead" if delivery.tries >= DELIVERY_TRIES_MAX else "waiting"
+            later_ms = delivery_backoff_ms(delivery.tries)
+        values = (delivery.run_id, delivery.position, delivery.token, state, later_ms, error)
+        (rows,) = await self._database.run([Statement("settle_delivery", values)])
+        if rows:
+            self._waiting.changed(delivery.run_id, may_be_due=True)
+
+    async def delete(self, run_id: str, *, frames_only: bool = False) -> bool:
+        stored_id = self._stored(run_id)
+        names = _EXPIRE if frames_only else _DELETE
+        first, *others = (Statement(name, (stored_id,)) for name in names)
+        try:
+            rows = await self._database.run([first._replace(required=True), *others])
+        except Refused:
+            run = await self.read_run(run_id)
+            if run is None:
+                return False
+            raise UsageError(
+                f"the run {run_id!r} is {run.state}: it cannot be deleted before it ends"
+            ) from None
+        self._waiting.changed(stored_id, may_be_due=not frames_only)
+        return bool(rows[-1]) if frames_only else True
+
+    async def read_run(self, run_id: str) -> RunRecord | None:
+        row = await self._find(run_id)
+        return None if row is None else run_record(row, owner_id=owner_of(row))
+
+    async def list_runs(
+        self,
+        *,
+        state: RunState | None = None,
+        session_id: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        with_answer: bool = False,
+    ) -> Sequence[RunRecord]:
+        behind = None if after is None else self._stored(after)
+        values = (self._tenant, state, behind, limit, int(with_answer))
+        listing = (
+            Statement("list_runs", values)
+            if session_id is None
+            else Statement("list_session", (*values, session_id))
+        )
+        if behind is None:
+            (rows,) = await self._database.read([listing])
+        else:
+            known, rows = await self._database.read([Statement("read_run", (behind,)), listing])
+            if not known:
+                raise RunNotFoundError(f"there is no run {after!r} to go on behind")
+        return [run_record(row, owner_id=owner_of(row), answer=row[-1]) for row in rows]
+
+    async def read_steps(self, run_id: str) -> Sequence[StepRecord]:
+        (rows,) = await self._database.read([Statement("read_steps", (self._stored(run_id),))])
+        return [step_record(run_id, row) for row in rows]
+
+    async def load_event(self, run_id: str, key: str) -> EventRecord | None:
+        values = (self._stored(run_id), key)
+        (rows,) = await self._database.read([Statement("read_event", values)])
+        return event_record(run_id, rows[0]) if rows else None
+
+    async def read_frames(
+        self, run_id: str, *, after: int = -1, limit: int = 1_000
+    ) -> Sequence[Frame]:
+        # Frames begin at 1: the seq 0 is the run itself.
+        first = max(after + 1, 1)
+        values = (self._stored(run_id), first, limit)
+        (rows,) = await self._database.read([Statement("read_frames", values)])
+        return [
+            frame
+            for first_seq, epoch, body in rows
+            for frame in decode_row(first_seq, epoch, body)
+            if frame.seq >= first
+        ]
+
+    async def read_details(self, run_id: str) -> RunDetails:
+        stored_id = self._stored(run_id)
+        found, attempts, events, usage, deliveries = await self._database.read(
+            [Statement(name, (stored_id,)) for name in _DETAILS]
+        )
+        if not found:
+            raise _unknown(run_id)
+        return RunDetails(
+            attempts=[attempt_record(row) for row in attempts],
+            events=[event_record(run_id, row) for row in events],
+            usage=[usage_record(row) for row in usage],
+            deliveries=[delivery_record(row) for row in deliveries],
+        )
+
+    async def wait_for_change(self, run_id: str | None, *, timeout_ms: int) -> None:
+        await self._waiting.wait(None if run_id is None else self._stored(run_id), timeout_ms)
+
+    def for_tenant(self, tenant: str) -> SqlStore:
+        view = copy.copy(self)
+        view._tenant = identity.check_tenant(tenant)
+        return view
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    def _stored(self, run_id: str) -> str:
+        return identity.stored_id(self._tenant, run_id)
+
+    async def _find(self, run_id: str) -> Row | None:
+        (rows,) = await self._database.read([Statement("read_run", (self._stored(run_id),))])
+        return rows[0] if rows else None
+
+
+class SqlRenewer:
+    """`RunStore.renew` for a heartbeat thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
+        if not leases:
+            return {}
+        (rows,) = self._connection.run([_beat(leases, lease_ms)])
+        return _held(leases, rows)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _beat(leases: Sequence[Lease], lease_ms: int) -> Statement:
+    return Statement("beat", (json.dumps(leases), lease_ms))
+
+
+def _held(leases: Sequence[Lease], rows: Sequence[Row]) -> dict[Lease, bool]:
+    stops = {run_id: stop_requested_at is not None for run_id, stop_requested_at in rows}
+    return {lease: stops[lease.run_id] for lease in leases if lease.run_id in stops}
+
+
+def _unknown(run_id: str) -> RunNotFoundError:
+    return RunNotFoundError(f"there is no run {run_id!r}")
+
+
+def _delivery_order(delivery: DeliveryRecord) -> tuple[str, int]:
+    return (delivery.run_id, delivery.position)

@@ -1,0 +1,195 @@
+"""A fenced write: the statements of its changes, and what their answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from perdure.core.changes import (
+    AddDelivery,
+    AppendFrames,
+    BeginStep,
+    Change,
+    CompleteStep,
+    EndRun,
+    FailStep,
+    IntendUsage,
+    Release,
+    Restart,
+    SaveHandle,
+    SettleUsage,
+    Suspend,
+)
+from perdure.core.records import Lease, StepRecord, Written
+from perdure.core.transitions import status_of
+from perdure.errors import DivergenceError, PerdureError, StoreCorruptError, UsageError
+from perdure.store.sql.database import Row, Statement
+from perdure.store.sql.rows import logical_run_id, step_record
+
+FENCE: Final = 0
+"""The place of the fence in the list of every write."""
+
+LEAVING: Final = frozenset({"end_run", "suspend_run", "release_run"})
+"""What stands last in a list because it takes the lease away."""
+
+_ANSWERS: Final = frozenset({"complete_step", "fail_step"})
+
+
+def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]:
+    """Return the list of a write: the fence, the changes, and last what leaves the lease."""
+    fence = (lease.run_id, lease.epoch, lease.token, lease.worker_id)
+    statements: list[Statement] = [Statement("fence", fence)]
+    leaving: list[Statement] = []
+    steps, progress = 0, 0
+    for change in changes:
+        match change:
+            case CompleteStep():
+                progress = 1
+                steps = max(steps, change.position + 1)
+                statements.append(_complete(fence, change))
+            case BeginStep():
+                steps = max(steps, change.position + 1)
+                statements.append(_begin(fence, change))
+            case FailStep():
+                steps = max(steps, change.position + 1)
+                statements.append(_fail(fence, change))
+            case EndRun():
+                progress = 1
+                leaving = _end(fence, change)
+            case Suspend():
+                leaving = _suspend(fence, change)
+            case Release():
+                leaving = _release(fence, change)
+            case _:
+                statements += _others(lease, fence, change)
+    statements[FENCE] = Statement("fence", (*fence, steps, progress), required=True)
+    return statements + leaving if leaving else statements
+
+
+Fence = tuple[str, int, str, str]
+
+
+def _complete(fence: Fence, step: CompleteStep) -> Statement:
+    values = (
+        *fence,
+        step.position,
+        step.intent,
+        step.kind,
+        step.input_hash,
+        step.effect,
+        step.tries,
+        step.result_text,
+        step.started_at,
+        step.frames_to,
+    )
+    return Statement("complete_step", values, required=True)
+
+
+def _begin(fence: Fence, step: BeginStep) -> Statement:
+    values = (
+        *fence,
+        step.position,
+        step.intent,
+        step.kind,
+        step.input_hash,
+        step.effect,
+        step.tries,
+    )
+    return Statement("begin_step", values, required=True)
+
+
+def _fail(fence: Fence, step: FailStep) -> Statement:
+    values = (
+        *fence,
+        step.position,
+        step.intent,
+        step.kind,
+        step.input_hash,
+        step.effect,
+        step.tries,
+        step.error_text,
+        step.started_at,
+    )
+    return Statement("fail_step", values, required=True)
+
+
+def _end(fence: Fence, end: EndRun) -> list[Statement]:
+    refinement = "stopped" if end.state == "stopped" else None
+    values = (*fence, status_of(end.state), refinement, end.reason, end.outcome_text)
+    return [
+        Statement("close_attempt", (*fence, end.state, end.error_text)),
+        Statement("end_run", values, required=True),
+    ]
+
+
+def _suspend(fence: Fence, rest: Suspend) -> list[Statement]:
+    values = (*fence, rest.state, rest.reason, rest.wake_key, rest.wake_at, rest.wake_in_ms)
+    return [
+        Statement("close_attempt", (*fence, rest.state, rest.error_text)),
+        Statement("suspend_run", values, required=True),
+    ]
+
+
+def _release(fence: Fence, release: Release) -> list[Statement]:
+    return [
+        Statement("close_attempt", (*fence, release.reason, None)),
+        Statement("release_run", fence, required=True),
+    ]
+
+
+def _others(lease: Lease, fence: Fence, change: Change) -> list[Statement]:
+    match change:
+        case AppendFrames(first_seq, last_seq, body) | Restart(first_seq, last_seq, body):
+            append = Statement("append_frames", (*fence, first_seq, last_seq, body), required=True)
+            if isinstance(change, AppendFrames):
+                return [append]
+            return [append, Statement("mark_live_from", (*fence, first_seq))]
+        case SaveHandle(handle_text):
+            return [Statement("save_handle", (*fence, handle_text))]
+        case IntendUsage(call, step_index, provider, model):
+            return [Statement("intend_usage", (*fence, call, step_index, provider, model))]
+        case SettleUsage():
+            return [settle_statement(lease, change)]
+        case AddDelivery():
+            return [Statement("add_delivery", (*fence, *change))]
+        case _:
+            raise UsageError(f"{change!r:.60} is not a change")
+
+
+def settle_statement(lease: Lease, usage: SettleUsage) -> Statement:
+    """Return what settles a usage row of the lease's own epoch and token."""
+    call, *settled = usage
+    return Statement("settle_usage", (lease.run_id, lease.epoch, lease.token, call, *settled))
+
+
+def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[Row]]) -> Written:
+    """Return the answer to a write that was committed."""
+    steps: list[StepRecord] = []
+    wake_at: str | None = None
+    run_id = logical_run_id(lease.run_id)
+    for statement, found in zip(statements, rows, strict=True):
+        if statement.name in _ANSWERS:
+            steps.append(step_record(run_id, found[0]))
+        elif statement.name == "suspend_run":
+            wake_at = found[0][0]
+    return Written(steps, rows[FENCE][0][0] is not None, wake_at)
+
+
+def refusal(lease: Lease, statement: Statement) -> PerdureError:
+    """Return why a change behind the fence was refused."""
+    run_id = logical_run_id(lease.run_id)
+    position = statement.values[4]
+    if statement.name == "append_frames":
+        return StoreCorruptError(
+            f"the frames from seq {position} do not follow the last stored ones of the run "
+            f"{run_id!r}"
+        )
+    intent = statement.values[5]
+    return DivergenceError(
+        f"step {position} of the run {run_id!r} is recorded under another intent than {intent!r}"
+    )
+
+
+def settled_positions(changes: Sequence[Change]) -> list[int]:
+    """Return the positions that a write answers, in order."""
+    return [change.position for change in changes if isinstance(change, CompleteStep | FailStep)]
