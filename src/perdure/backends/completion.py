@@ -1,0 +1,259 @@
+"""The reader of one streamed chat completion: bytes of the provider in, frames out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator
+from typing import Final, TypeGuard
+
+from perdure.backends.provider_error import fields_of, is_object, provider_error
+from perdure.backends.retry import RETRY_STATUSES
+from perdure.backends.sse import SSEEvent, SSEParser
+from perdure.core.effects import new_reference
+from perdure.core.frames import Frame, reasoning, text, tool_call, upstream_end, usage
+from perdure.core.records import JsonValue
+from perdure.errors import BackendTransportError, ValueTooLargeError
+
+_TOKEN_COUNTS: Final = {
+    "tokens_in": (("prompt_tokens",), ("input_tokens",)),
+    "tokens_out": (("completion_tokens",), ("output_tokens",)),
+    "tokens_cached": (
+        ("prompt_tokens_details", "cached_tokens"),
+        ("input_tokens_details", "cached_tokens"),
+        ("prompt_cache_hit_tokens",),
+    ),
+    "tokens_reasoning": (
+        ("completion_tokens_details", "reasoning_tokens"),
+        ("output_tokens_details", "reasoning_tokens"),
+    ),
+}
+"""Where the providers keep each count; the first that is there counts."""
+
+
+class CompletionReader:
+    """Reads one answer. How its bytes are cut into chunks makes no difference.
+
+    `finish` is the provider's finish reason, None until it came; `done` says that nothing more
+    will follow. `feed` and `close` raise BackendTransportError, its `body` uncut, for what cannot
+    be read, an error within the answer, and a tool call without a name.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        *,
+        status: int = 200,
+        request_id: str | None = None,
+        retry_statuses: Collection[int] = RETRY_STATUSES,
+    ) -> None:
+        self.finish: str | None = None
+        self.done = False
+        self._backend = backend
+        self._status = status
+        self._request_id = request_id
+        self._retry_statuses = retry_statuses
+        self._model: str | None = None
+        self._counts: dict[str, int] = {}
+        self._calls: list[_ToolCall] = []
+        self._parser = SSEParser()
+
+    def feed(self, chunk: bytes) -> Iterator[Frame]:
+        """Yield the frames that `chunk` completes."""
+        try:
+            events = self._parser.feed(chunk)
+        except ValueTooLargeError as error:
+            raise self._failure(f"sent too much at once: {error}", retryable=False) from error
+        for event in events:
+            yield from self._event(event)
+
+    def close(self) -> Iterator[Frame]:
+        """Yield what the end of the stream completes, and last `usage` and `upstream_end`.
+
+        Raises BackendTransportError when the provider never said that it was finished.
+        """
+        rest = self._parser.close()
+        # A provider may spare the last blank line; what is no JSON was cut off in its middle.
+        if rest is not None and _is_json(rest.data):
+            yield from self._event(rest)
+        if self.finish is None:
+            body = "" if rest is None else rest.data
+            raise self._failure("ended its answer without a finish reason", body=body)
+        yield from self._finished_calls()
+        yield from self.usage_so_far()
+        yield upstream_end(self.finish)
+
+    def usage_so_far(self) -> Iterator[Frame]:
+        """Yield the usage as far as the provider named it; nothing if it counted no tokens."""
+        if self._counts:
+            yield usage(
+                provider=self._backend,
+                model=self._model,
+                request_id=self._request_id,
+                **self._counts,
+            )
+
+    def _event(self, event: SSEEvent) -> Iterator[Frame]:
+        if self.done or not event.data:
+            return
+        if event.data.strip() == "[DONE]":
+            self.done = True
+            return
+        try:
+            record = json.loads(event.data)
+            if not is_object(record):
+                raise ValueError("an object was expected")
+            self._refuse_error(record, event)
+            self._note(record)
+            frames = [
+                frame
+                for choice in _objects(record.get("choices"))
+                if not choice.get("index")
+                for frame in self._choice(choice)
+            ]
+        except (ValueError, RecursionError) as error:
+            raise self._failure("sent what is no chat completion", body=event.data) from error
+        yield from frames
+
+    def _refuse_error(self, record: dict[str, JsonValue], event: SSEEvent) -> None:
+        document = {"error": record.get("error", record)} if event.event == "error" else record
+        error = provider_error(document)
+        if error is None:
+            return
+        code = f" ({error.code})" if error.code else ""
+        raise self._failure(
+            f"reported an error within its answer{code}",
+            body=event.data,
+            status=error.status,
+            retryable=error.may_pass(self._retry_statuses),
+        )
+
+    def _note(self, record: dict[str, JsonValue]) -> None:
+        model, id = record.get("model"), record.get("id")
+        if isinstance(model, str) and model:
+            self._model = model
+        if isinstance(id, str) and id and self._request_id is None:
+            self._request_id = id
+        for name, paths in _TOKEN_COUNTS.items():
+            counts = (_count(record.get("usage"), path) for path in paths)
+            count = next((each for each in counts if each is not None), None)
+            if count is not None:
+                self._counts[name] = count
+
+    def _choice(self, choice: dict[str, JsonValue]) -> Iterator[Frame]:
+        delta = _object(choice.get("delta")) or _object(choice.get("message"))
+        thought = _string(delta.get("reasoning_content")) or _string(delta.get("reasoning"))
+        if thought:
+            yield reasoning(thought)
+        for key in ("content", "refusal"):
+            if written := _string(delta.get(key)):
+                yield text(written)
+        for position, fragment in enumerate(_objects(delta.get("tool_calls"))):
+            self._fragment(position, fragment)
+        finish = _string(choice.get("finish_reason"))
+        if finish == "error":
+            raise self._failure("ended its answer with an error")
+        if finish:
+            self.finish = finish
+            yield from self._finished_calls()
+
+    def _fragment(self, position: int, fragment: dict[str, JsonValue]) -> None:
+        named = fragment.get("index")
+        index = named if isinstance(named, int) else position
+        id = _string(fragment.get("id"))
+        function = _object(fragment.get("function"))
+        call = next((each for each in reversed(self._calls) if each.index == index), None)
+        # Some providers give all calls the same index, and tell them apart by their ids only.
+        if call is None or (id and call.id and id != call.id):
+            call = _ToolCall(index)
+            self._calls.append(call)
+        call.id = call.id or id
+        call.name = call.name or _string(function.get("name"))
+        call.arguments.append(_string(function.get("arguments")))
+
+    def _finished_calls(self) -> Iterator[Frame]:
+        calls, self._calls = sorted(self._calls, key=lambda call: call.index), []
+        for call in calls:
+            if not call.name:
+                raise self._failure("called a tool without naming it")
+            call_id = call.id or f"call_{new_reference()}"
+            yield tool_call(call_id, call.name, _arguments("".join(call.arguments)))
+
+    def _failure(
+        self, what: str, *, body: str = "", status: int = 0, retryable: bool = True
+    ) -> BackendTransportError:
+        return BackendTransportError(
+            f"{self._backend} {what}",
+            backend=self._backend,
+            status=status or self._status,
+            body=body,
+            retryable=retryable,
+        )
+
+
+class _ToolCall:
+    """A tool call that is still arriving."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.id = ""
+        self.name = ""
+        self.arguments: list[str] = []
+
+
+def _arguments(written: str) -> JsonValue:
+    """Return what a model wrote as arguments: JSON if it is, else the text itself."""
+    if not written.strip():
+        return {}
+    try:
+        return json.loads(written, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return written
+
+
+def _is_json(written: str) -> bool:
+    try:
+        json.loads(written)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    if not math.isfinite(number):
+        raise ValueError(f"{written} is not JSON")
+    return number
+
+
+def _object(value: JsonValue) -> dict[str, JsonValue]:
+    if value is None:
+        return {}
+    if not is_object(value):
+        raise ValueError("an object was expected")
+    return value
+
+
+def _objects(value: JsonValue) -> list[dict[str, JsonValue]]:
+    if value is None:
+        return []
+    if not _is_list(value):
+        raise ValueError("a list was expected")
+    return [_object(item) for item in value]
+
+
+def _is_list(value: JsonValue) -> TypeGuard[list[JsonValue]]:
+    return isinstance(value, list)
+
+
+def _string(value: JsonValue) -> str:
+    if not isinstance(value, str | None):
+        raise ValueError("a text was expected")
+    return value or ""
+
+
+def _count(counted: JsonValue, path: tuple[str, ...]) -> int | None:
+    for key in path:
+        counted = fields_of(counted).get(key)
+    is_count = isinstance(counted, int) and not isinstance(counted, bool) and counted >= 0
+    return counted if is_count else None

@@ -1,0 +1,279 @@
+"""The HTTP side of a backend: a streamed POST with retries, time limits and safe error texts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from perdure.backends.provider_error import read_error
+from perdure.backends.retry import BackendRetry, retry_after_ms
+from perdure.core.effects import random_float, system_clock
+from perdure.errors import BackendTimeoutError, BackendTransportError, UsageError
+
+try:
+    import httpx2
+except ImportError as error:
+    raise ImportError(
+        "this backend needs the package httpx2: pip install 'perdure[openai]'"
+    ) from error
+
+BODY_CHARS_MAX: Final = 2_048
+"""So much of a provider's words is kept with an error."""
+ERROR_BODY_BYTES_MAX: Final = 16 * 1024
+ERROR_BODY_WAIT_MS: Final = 2_000
+KEPT_CONNECTIONS_MAX: Final = 100
+SECRET_CHARS_MIN: Final = 8
+"""A shorter value of a header is no secret: to blank it would make errors unreadable."""
+
+_NO_STREAM_TYPES = ("application/json", "text/html")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+class Endpoint:
+    """One address of a provider, and how it is called.
+
+    `client` replaces the HTTP client and stays the caller's to close. Time limits of 0 are off.
+    Raises UsageError for an address, header or limit that cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        *,
+        path: str,
+        headers: Mapping[str, str],
+        retry: BackendRetry,
+        request_timeout_ms: float,
+        idle_timeout_ms: float,
+        client: httpx2.AsyncClient | None,
+    ) -> None:
+        for limit, value in (("request", request_timeout_ms), ("idle", idle_timeout_ms)):
+            if not value >= 0:
+                raise UsageError(f"{limit}_timeout_ms is {value}, but must be 0 or more")
+        _check_headers(headers)
+        base = _address(base_url)
+        self.name = name
+        self.retry = retry
+        self.idle_timeout_ms = idle_timeout_ms
+        self._url = base.copy_with(path=base.path.removesuffix("/") + path)
+        self._headers = _merged(httpx2.Headers(), headers)
+        self._request_timeout_ms = request_timeout_ms
+        self._secrets = _secrets(base, headers)
+        self._owns_client = client is None
+        self._client = client or httpx2.AsyncClient(
+            timeout=None,
+            limits=httpx2.Limits(
+                max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS_MAX
+            ),
+        )
+
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Return the answer once its first bytes are here; the caller closes it.
+
+        Tries again, as the policy says, after a status that may pass, a lost connection, or
+        `request_timeout_ms` without a first byte. Raises BackendTransportError.
+        """
+        if self._client.is_closed:
+            raise UsageError(f"the backend {self.name!r} is closed")
+        _check_headers(headers)
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._attempt(body, _merged(self._headers, headers))
+            except BackendTransportError as failure:
+                if not failure.retryable or tries >= self.retry.max_attempts:
+                    raise
+                wait_ms = self.retry.wait_ms(
+                    tries, chance=random_float(), retry_after_ms=failure.retry_after_ms
+                )
+            await asyncio.sleep(wait_ms / 1_000)
+
+    async def aclose(self) -> None:
+        """Close the connections, if the HTTP client is not the caller's."""
+        if self._owns_client:
+            await self._client.aclose()
+
+    def quote(self, words: str) -> str:
+        """Return what of a provider's words may be kept: no secrets, at most 2,048 characters."""
+        for secret in self._secrets:
+            words = words.replace(secret, "[secret]")
+        return words[:BODY_CHARS_MAX]
+
+    def lost(self, error: httpx2.RequestError, *, status: int = 0) -> BackendTransportError:
+        """Return the failure that stands for `error` of the HTTP client."""
+        ours = isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol)
+        reason = self.quote(f"{type(error).__name__}: {error}".removesuffix(": "))
+        what = "broke off its answer" if status else "could not be asked"
+        return BackendTransportError(
+            f"{self} {what} ({reason})", backend=self.name, status=status, retryable=not ours
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self._url.netloc.decode('ascii')}"
+
+    async def _attempt(self, body: bytes, headers: httpx2.Headers) -> Answer:
+        request = self._client.build_request("POST", self._url, content=body, headers=headers)
+        try:
+            async with asyncio.timeout(self._request_timeout_ms / 1_000 or None):
+                response = await self._client.send(request, stream=True)
+                answer = Answer(self, response)
+                try:
+                    await self._check(answer)
+                    await answer.begin()
+                except BaseException:
+                    await answer.aclose()
+                    raise
+                return answer
+        except TimeoutError as error:
+            raise BackendTimeoutError(
+                f"{self} did not begin to answer within {self._request_timeout_ms:g} ms",
+                backend=self.name,
+            ) from error
+        except httpx2.RequestError as error:
+            raise self.lost(error) from error
+
+    async def _check(self, answer: Answer) -> None:
+        status, kind = answer.status, answer.content_type
+        if answer.is_success and kind not in _NO_STREAM_TYPES:
+            return
+        body = await answer.read_error_body()
+        error = read_error(body)
+        if answer.is_success:
+            what = f"answered with {kind}, not with a stream of events"
+            retryable = error is not None and error.may_pass(self.retry.retry_statuses)
+            status = error.status or status if error is not None else status
+        else:
+            what = f"answered with status {status}"
+            retryable = status in self.retry.retry_statuses and not (error and error.permanent)
+        code = f" ({error.code})" if error is not None and error.code else ""
+        request = f" [{answer.request_id}]" if answer.request_id else ""
+        raise BackendTransportError(
+            f"{self} {what}{code}{request}",
+            backend=self.name,
+            status=status,
+            body=self.quote(body),
+            retryable=retryable,
+            retry_after_ms=answer.retry_after_ms,
+        )
+
+
+class Answer:
+    """A response whose body is being read."""
+
+    def __init__(self, endpoint: Endpoint, response: httpx2.Response) -> None:
+        self._endpoint = endpoint
+        self._response = response
+        self._chunks = response.aiter_bytes()
+        self._first: bytes | None = None
+
+    @property
+    def status(self) -> int:
+        """The status of the response."""
+        return self._response.status_code
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is one of success."""
+        return self._response.is_success
+
+    @property
+    def content_type(self) -> str:
+        """The media type, in lower case and without parameters."""
+        return self._response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def request_id(self) -> str | None:
+        """The id by which the provider finds this call, if it gave one."""
+        id = self._response.headers.get("x-request-id", "")
+        return id if _REQUEST_ID.fullmatch(id) else None
+
+    @property
+    def retry_after_ms(self) -> float | None:
+        """How long the provider asks to wait, None if it does not."""
+        return retry_after_ms(self._response.headers, now_ms=system_clock())
+
+    async def begin(self) -> None:
+        """Wait for the first bytes; the next `chunk` returns them."""
+        self._first = await anext(self._chunks, b"")
+
+    async def chunk(self, limit_ms: float) -> bytes:
+        """Return the next bytes, none at the end of the response.
+
+        Raises BackendTimeoutError after `limit_ms` (0: never) without a byte, and
+        BackendTransportError when the connection is lost.
+        """
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        try:
+            async with asyncio.timeout(limit_ms / 1_000 or None):
+                return await anext(self._chunks, b"")
+        except TimeoutError as error:
+            raise BackendTimeoutError(
+                f"{self._endpoint} sent nothing for {limit_ms:g} ms within its answer",
+                backend=self._endpoint.name,
+                status=self.status,
+            ) from error
+        except httpx2.RequestError as error:
+            raise self._endpoint.lost(error, status=self.status) from error
+
+    async def read_error_body(self) -> str:
+        """Return the beginning of the body, as much as comes soon."""
+        body = b""
+        # The status is known: that its explanation cannot be read must not hide it.
+        with contextlib.suppress(TimeoutError, httpx2.RequestError):
+            async with asyncio.timeout(ERROR_BODY_WAIT_MS / 1_000):
+                while len(body) < ERROR_BODY_BYTES_MAX:
+                    chunk = await anext(self._chunks, b"")
+                    if not chunk:
+                        break
+                    body += chunk
+        return body[:ERROR_BODY_BYTES_MAX].decode("utf-8", "replace")
+
+    async def aclose(self) -> None:
+        """End the response; a connection with an unread rest is closed."""
+        try:
+            await self._chunks.aclose()
+        finally:
+            await self._response.aclose()
+
+
+def _address(base_url: str) -> httpx2.URL:
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL:
+        url = httpx2.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        # The address is not shown: it may hold a password or a key.
+        raise UsageError("base_url must be an address such as https://api.openai.com/v1")
+    return url
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise UsageError(f"{name[:40]!r} cannot be the name of a header")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise UsageError(f"the value of the header {name} must be printable ASCII")
+
+
+def _merged(headers: httpx2.Headers, more: Mapping[str, str]) -> httpx2.Headers:
+    merged = headers.copy()
+    for name, value in more.items():
+        merged[name] = value
+    return merged
+
+
+def _secrets(url: httpx2.URL, headers: Mapping[str, str]) -> list[str]:
+    values = [value.rpartition(" ")[2] for value in headers.values()]
+    values += [url.username, url.password, *url.params.values()]
+    found = {value for value in values if len(value) >= SECRET_CHARS_MIN}
+    # The longest first: one may be a part of another.
+    return sorted(found, key=lambda value: (-len(value), value))

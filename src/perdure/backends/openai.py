@@ -1,0 +1,143 @@
+"""The backend for every endpoint that speaks OpenAI's chat completions, streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from perdure.backends.completion import CompletionReader
+from perdure.backends.endpoint import Answer, Endpoint
+from perdure.backends.protocol import Prompt
+from perdure.backends.retry import BackendRetry
+from perdure.core.frames import Frame
+from perdure.core.records import JsonValue
+from perdure.errors import BackendTransportError, UsageError
+
+if TYPE_CHECKING:
+    import httpx2
+
+BASE_URL: Final = "https://api.openai.com/v1"
+REQUEST_TIMEOUT_MS: Final = 120_000
+CHUNK_TIMEOUT_MS: Final = 60_000
+USAGE_WAIT_MS: Final = 5_000
+"""So long the usage is awaited once the answer is whole."""
+CLOSE_WAIT_MS: Final = 100
+"""So long the end of the response is awaited once nothing can follow: it frees the connection."""
+
+
+class OpenAIBackend:
+    """Asks a chat completions endpoint: one streamed POST for each prompt.
+
+    `base_url` is what `/chat/completions` is appended to; its query, if any, is kept. `api_key`
+    None sends no key; `headers` are sent with each call. `extra_body` is merged into each
+    request, for what `Prompt` has no name for. `include_usage=False` is for endpoints that refuse
+    `stream_options`.
+
+    A call is tried again, as `retry` says, until its answer begins: after a status that may pass,
+    a lost connection, or `request_timeout_ms` without a first byte. Once it has begun nothing is
+    repeated: a lost connection, or `idle_timeout_ms` without a byte, raises. A limit of 0 is off.
+    Neither keys nor the query of the address are in an error; HTTP clients log addresses, so a
+    key belongs into `api_key` or `headers`.
+
+    `client` replaces the HTTP client (proxies, certificates, transports) and stays the caller's
+    to close. An instance belongs to one event loop. Raises UsageError for a value that cannot be
+    used.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str = BASE_URL,
+        model: str | None = None,
+        name: str = "openai",
+        retry: BackendRetry | None = None,
+        request_timeout_ms: float = REQUEST_TIMEOUT_MS,
+        idle_timeout_ms: float = CHUNK_TIMEOUT_MS,
+        headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, JsonValue] | None = None,
+        include_usage: bool = True,
+        client: httpx2.AsyncClient | None = None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self._extra_body = dict(extra_body or {})
+        self._include_usage = include_usage
+        authorization = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
+        self._endpoint = Endpoint(
+            name,
+            base_url,
+            path="/chat/completions",
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "text/event-stream",
+                **authorization,
+                **(headers or {}),
+            },
+            retry=retry or BackendRetry(),
+            request_timeout_ms=request_timeout_ms,
+            idle_timeout_ms=idle_timeout_ms,
+            client=client,
+        )
+
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
+        """Ask, and yield the answer as it arrives, after the contract of `Backend.stream`."""
+        key = prompt.idempotency_key
+        headers = {} if key is None else {"Idempotency-Key": key}
+        answer = await self._endpoint.post(self._body(prompt), headers)
+        async with aclosing(answer):
+            reader = CompletionReader(
+                self.name,
+                status=answer.status,
+                request_id=answer.request_id,
+                retry_statuses=self._endpoint.retry.retry_statuses,
+            )
+            try:
+                while chunk := await self._next_chunk(answer, reader):
+                    for frame in reader.feed(chunk):
+                        yield frame
+                for frame in reader.close():
+                    yield frame
+            except BackendTransportError as failure:
+                failure.body = self._endpoint.quote(failure.body)
+                # What a failed answer used is billed as well.
+                for frame in reader.usage_so_far():
+                    yield frame
+                raise
+
+    async def aclose(self) -> None:
+        """Close the connections, if the HTTP client is not the caller's."""
+        await self._endpoint.aclose()
+
+    async def _next_chunk(self, answer: Answer, reader: CompletionReader) -> bytes:
+        limit_ms = self._endpoint.idle_timeout_ms
+        if reader.done:
+            limit_ms = CLOSE_WAIT_MS
+        elif reader.finish is not None:
+            limit_ms = min(USAGE_WAIT_MS, limit_ms or USAGE_WAIT_MS)
+        try:
+            return await answer.chunk(limit_ms)
+        except BackendTransportError:
+            if reader.finish is None:
+                raise
+            # The answer is whole: to fail now would have it made, and paid, again.
+            return b""
+
+    def _body(self, prompt: Prompt) -> bytes:
+        body: dict[str, JsonValue] = {"messages": list(prompt.messages), "stream": True}
+        optional = {
+            "model": prompt.model or self.model,
+            "stream_options": {"include_usage": True} if self._include_usage else None,
+            "tools": list(prompt.tools) or None,
+            "tool_choice": prompt.tool_choice if prompt.tools else None,
+            "response_format": prompt.response_format,
+            "temperature": prompt.temperature,
+            "max_tokens": prompt.max_tokens,
+        }
+        body |= {name: value for name, value in optional.items() if value is not None}
+        try:
+            return json.dumps(body | self._extra_body, allow_nan=False).encode("ascii")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"the prompt is not plain JSON: {error}") from error
