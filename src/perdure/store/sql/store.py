@@ -319,7 +319,7 @@ class SqlStore:
         await self._database.close()
 
     def _stored(self, run_id: str) -> str:
-        return identity.stored_id(self._tenant, run_id)
+        return identity.stored_id(self._tenant, identity.check_run_id(run_id))
 
     async def _find(self, run_id: str) -> Row | None:
         (rows,) = await self._database.read([Statement("read_run", (self._stored(run_id),))])

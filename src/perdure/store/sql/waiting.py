@@ -44,6 +44,7 @@ class Waiting:
 
     async def wait(self, stored_id: str | None, timeout_ms: int) -> None:
         """Return when the run, or (None) any run, may have changed, at the latest in time."""
+        self._watch()
         task = asyncio.current_task()
         seen = 0 if task is None else self._seen.get(task, 0)
         if self._changed.get(stored_id, self._forgotten) <= seen:
