@@ -132,7 +132,9 @@ class RunData:
     def settle_delivery(self, delivery: DeliveryRecord, now: str, error: str | None) -> bool:
         """Settle a claimed delivery; False if somebody else has claimed it since."""
         known = self.deliveries.get(delivery.position)
-        if known is None or known.state != "waiting" or known.token != delivery.token:
+        if known is None or known.state != "waiting":
+            return False
+        if known.token is None or known.token != delivery.token:
             return False
         self.claimed_until.pop(delivery.position, None)
         known = known._replace(token=None, last_error=error)
