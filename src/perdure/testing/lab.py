@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from types import ModuleType, TracebackType
 from typing import NamedTuple
@@ -75,7 +75,7 @@ def same(actual: object, expected: object, what: str) -> None:
 
 
 @contextmanager
-def refused(kind: type[BaseException]) -> Iterator[None]:
+def refused(kind: type[BaseException]) -> Generator[None]:
     """Fail unless the block raises an error of `kind`; any other error passes through."""
     try:
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from perdure.core.changes import (
     BeginStep,
     Change,
@@ -220,6 +222,17 @@ async def the_lost_reply_of_an_end_is_answered_as_done(lab: StoreLab) -> None:
         again = await store.write(lease, *changes)
         same([step.result for step in again.steps], ["answer"], "the repeated answer")
         await unchanged(store, run_id, before)
+
+
+@case
+async def another_end_by_the_holder_that_ended_the_run_changes_nothing(lab: StoreLab) -> None:
+    store = await lab.open()
+    for state, other in (("completed", "failed"), ("stopped", "completed"), ("failed", "stopped")):
+        lease = await finish(store, state, completed(0), state=state)
+        before = await snapshot(store, state)
+        with suppress(LeaseLostError):
+            await store.write(lease, completed(1), row(1, "x"), delivery(0), ended(other))
+        await unchanged(store, state, before)
 
 
 @case

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from perdure.core.changes import AppendFrames, CompleteStep, IntendUsage, SaveHandle, SettleUsage
 from perdure.core.frames import data, encode_row, text
@@ -266,8 +267,8 @@ async def every_moment_is_utc_text_with_milliseconds(lab: StoreLab) -> None:
     same((await read(store, "run")).completed_at, "2026-01-31T09:05:23.000Z", "a whole second")
 
 
-def _moments(record: tuple[object, ...]) -> Iterator[tuple[str, str]]:
-    fields: dict[str, object] = record._asdict()  # type: ignore[attr-defined]
+def _moments(record: Any) -> Iterator[tuple[str, str]]:
+    fields: dict[str, Any] = record._asdict()
     for name, value in fields.items():
         if name.endswith("_at") and value is not None:
-            yield name, str(value)
+            yield name, value

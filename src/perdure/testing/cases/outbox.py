@@ -225,6 +225,20 @@ async def a_stale_token_settles_nothing(lab: StoreLab) -> None:
 
 
 @case
+async def a_delivery_that_nobody_has_claimed_cannot_be_settled(lab: StoreLab) -> None:
+    store = await lab.open()
+    await finish(store, "run", delivery(0))
+    unclaimed = await _stored(store)
+    await store.settle_delivery(unclaimed)
+    await store.settle_delivery(unclaimed, error="no")
+    same(await _stored(store), unclaimed, "the delivery that waits")
+    claimed = await _one(store)
+    await store.settle_delivery(claimed._replace(token=None))
+    await store.settle_delivery(claimed._replace(token="0" * 32))
+    same((await _stored(store)).state, "waiting", "the delivery that was claimed")
+
+
+@case
 async def a_late_settlement_counts_while_nobody_else_has_claimed(lab: StoreLab) -> None:
     store = await lab.open()
     await finish(store, "run", delivery(0))

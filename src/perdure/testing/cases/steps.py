@@ -52,7 +52,7 @@ async def a_completed_step_keeps_its_result_and_its_labels(lab: StoreLab) -> Non
     await store.write(lease, BeginStep(0, "call", kind="tool", input_hash="h", effect="pure"))
     started_at = lab.clock.iso()
     lab.clock.advance(30)
-    result = {"list": [1, 2.5, None, True], "text": "née", "deep": {"a": {"b": []}}}
+    result: JsonValue = {"list": [1, 2.5, None, True], "text": "née", "deep": {"a": {"b": []}}}
     change = CompleteStep(
         0, "call", json.dumps(result), kind="tool", input_hash="h", effect="pure", frames_to=4
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perdure.core.limits import LEASE_MS
-from perdure.core.records import SessionKey
+from perdure.core.records import Lease, SessionKey
 from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.protocol import RunStore
 from perdure.testing.lab import (
@@ -141,7 +141,7 @@ async def a_sweep_serves_every_tenant(lab: StoreLab) -> None:
 @case
 async def deliveries_of_every_tenant_are_claimed_and_name_it(lab: StoreLab) -> None:
     root = await lab.open()
-    leases = {}
+    leases: dict[str, Lease] = {}
     for tenant in ("", "acme"):
         store = await lab.open(tenant=tenant)
         leases[tenant] = await finish(store, "run", delivery(0, payload=tenant))
