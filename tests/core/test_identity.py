@@ -190,6 +190,16 @@ def test_a_canonical_value_is_at_most_as_deep_as_a_stored_one() -> None:
         canonical_json(value)
 
 
+def test_a_missing_scenario_or_domain_is_not_an_empty_one() -> None:
+    task = AgentTaskSpec("t", "i")
+    manifests = [
+        RunManifest("p", task),
+        RunManifest("p", task, scenario_id=""),
+        RunManifest("p", task._replace(domain="")),
+    ]
+    assert len({manifest_hash(manifest) for manifest in manifests}) == 3
+
+
 def test_a_manifest_that_cannot_be_hashed_names_the_field() -> None:
     task = AgentTaskSpec("t", "i")
     with pytest.raises(NotSerializableError, match=r"^manifest\.input\.since is of type "):

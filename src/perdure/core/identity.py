@@ -283,7 +283,7 @@ def _float(value: float) -> str:
     if not exponent:
         return mantissa.removesuffix(".0")
     sign = "-" if value < 0 else ""
-    digits = mantissa.lstrip("-").replace(".", "").rstrip("0")
+    digits = mantissa.lstrip("-").replace(".", "")
     point = int(exponent) + 1
     if 0 < point <= 21:
         return f"{sign}{digits.ljust(point, '0')}"

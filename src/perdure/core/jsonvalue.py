@@ -197,7 +197,7 @@ def decode_value(text: str) -> JsonValue:
     try:
         return _stored.decode(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise StoreCorruptError(f"stored JSON cannot be read: {error}: {text!r:.60}") from error
+        raise StoreCorruptError(f"stored JSON cannot be read: {error}") from error
 
 
 def parse_json(
