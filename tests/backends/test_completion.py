@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.backends.completion import CompletionReader
@@ -89,7 +89,6 @@ def test_a_stream_that_ends_anywhere_is_whole_only_with_its_finish_reason() -> N
             ]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(stream: bytes) -> None:
     with pytest.raises(BackendTransportError):
@@ -110,7 +109,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(JSON, max_size=4))
 def test_no_record_breaks_the_reader(records: list[Any]) -> None:
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -43,13 +44,14 @@ def test_what_the_provider_asks_for_is_waited_up_to_the_ceiling() -> None:
         ({"initial_backoff_ms": -1}, "initial_backoff_ms"),
         ({"initial_backoff_ms": float("nan")}, "initial_backoff_ms"),
         ({"max_backoff_ms": float("inf")}, "max_backoff_ms"),
+        ({"request_timeout_ms": -1}, "request_timeout_ms"),
         ({"jitter": -0.1}, "jitter"),
         ({"jitter": 1.1}, "jitter"),
     ],
 )
-def test_a_policy_out_of_range_is_refused_by_name(values: dict[str, float], name: str) -> None:
+def test_a_policy_out_of_range_is_refused_by_name(values: dict[str, Any], name: str) -> None:
     with pytest.raises(UsageError, match=name):
-        BackendRetry(**values)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        BackendRetry(**values)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Final
 
 from perdure.backends.provider_error import read_error
@@ -37,8 +39,8 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 class Endpoint:
     """One address of a provider, and how it is called.
 
-    `client` replaces the HTTP client and stays the caller's to close. Time limits of 0 are off.
-    Raises UsageError for an address, header or limit that cannot be used.
+    `client` replaces the HTTP client and stays the caller's to close. Raises UsageError for an
+    address, a header or a limit that cannot be used.
     """
 
     def __init__(
@@ -49,13 +51,13 @@ class Endpoint:
         path: str,
         headers: Mapping[str, str],
         retry: BackendRetry,
-        request_timeout_ms: float,
         idle_timeout_ms: float,
         client: httpx2.AsyncClient | None,
     ) -> None:
-        for limit, value in (("request", request_timeout_ms), ("idle", idle_timeout_ms)):
-            if not value >= 0:
-                raise UsageError(f"{limit}_timeout_ms is {value}, but must be 0 or more")
+        if not 0 <= idle_timeout_ms < math.inf:
+            raise UsageError(
+                f"idle_timeout_ms is {idle_timeout_ms}, but must be 0 or more, and finite"
+            )
         _check_headers(headers)
         base = _address(base_url)
         self.name = name
@@ -63,7 +65,6 @@ class Endpoint:
         self.idle_timeout_ms = idle_timeout_ms
         self._url = base.copy_with(path=base.path.removesuffix("/") + path)
         self._headers = _merged(httpx2.Headers(), headers)
-        self._request_timeout_ms = request_timeout_ms
         self._secrets = _secrets(base, headers)
         self._owns_client = client is None
         self._client = client or httpx2.AsyncClient(
@@ -76,8 +77,8 @@ class Endpoint:
     async def post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Return the answer once its first bytes are here; the caller closes it.
 
-        Tries again, as the policy says, after a status that may pass, a lost connection, or
-        `request_timeout_ms` without a first byte. Raises BackendTransportError.
+        Tries again, as the policy says, after a status that may pass, a lost connection, or too
+        long a silence. Raises BackendTransportError.
         """
         if self._client.is_closed:
             raise UsageError(f"the backend {self.name!r} is closed")
@@ -121,7 +122,7 @@ class Endpoint:
     async def _attempt(self, body: bytes, headers: httpx2.Headers) -> Answer:
         request = self._client.build_request("POST", self._url, content=body, headers=headers)
         try:
-            async with asyncio.timeout(self._request_timeout_ms / 1_000 or None):
+            async with asyncio.timeout(self.retry.request_timeout_ms / 1_000 or None):
                 response = await self._client.send(request, stream=True)
                 answer = Answer(self, response)
                 try:
@@ -133,7 +134,7 @@ class Endpoint:
                 return answer
         except TimeoutError as error:
             raise BackendTimeoutError(
-                f"{self} did not begin to answer within {self._request_timeout_ms:g} ms",
+                f"{self} did not begin to answer within {self.retry.request_timeout_ms:g} ms",
                 backend=self.name,
             ) from error
         except httpx2.RequestError as error:
@@ -151,7 +152,9 @@ class Endpoint:
             status = error.status or status if error is not None else status
         else:
             what = f"answered with status {status}"
-            retryable = status in self.retry.retry_statuses and not (error and error.permanent)
+            # Too many requests: for now, or because nobody has paid?
+            refused = status == HTTPStatus.TOO_MANY_REQUESTS and error and error.permanent
+            retryable = status in self.retry.retry_statuses and not refused
         code = f" ({error.code})" if error is not None and error.code else ""
         request = f" [{answer.request_id}]" if answer.request_id else ""
         raise BackendTransportError(

@@ -12,14 +12,12 @@ from perdure.backends.endpoint import Answer, Endpoint
 from perdure.backends.protocol import Prompt
 from perdure.backends.retry import BackendRetry
 from perdure.core.frames import Frame
-from perdure.core.records import JsonValue
 from perdure.errors import BackendTransportError, UsageError
 
 if TYPE_CHECKING:
     import httpx2
 
 BASE_URL: Final = "https://api.openai.com/v1"
-REQUEST_TIMEOUT_MS: Final = 120_000
 CHUNK_TIMEOUT_MS: Final = 60_000
 USAGE_WAIT_MS: Final = 5_000
 """So long the usage is awaited once the answer is whole."""
@@ -31,15 +29,13 @@ class OpenAIBackend:
     """Asks a chat completions endpoint: one streamed POST for each prompt.
 
     `base_url` is what `/chat/completions` is appended to; its query, if any, is kept. `api_key`
-    None sends no key; `headers` are sent with each call. `extra_body` is merged into each
-    request, for what `Prompt` has no name for. `include_usage=False` is for endpoints that refuse
-    `stream_options`.
+    None sends no key; `headers` are sent with each call.
 
     A call is tried again, as `retry` says, until its answer begins: after a status that may pass,
-    a lost connection, or `request_timeout_ms` without a first byte. Once it has begun nothing is
-    repeated: a lost connection, or `idle_timeout_ms` without a byte, raises. A limit of 0 is off.
-    Neither keys nor the query of the address are in an error; HTTP clients log addresses, so a
-    key belongs into `api_key` or `headers`.
+    a lost connection, or too long a silence. Once it has begun nothing is repeated: a lost
+    connection, or `idle_timeout_ms` (0: never) without a byte, raises. Errors hold neither keys
+    nor the query of the address; HTTP clients log addresses, so a key belongs into `api_key` or
+    `headers`.
 
     `client` replaces the HTTP client (proxies, certificates, transports) and stays the caller's
     to close. An instance belongs to one event loop. Raises UsageError for a value that cannot be
@@ -54,17 +50,12 @@ class OpenAIBackend:
         model: str | None = None,
         name: str = "openai",
         retry: BackendRetry | None = None,
-        request_timeout_ms: float = REQUEST_TIMEOUT_MS,
         idle_timeout_ms: float = CHUNK_TIMEOUT_MS,
         headers: Mapping[str, str] | None = None,
-        extra_body: Mapping[str, JsonValue] | None = None,
-        include_usage: bool = True,
         client: httpx2.AsyncClient | None = None,
     ) -> None:
         self.name = name
         self.model = model
-        self._extra_body = dict(extra_body or {})
-        self._include_usage = include_usage
         authorization = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
         self._endpoint = Endpoint(
             name,
@@ -77,7 +68,6 @@ class OpenAIBackend:
                 **(headers or {}),
             },
             retry=retry or BackendRetry(),
-            request_timeout_ms=request_timeout_ms,
             idle_timeout_ms=idle_timeout_ms,
             client=client,
         )
@@ -126,18 +116,20 @@ class OpenAIBackend:
             return b""
 
     def _body(self, prompt: Prompt) -> bytes:
-        body: dict[str, JsonValue] = {"messages": list(prompt.messages), "stream": True}
-        optional = {
+        body = {
             "model": prompt.model or self.model,
-            "stream_options": {"include_usage": True} if self._include_usage else None,
+            "messages": list(prompt.messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
             "tools": list(prompt.tools) or None,
             "tool_choice": prompt.tool_choice if prompt.tools else None,
             "response_format": prompt.response_format,
             "temperature": prompt.temperature,
             "max_tokens": prompt.max_tokens,
+            **prompt.extra_body,
         }
-        body |= {name: value for name, value in optional.items() if value is not None}
+        given = {name: value for name, value in body.items() if value is not None}
         try:
-            return json.dumps(body | self._extra_body, allow_nan=False).encode("ascii")
+            return json.dumps(given, allow_nan=False).encode("ascii")
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"the prompt is not plain JSON: {error}") from error

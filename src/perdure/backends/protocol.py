@@ -16,7 +16,8 @@ class Prompt(NamedTuple):
     `{"type": "function", "function": {"name", "description"?, "parameters"?}}`; `tool_choice`
     is `auto`, `none`, `required` or `{"type": "function", "function": {"name"}}` and counts only
     with tools. `model` None asks the backend's own. `idempotency_key` is equal whenever the same
-    question is asked again after a crash. What is None is not sent.
+    question is asked again after a crash. `extra_body` is merged into the request, for what has
+    no name here. What is None is not sent.
     """
 
     messages: Sequence[Mapping[str, JsonValue]]
@@ -27,6 +28,7 @@ class Prompt(NamedTuple):
     response_format: Mapping[str, JsonValue] | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+    extra_body: Mapping[str, JsonValue] = {}
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from typing import Final
 from perdure.errors import UsageError
 
 RETRY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+REQUEST_TIMEOUT_MS: Final = 120_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,8 @@ class BackendRetry:
 
     The wait before try n + 1 is `initial_backoff_ms * 2 ** (n - 1)`, at most `max_backoff_ms`, of
     which the fraction `jitter` is random: 1 spreads the tries of many clients best, 0 waits
-    exactly. `max_attempts` counts all tries; 1 turns retries off. Raises UsageError.
+    exactly. `max_attempts` counts all tries; 1 turns retries off. A try ends after
+    `request_timeout_ms` without a first byte of the answer; 0 waits for ever. Raises UsageError.
     """
 
     max_attempts: int = 5
@@ -27,11 +29,12 @@ class BackendRetry:
     max_backoff_ms: float = 30_000
     jitter: float = 1.0
     retry_statuses: frozenset[int] = RETRY_STATUSES
+    request_timeout_ms: float = REQUEST_TIMEOUT_MS
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise UsageError(f"max_attempts is {self.max_attempts}, but must be 1 or more")
-        for name in ("initial_backoff_ms", "max_backoff_ms"):
+        for name in ("initial_backoff_ms", "max_backoff_ms", "request_timeout_ms"):
             wait_ms = getattr(self, name)
             if not 0 <= wait_ms < math.inf:
                 raise UsageError(f"{name} is {wait_ms}, but must be 0 or more, and finite")
