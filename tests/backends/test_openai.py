@@ -272,10 +272,24 @@ async def test_a_closed_backend_says_so(server: ModelServer) -> None:
 
 async def test_a_client_that_was_given_stays_open(server: ModelServer) -> None:
     server.will(reply(HELLO))
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(headers={"X-Client": "given"}) as client:
         backend = backend_of(server, client=client)
         assert await ask(backend) == HELLO_FRAMES
         assert not client.is_closed
+    assert server.received[0].headers["x-client"] == "given"
+
+
+async def test_the_time_limits_of_a_client_that_was_given_do_not_count(
+    server: ModelServer,
+) -> None:
+    late = asyncio.Event()
+    server.will(reply(sse(chunk(content="Hel")), Wait(late), sse(chunk("stop"))))
+    async with httpx2.AsyncClient(timeout=0.05) as client:
+        stream = backend_of(server, client=client).stream(PROMPT)
+        assert await anext(stream) == text("Hel")
+        asyncio.get_running_loop().call_later(0.15, late.set)
+        assert await anext(stream) == upstream_end("stop")
+        await stream.aclose()
 
 
 def test_it_is_a_backend() -> None:

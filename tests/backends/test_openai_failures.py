@@ -207,6 +207,12 @@ async def test_an_answer_without_a_finish_reason_is_a_failure(
     assert (failure.status, failure.retryable) == (200, True)
 
 
+async def test_an_answer_that_stays_open_after_done_is_judged_at_once(server: ModelServer) -> None:
+    server.will(reply(sse(chunk(content="Hel"), "[DONE]"), Hang()))
+    _, failure = await ask_in_vain(backend_of(server, idle_timeout_ms=0))
+    assert "without a finish reason" in str(failure)
+
+
 async def test_an_empty_answer_is_a_failure(server: ModelServer) -> None:
     server.will(reply())
     frames, failure = await ask_in_vain(backend_of(server))

@@ -120,7 +120,9 @@ class Endpoint:
         return f"{self.name} at {self._url.netloc.decode('ascii')}"
 
     async def _attempt(self, body: bytes, headers: httpx2.Headers) -> Answer:
-        request = self._client.build_request("POST", self._url, content=body, headers=headers)
+        request = self._client.build_request(
+            "POST", self._url, content=body, headers=headers, timeout=None
+        )
         try:
             async with asyncio.timeout(self.retry.request_timeout_ms / 1_000 or None):
                 response = await self._client.send(request, stream=True)

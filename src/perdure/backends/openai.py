@@ -37,9 +37,10 @@ class OpenAIBackend:
     nor the query of the address; HTTP clients log addresses, so a key belongs into `api_key` or
     `headers`.
 
-    `client` replaces the HTTP client (proxies, certificates, transports) and stays the caller's
-    to close. An instance belongs to one event loop. Raises UsageError for a value that cannot be
-    used.
+    `client` replaces the HTTP client (proxies, certificates, transports), keeps no time limit of
+    its own, and stays the caller's to close. An instance belongs to one event loop.
+
+    Raises UsageError for a value that cannot be used.
     """
 
     def __init__(
@@ -110,9 +111,9 @@ class OpenAIBackend:
         try:
             return await answer.chunk(limit_ms)
         except BackendTransportError:
-            if reader.finish is None:
+            if reader.finish is None and not reader.done:
                 raise
-            # The answer is whole: to fail now would have it made, and paid, again.
+            # Nothing of the answer is missing: to fail now would have it made, and paid, again.
             return b""
 
     def _body(self, prompt: Prompt) -> bytes:
