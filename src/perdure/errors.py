@@ -163,6 +163,14 @@ class CursorError(PerdureError, ValueError):
     hint = "Read the stream from its start, without a cursor."
 
 
+class TooManyReadersError(PerdureError):
+    """A turn has as many readers in this process as it may have."""
+
+    code = "too_many_readers"
+    retryable = True
+    hint = "Close some of the streams that follow this turn, then read it again."
+
+
 class FramesExpiredError(PerdureError):
     """The frames of this turn are no longer kept."""
 

@@ -128,25 +128,63 @@ def part_frame(element: Mapping[str, JsonValue], *, seq: int = 0, epoch: int = 0
     return Frame(seq, epoch, kind, {key: value for key, value in element.items() if key != "k"})
 
 
+class RowBuilder:
+    """Collects frames that follow each other without a gap, and writes them as one row.
+
+    Each value is encoded once. `size_bytes` is an estimate while deltas are being merged.
+    """
+
+    def __init__(self, first_seq: int) -> None:
+        self.first_seq = first_seq
+        self.count = 0
+        self.size_bytes = 2
+        self._elements: list[str] = []
+        self._open: tuple[str, str] | None = None
+        self._pieces: list[str] = []
+
+    @property
+    def last_seq(self) -> int:
+        return self.first_seq + self.count - 1
+
+    def add_delta(self, kind: str, part: str, delta: str) -> None:
+        """Add a delta; neighbours of one part become one element."""
+        key = (kind, part)
+        if key != self._open:
+            self._close()
+            self._open = key
+            self.size_bytes += 40 + len(part)
+        self._pieces.append(delta)
+        self.size_bytes += len(delta) + 3
+        self.count += 1
+
+    def add_element(self, element_text: str) -> None:
+        """Add a frame of another kind, encoded."""
+        self._close()
+        self._elements.append(element_text)
+        self.size_bytes += len(element_text) + 1
+        self.count += 1
+
+    def body(self) -> str:
+        """Return the row; more may be added afterwards."""
+        self._close()
+        return f"[{','.join(self._elements)}]"
+
+    def _close(self) -> None:
+        if self._open is not None:
+            kind, part = self._open
+            self._elements.append(_dumps({"k": kind, "part": part, "d": self._pieces}))
+            self._open, self._pieces = None, []
+
+
 def encode_row(frames: Sequence[Frame]) -> str:
     """Return the body of a row that holds `frames`, which follow each other without a gap."""
-    elements: list[dict[str, JsonValue]] = []
-    open_kind: str | None = None
-    open_part: str | None = None
-    pieces: list[str] = []
+    row = RowBuilder(frames[0].seq if frames else 1)
     for frame in frames:
-        kind, content = frame.kind, frame.data
-        if kind in DELTA_KINDS:
-            if kind == open_kind and content["part"] == open_part:
-                pieces.append(content["delta"])
-                continue
-            open_kind, open_part = kind, content["part"]
-            pieces = [content["delta"]]
-            elements.append({"k": kind, "part": open_part, "d": pieces})
+        if frame.kind in DELTA_KINDS:
+            row.add_delta(frame.kind, frame.data["part"], frame.data["delta"])
         else:
-            open_kind = None
-            elements.append({"k": kind, **content})
-    return _dumps(elements)
+            row.add_element(_dumps({"k": frame.kind, **frame.data}))
+    return row.body()
 
 
 def decode_row(first_seq: int, epoch: int, body: str) -> list[Frame]:

@@ -12,14 +12,24 @@ T = TypeVar("T")
 class LiveRun(Generic[T]):
     """One run that somebody in this process is opening or working on.
 
-    `work` is whatever its owner wants others to find; `gone` is set when nobody here works on
-    the run any more.
+    `work` is whatever its owner wants others to find; `opened` is set when it is there or will
+    never be, `gone` when nobody here works on the run any more.
     """
 
     def __init__(self, manifest_hash: str) -> None:
         self.manifest_hash = manifest_hash
-        self.work: T | None = None
+        self.opened = asyncio.Event()
         self.gone = asyncio.Event()
+        self._work: T | None = None
+
+    @property
+    def work(self) -> T | None:
+        return self._work
+
+    @work.setter
+    def work(self, work: T) -> None:
+        self._work = work
+        self.opened.set()
 
 
 class LiveRuns(Generic[T]):
@@ -43,4 +53,5 @@ class LiveRuns(Generic[T]):
         """Forget a run and wake whoever waits for that."""
         live = self._runs.pop((handle, stored_id), None)
         if live is not None:
+            live.opened.set()
             live.gone.set()

@@ -9,6 +9,7 @@ from typing import Final
 
 from perdure.core.limits import DELIVERY_CLAIM_MS
 from perdure.core.records import DeliveryRecord
+from perdure.errors import StoreError
 from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.outbox")
@@ -30,6 +31,7 @@ class Outbox:
     def __init__(self, store: RunStore, handlers: Mapping[str, Deliver]) -> None:
         self._store = store
         self._handlers = dict(handlers)
+        self._jobs: set[asyncio.Task[None]] = set()
 
     async def deliver_due(self, *, run_id: str | None = None, limit: int = 16) -> int:
         """Deliver what is due now, of one run (its stored id) or of all; return how many tried.
@@ -42,6 +44,33 @@ class Outbox:
         )
         await asyncio.gather(*(self._deliver(delivery) for delivery in deliveries))
         return len(deliveries)
+
+    async def follow_up(self, run_id: str, *, wait_ms: int) -> None:
+        """Deliver what follows a run that has just ended; return after the first try, or soon.
+
+        The rest goes on in the background. What does not succeed is left to any worker.
+        """
+        first_tried = asyncio.Event()
+        job = asyncio.get_running_loop().create_task(self._deliver_all(run_id, first_tried))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        tried = asyncio.get_running_loop().create_task(first_tried.wait())
+        await asyncio.wait([tried], timeout=wait_ms / 1_000)
+        tried.cancel()
+
+    async def settle(self, *, timeout_ms: int) -> None:
+        """Wait for deliveries that are being made; whatever is left, a worker makes again."""
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=timeout_ms / 1_000)
+
+    async def _deliver_all(self, run_id: str, first_tried: asyncio.Event) -> None:
+        try:
+            while await self.deliver_due(run_id=run_id):
+                first_tried.set()
+        except StoreError as error:
+            logger.warning("the deliveries of %r wait for a worker: %s", run_id, error)
+        finally:
+            first_tried.set()
 
     async def _deliver(self, delivery: DeliveryRecord) -> None:
         error: str | None = None

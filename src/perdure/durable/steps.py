@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple, TypeVar, cast
 
@@ -63,6 +64,16 @@ class StepScope:
 
 
 _scope: ContextVar[StepScope | None] = ContextVar("perdure_step", default=None)
+
+
+@contextmanager
+def inside(scope: StepScope) -> Generator[None, None, None]:
+    """Make `scope` the step whose body is running."""
+    mark = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(mark)
 
 
 def current_step() -> StepCall:
@@ -348,16 +359,13 @@ class Steps:
 
 async def _call(scope: StepScope, body: Callable[[], Awaitable[T] | T]) -> T:
     """Run the body with its scope set, within its time-out."""
-    mark = _scope.set(scope)
-    try:
+    with inside(scope):
         answer = body()
         if not inspect.isawaitable(answer):
             return answer
         if scope.spec.timeout_ms is None:
             return await answer
         return await _within(answer, scope.spec)
-    finally:
-        _scope.reset(mark)
 
 
 async def _within(answer: Awaitable[T], spec: StepSpec) -> T:

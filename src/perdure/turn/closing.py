@@ -1,0 +1,167 @@
+"""Closing an attempt at a turn: each way to end is one write, after which readers see the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+from perdure.core.changes import Change, EndRun, FailStep, Release, SettleUsage, Suspend
+from perdure.core.frames import Frame
+from perdure.core.recordjson import step_error_of
+from perdure.core.records import StepError
+from perdure.durable.attempt import error_text
+from perdure.durable.journal import Journal, finish_even_if_cancelled
+from perdure.errors import LeaseLostError, PerdureError
+from perdure.turn import ending
+from perdure.turn.handout import Turn, TurnSteps
+from perdure.turn.hooks import ChatTurnHooks, call_hook
+from perdure.turn.identity import ChatTurnIdentity, intent_of
+from perdure.turn.parts import Content
+from perdure.turn.recovery import Policy
+
+logger = logging.getLogger("perdure.turn")
+
+Produce = Callable[[Turn], Any]
+"""Returns an async iterator of frames or events, or (the reference's way) something with such a
+`stream` and a `final_text()`; may be a coroutine function."""
+
+
+class TurnSettings(NamedTuple):
+    """What an engine decides for all of its turns.
+
+    `follow_up` is awaited with the stored id of a turn whose deliveries have just been recorded,
+    before live readers see the end.
+    """
+
+    name: str
+    produce: Produce
+    hooks: ChatTurnHooks
+    on_interrupted: Policy
+    lease_ms: int
+    strikes_max: int
+    idle_timeout_ms: int
+    expose_errors: bool
+    follow_up: Callable[[str], Awaitable[None]]
+
+
+class Closing:
+    """What it takes to end one attempt at a turn."""
+
+    def __init__(
+        self,
+        settings: TurnSettings,
+        turn: ChatTurnIdentity,
+        *,
+        stored_id: str,
+        journal: Journal,
+        steps: TurnSteps,
+        show: Callable[[Sequence[Frame]], None],
+    ) -> None:
+        self.content = Content()
+        self.tries = 1
+        self.input_hash = ""
+        self.has_begun = False
+        """Whether call 0 was intended in this attempt, so that it must be settled."""
+        self._settings = settings
+        self._turn = turn
+        self._stored_id = stored_id
+        self._journal = journal
+        self._steps = steps
+        self._show = show
+
+    async def end(self, status: ending.Status, final_text: str | None = None) -> None:
+        """Record answer, usage, deliveries and end in one write."""
+        settings, turn = self._settings, self._turn
+        text = final_text or self.content.text
+        told = await self._transformed(text, status)
+        answer = ending.answer_change(
+            turn.turn_index,
+            text=text,
+            parts=self.content.parts,
+            stopped=status == "stopped",
+            input_hash=self.input_hash,
+            tries=self.tries,
+            frames_to=self._journal.last_seq + 1,
+        )
+        follow_ups = ending.deliveries(
+            settings.hooks,
+            stored_id=self._stored_id,
+            handler=settings.name,
+            turn=turn,
+            status=status,
+            text=told,
+        )
+        end = EndRun(status, ending.outcome_text(turn.turn_index, text))
+        last = Frame(0, 0, status, {})
+        frames = await self._leave(last, answer, *self._usage(), *follow_ups, end)
+        if follow_ups:
+            await settings.follow_up(self._stored_id)
+        self._show(frames)
+
+    async def end_or_fail(self, final_text: str | None) -> None:
+        """Complete the turn; where that is refused (a hook, a limit), fail it."""
+        try:
+            await self.end("completed", final_text)
+        except PerdureError as error:
+            if isinstance(error, LeaseLostError) or self._journal.is_over:
+                raise
+            await self.fail(error)
+        except Exception as error:
+            if self._journal.is_over:
+                raise
+            await self.fail(error)
+
+    async def fail(self, error: BaseException) -> None:
+        """End the turn as failed; what there is of it stays readable."""
+        failure = ending.failure_of(error, expose=self._settings.expose_errors)
+        recorded = step_error_of(error)
+        failed = FailStep(
+            0,
+            intent_of(self._turn.turn_index),
+            error_text(StepError(recorded.message, recorded.code)),
+            kind="llm",
+            input_hash=self.input_hash,
+            tries=self.tries,
+        )
+        end = EndRun("failed", reason=failure.code, error_text=error_text(recorded))
+        self._show(await self._leave(failure.frame(), failed, *self._usage(), end))
+
+    async def park(self, error: PerdureError, reason: str) -> None:
+        """Give the turn up until somebody asks for a retry."""
+        ref = ending.failure_of(error, expose=False).ref
+        failure = ending.Failure("parked", "The turn was given up; retry it.", True, ref)
+        park = Suspend("parked", reason=reason, error_text=error_text(step_error_of(error)))
+        self._show(await self._leave(failure.frame(), *self._usage(), park))
+
+    async def release(self, reason: str) -> None:
+        """Give the lease back; what is pending is written, and somebody else goes on."""
+        self._show(await self._leave(None, *self._usage(), Release(reason)))
+
+    async def _leave(self, last: Frame | None, *changes: Change) -> list[Frame]:
+        return await finish_even_if_cancelled(self._journal.leave(*changes, last=last))
+
+    async def _transformed(self, text: str, status: ending.Status) -> str:
+        """Return the text for hooks. A failing transformation fails a turn, but never a stop."""
+        try:
+            told = await call_hook(self._settings.hooks.transform_final_text, text)
+            if not isinstance(told, str):
+                raise TypeError(f"transform_final_text returned {type(told).__name__}, not str")
+        except Exception:
+            if status != "stopped":
+                raise
+            logger.exception("transform_final_text failed for a stopped turn")
+            return text
+        return told
+
+    def _usage(self) -> tuple[SettleUsage, ...]:
+        """Return what is known of call 0, the one of the producer itself."""
+        if not self.has_begun:
+            return ()
+        used = self.content.usage(0)
+        if used is not None:
+            return (used,)
+        if self._steps.streams and self.content.frames <= self._steps.streamed_frames:
+            # All content came from streams, which have rows of their own: call 0 was not made.
+            return (SettleUsage(0, tokens_in=0, tokens_out=0),)
+        return (SettleUsage(0, state="unknown"),)

@@ -1,0 +1,153 @@
+"""How a turn ends: what is recorded of it, what must follow, and what a reader is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+from perdure.core import effects, identity
+from perdure.core.changes import AddDelivery, CompleteStep
+from perdure.core.frames import Frame
+from perdure.core.jsonvalue import encode_value
+from perdure.core.limits import TURN_LOG_BYTES_MAX
+from perdure.core.recordjson import outcome_to_json
+from perdure.core.records import DeliveryRecord, JsonValue, RunOutcome
+from perdure.errors import AgentRuntimeError, PerdureError, StepFailedError
+from perdure.store.protocol import RunStore
+from perdure.turn.hooks import COMPLETE, PERSIST, ChatTurnHooks, FinishedTurn, has_hook
+from perdure.turn.identity import ChatTurnIdentity, intent_of
+
+logger = logging.getLogger("perdure.turn")
+
+ANSWER_BYTES_MAX: Final = 2 * TURN_LOG_BYTES_MAX
+"""Step 0 holds a turn's text twice: in its parts and as a whole."""
+
+Status = Literal["completed", "stopped"]
+
+
+class IdleTimeoutError(AgentRuntimeError):
+    """The producer of a turn yielded nothing for too long."""
+
+    code = "idle_timeout"
+    retryable = True
+    hint = "Retry the turn, or raise `idle_timeout_ms` of the engine."
+
+
+class ProducerLostError(AgentRuntimeError):
+    """An attempt at a turn was lost, and the policy says not to run it again."""
+
+    code = "producer_lost"
+    retryable = True
+    hint = "Retry the turn."
+
+
+class Failure(NamedTuple):
+    """What a reader is told of a failed turn: nothing of the inside, but where to look."""
+
+    code: str
+    message: str
+    retryable: bool
+    ref: str
+
+    def frame(self) -> Frame:
+        return Frame(0, 0, "failed", self._asdict())
+
+
+def failure_of(error: BaseException, *, expose: bool) -> Failure:
+    """Return the public form of `error` and log it in full, under the same reference id.
+
+    The message of an exception may name hosts, paths or keys, so it is shown only where the
+    product asks for that (`expose`); the package's own messages are written for users.
+    """
+    ref = effects.new_reference()
+    logger.error("a turn failed (reference %s)", ref, exc_info=error)
+    cause = error.__cause__ if isinstance(error, StepFailedError) else None
+    told = cause if isinstance(cause, PerdureError) else error
+    if isinstance(told, AgentRuntimeError):
+        message = str(told) if expose else f"The model did not answer: {_summary(told)}"
+        return Failure(told.code, message, told.retryable, ref)
+    if isinstance(told, PerdureError):
+        message = str(told) if expose else _summary(told)
+        return Failure(told.code, message, told.retryable, ref)
+    message = str(error) if expose else f"Something went wrong. Its reference is {ref}."
+    return Failure("internal", message, True, ref)
+
+
+def _summary(error: PerdureError) -> str:
+    """Return the first line of the class's own description: it holds nothing of the moment."""
+    lines = (type(error).__doc__ or "It failed.").strip().splitlines()
+    return lines[0]
+
+
+def answer_change(
+    turn_index: int,
+    *,
+    text: str,
+    parts: Sequence[Mapping[str, JsonValue]],
+    stopped: bool,
+    input_hash: str,
+    tries: int,
+    frames_to: int,
+) -> CompleteStep:
+    """Return the record of a turn's answer: its step 0."""
+    answer: dict[str, JsonValue] = {"finalText": text, "parts": list(parts)}
+    if stopped:
+        answer["stopped"] = True
+    return CompleteStep(
+        0,
+        intent_of(turn_index),
+        encode_value(answer, name="the turn's answer", bytes_max=ANSWER_BYTES_MAX),
+        kind="llm",
+        input_hash=input_hash,
+        tries=tries,
+        frames_to=frames_to,
+    )
+
+
+def outcome_text(turn_index: int, text: str) -> str:
+    """Return the outcome of an answered turn (the reference's; it counts UTF-16 code units)."""
+    chars = len(text.encode("utf-16-le", "surrogatepass")) // 2
+    outcome = RunOutcome(notes=intent_of(turn_index), metadata={"chars": chars})
+    return encode_value(outcome_to_json(outcome), name="outcome")
+
+
+def deliveries(
+    hooks: ChatTurnHooks,
+    *,
+    stored_id: str,
+    handler: str,
+    turn: ChatTurnIdentity,
+    status: Status,
+    text: str,
+) -> list[AddDelivery]:
+    """Return what must follow the end of a turn, in order, for the hooks that the product has."""
+    payload = {"identity": turn._asdict(), "status": status, "finalText": text}
+    payload_text = encode_value(payload, name="delivery", bytes_max=ANSWER_BYTES_MAX)
+    topics = [topic for topic in (PERSIST, COMPLETE) if has_hook(hooks, topic)]
+    return [
+        AddDelivery(
+            position, topic, handler, identity.idempotency_key(stored_id, topic), payload_text
+        )
+        for position, topic in enumerate(topics)
+    ]
+
+
+async def finished_turn(store: RunStore, delivery: DeliveryRecord) -> FinishedTurn | None:
+    """Return the turn that a delivery is about; None if it was deleted since."""
+    turn = ChatTurnIdentity(**delivery.payload["identity"])
+    _, run_id = identity.logical_id(delivery.run_id)
+    tenant_store = store.for_tenant(delivery.tenant)
+    run = await tenant_store.read_run(run_id)
+    if run is None:
+        return None
+    steps = await tenant_store.read_steps(run_id)
+    answer = steps[0].result if steps and isinstance(steps[0].result, dict) else {}
+    return FinishedTurn(
+        identity=turn,
+        status=delivery.payload["status"],
+        final_text=delivery.payload["finalText"],
+        parts=answer.get("parts", []),
+        record=run,
+        idempotency_key=delivery.key,
+    )

@@ -1,0 +1,76 @@
+"""What a product hangs on its turns: hooks that may change or follow them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from perdure.core.records import JsonValue, RunRecord
+from perdure.errors import UsageError
+from perdure.turn.identity import ChatTurnIdentity
+
+PERSIST: Final = "persist_assistant_message"
+COMPLETE: Final = "on_turn_complete"
+NAMES: Final = (PERSIST, COMPLETE, "on_event", "transform_final_text", "trace_flush")
+
+
+class FinishedTurn(NamedTuple):
+    """A turn that ended with an answer, as its hooks get it.
+
+    `final_text` is what `transform_final_text` made of it. `idempotency_key` is the same on every
+    delivery of this turn to this hook: what was done under it needs no doing again.
+    """
+
+    identity: ChatTurnIdentity
+    status: Literal["completed", "stopped"]
+    final_text: str
+    parts: Sequence[Mapping[str, JsonValue]]
+    record: RunRecord
+    idempotency_key: str
+
+
+class ChatTurnHooks:
+    """Subclass it, or pass the callables by name; each may be plain or async.
+
+    `persist_assistant_message` and then `on_turn_complete` are delivered from the outbox after a
+    completed or stopped turn, at least once, until they succeed. `transform_final_text` runs
+    before the end is recorded; raising fails the turn. `on_event` sees each event that the owner
+    of the turn has written, in order; it is plain, never slows a stream, and raising is logged.
+    `trace_flush` runs when an attempt at a turn is over, however it went.
+    """
+
+    def __init__(self, **hooks: Callable[..., Any]) -> None:
+        for name, hook in hooks.items():
+            if name not in NAMES:
+                raise UsageError(f"there is no hook {name!r} (known: {', '.join(NAMES)})")
+            if not callable(hook):
+                raise UsageError(f"the hook {name!r} is not callable")
+            setattr(self, name, hook)
+
+    def persist_assistant_message(self, turn: FinishedTurn) -> Awaitable[None] | None:
+        """Store the answer in the product's own database."""
+
+    def on_turn_complete(self, turn: FinishedTurn) -> Awaitable[None] | None:
+        """Do what else must follow a turn: bill it, notify somebody."""
+
+    def on_event(self, event: Mapping[str, JsonValue]) -> None:
+        """Follow the events of turns."""
+
+    def transform_final_text(self, text: str) -> Awaitable[str] | str:
+        """Return what hooks get as the final text; the stream stays as it was."""
+        return text
+
+    def trace_flush(self) -> Awaitable[None] | None:
+        """Send what tracing has collected."""
+
+
+def has_hook(hooks: ChatTurnHooks, name: str) -> bool:
+    """Return whether the product gave this hook, so that nothing is done for one it did not."""
+    return name in vars(hooks) or getattr(type(hooks), name) is not getattr(ChatTurnHooks, name)
+
+
+async def call_hook(hook: Callable[..., Any], *values: Any) -> Any:
+    """Call a hook, plain or async, and return what it returns."""
+    answer = hook(*values)
+    return await answer if inspect.isawaitable(answer) else answer

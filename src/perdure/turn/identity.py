@@ -1,0 +1,81 @@
+"""Who a chat turn belongs to, and the run that it is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from perdure.core import identity
+from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
+from perdure.errors import UsageError
+
+
+class ChatTurnIdentity(NamedTuple):
+    """One turn of one session: turns count from 0, revisions of a turn too.
+
+    `tenant_id` is the workspace, or the user in a product without workspaces; '' is the default
+    tenant. `user_id` owns the session from its first turn on.
+    """
+
+    tenant_id: str
+    session_id: str
+    user_id: str
+    turn_index: int
+    revision: int = 0
+
+
+def check_identity(turn: ChatTurnIdentity) -> ChatTurnIdentity:
+    """Return `turn` if all of its parts are acceptable; UsageError names the one that is not."""
+    identity.check_tenant(turn.tenant_id)
+    identity.check_session_id(turn.session_id)
+    identity.check_id(turn.user_id, name="user_id")
+    identity.check_index(turn.turn_index, name="turn_index")
+    identity.check_index(turn.revision, name="revision")
+    return turn
+
+
+def run_id_of(turn: ChatTurnIdentity) -> str:
+    """Return the logical id of the run that the turn is."""
+    return identity.turn_run_id(turn.session_id, turn.turn_index, turn.revision)
+
+
+def session_key(turn: ChatTurnIdentity) -> SessionKey:
+    """Return the turn's place in its session."""
+    return SessionKey(turn.session_id, turn.turn_index, turn.revision, owner_id=turn.user_id)
+
+
+def intent_of(turn_index: int) -> str:
+    """Return the label of a turn's step 0 (the reference's)."""
+    return f"chat:turn-{turn_index}"
+
+
+def chat_manifest(
+    turn: ChatTurnIdentity,
+    user_message: str,
+    *,
+    project_id: str,
+    domain: str,
+    model: str | None,
+) -> RunManifest:
+    """Return the manifest of a turn, which hashes like the reference's."""
+    if type(user_message) is not str:
+        raise UsageError("the user's message must be a str")
+    if model is not None and type(model) is not str:
+        raise UsageError("the model must be named by a str, or be None")
+    session_id, turn_index = turn.session_id, turn.turn_index
+    return RunManifest(
+        project_id=project_id,
+        scenario_id=session_id,
+        task=AgentTaskSpec(
+            id=f"{project_id}:chat:{session_id}:{turn_index}",
+            intent=f"Run a {domain} chat turn with workspace context.",
+            domain=domain,
+            metadata={
+                "tenantId": turn.tenant_id,
+                "sessionId": session_id,
+                "turnIndex": turn_index,
+                "userId": turn.user_id,
+            },
+        ),
+        input={"userMessage": user_message, "model": model},
+        tags={"session_id": session_id, "tenant_id": turn.tenant_id},
+    )

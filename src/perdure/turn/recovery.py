@@ -1,0 +1,148 @@
+"""What becomes of an interrupted turn: the ladder, as a pure function of what is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+from perdure.core.frames import KEPT_KINDS, TERMINAL_KINDS, Frame, fold_parts, text_of
+from perdure.core.records import JsonValue, StepRecord
+from perdure.turn.identity import ChatTurnIdentity
+
+Rung = Literal["begin", "finish", "rerun_unseen", "rerun", "fail"]
+Decision = Literal["rerun", "fail"]
+
+ENDS_A_CALL_ONLY: Final = frozenset({"tool_calls", "function_call", "tool_use"})
+"""Finish reasons after which the answer goes on once the tools have answered."""
+
+
+class Partial(NamedTuple):
+    """What the reader has seen of a turn and keeps."""
+
+    text: str
+    parts: Sequence[Mapping[str, JsonValue]]
+
+
+class InterruptedTurn(NamedTuple):
+    """What a policy is asked about: an attempt was lost after readers had seen some of it.
+
+    `seen` is everything they saw, `kept` what stays in any case (the frames of completed steps).
+    `open_tool_call` names a tool call that may have taken effect without being answered.
+    """
+
+    identity: ChatTurnIdentity
+    attempt: int
+    seen: Partial
+    kept: Partial
+    open_tool_call: str | None
+
+
+Policy = Decision | Callable[[InterruptedTurn], Awaitable[Decision]]
+
+
+class Evidence(NamedTuple):
+    """What the store knows of the earlier attempts at a turn."""
+
+    is_first: bool
+    frames: Sequence[Frame]
+    kept: Sequence[Frame]
+    steps: Mapping[int, StepRecord]
+
+    @property
+    def ended_before(self) -> bool:
+        """Whether the log ends with an end: the turn failed or was parked, and is retried."""
+        return bool(self.frames) and self.frames[-1].kind in TERMINAL_KINDS
+
+    @property
+    def was_answered(self) -> bool:
+        """Whether the log holds the end of the model's answer, so that nothing is missing."""
+        for frame in reversed(self.frames):
+            if frame.kind == "upstream_end":
+                return frame.data.get("finish") not in ENDS_A_CALL_ONLY
+            if frame.kind not in TERMINAL_KINDS and frame.kind != "usage":
+                return False
+        return False
+
+    @property
+    def shows_more_than_is_kept(self) -> bool:
+        return any(frame.kind in KEPT_KINDS for frame in self.frames[self._kept_count :])
+
+    @property
+    def _kept_count(self) -> int:
+        last = self.kept[-1].seq if self.kept else 0
+        return sum(1 for frame in self.frames if frame.seq <= last)
+
+    @property
+    def open_tool_call(self) -> str | None:
+        """A tool call that may have happened and is not declared repeatable."""
+        for step in self.steps.values():
+            if step.step_index > 0 and step.status == "running" and step.effect == "at_most_once":
+                return step.intent
+        calls: dict[str, Frame] = {}
+        for frame in self.frames[self._kept_count :]:
+            if frame.kind == "tool_call":
+                calls[frame.data["call"]] = frame
+            elif frame.kind == "tool_result":
+                calls.pop(frame.data["call"], None)
+        for frame in calls.values():
+            if frame.data.get("effect", "at_most_once") == "at_most_once":
+                return str(frame.data["name"])
+        return None
+
+
+def gather_evidence(
+    frames: Sequence[Frame], steps: Mapping[int, StepRecord], *, is_first: bool
+) -> Evidence:
+    """Return what `frames` (from the last restart on) and `steps` say of earlier attempts.
+
+    What is kept is all content up to the end of the unbroken prefix of completed steps, and what
+    an earlier restart kept for the same reason.
+    """
+    kept_to = 0
+    if frames and frames[0].kind == "restarted":
+        kept_to = frames[0].seq + frames[0].data.get("kept", 0)
+    for position in range(1, len(steps) + 1):
+        step = steps.get(position)
+        if step is None or step.status != "completed":
+            break
+        kept_to = max(kept_to, step.frames_to or 0)
+    kept = [frame for frame in frames if frame.seq <= kept_to and frame.kind in KEPT_KINDS]
+    return Evidence(is_first, frames, kept, steps)
+
+
+def last_kept_position(steps: Mapping[int, StepRecord]) -> int:
+    """Return the last position of the unbroken prefix of completed steps; 0 for none."""
+    position = 0
+    while position + 1 in steps and steps[position + 1].status == "completed":
+        position += 1
+    return position
+
+
+async def choose_rung(
+    evidence: Evidence, policy: Policy, *, identity: ChatTurnIdentity, attempt: int
+) -> Rung:
+    """Return the first rung of the ladder that applies.
+
+    A turn that was over and is retried by hand runs again whatever it had open: somebody looked.
+    """
+    if evidence.is_first and not evidence.frames:
+        return "begin"
+    if evidence.was_answered:
+        return "finish"
+    if evidence.ended_before:
+        return "rerun"
+    open_tool_call = evidence.open_tool_call
+    if open_tool_call is None and not evidence.shows_more_than_is_kept:
+        return "rerun_unseen"
+    if callable(policy):
+        seen, kept = fold_parts(evidence.frames), fold_parts(evidence.kept)
+        return await policy(
+            InterruptedTurn(
+                identity=identity,
+                attempt=attempt,
+                seen=Partial(text_of(seen), seen),
+                kept=Partial(text_of(kept), kept),
+                open_tool_call=open_tool_call,
+            )
+        )
+    return "fail" if open_tool_call is not None else policy

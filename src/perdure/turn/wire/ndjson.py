@@ -1,0 +1,47 @@
+"""NDJSON: one event a line, ASCII, so that no character of a model can break a line."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from perdure.turn.wire.events import Event
+
+CONTENT_TYPE: Final = "application/x-ndjson"
+
+_dumps = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class NDJSON:
+    """The reference's wire: bare events. It has no cursors and no heartbeat."""
+
+    @property
+    def content_type(self) -> str:
+        return CONTENT_TYPE
+
+    def encode(self, event: Event, cursor: str | None) -> bytes:
+        """Return one line."""
+        return _dumps(event).encode() + b"\n"
+
+    def heartbeat(self) -> bytes:
+        """Return nothing: an old client may not know what to do with an empty line."""
+        return b""
+
+
+class Envelope:
+    """Each line is `{"id": cursor, "chunk": event}`; a heartbeat has neither.
+
+    `id` is null where a reader could not go on behind the line: it keeps the last one it got.
+    """
+
+    @property
+    def content_type(self) -> str:
+        return CONTENT_TYPE
+
+    def encode(self, event: Event, cursor: str | None) -> bytes:
+        """Return one line."""
+        return _dumps({"id": cursor, "chunk": event}).encode() + b"\n"
+
+    def heartbeat(self) -> bytes:
+        """Return a line that says only that the connection lives."""
+        return b'{"id":null,"chunk":null}\n'
