@@ -33,7 +33,7 @@ from perdure.core.records import (
 
 def delivery_backoff_ms(tries: int) -> int:
     """Return how long a delivery waits after its `tries`-th failure: 1 s, doubling to 1 h."""
-    return min(DELIVERY_BACKOFF_MS << min(tries - 1, 20), DELIVERY_BACKOFF_MAX_MS)
+    return min(DELIVERY_BACKOFF_MS << min(max(tries - 1, 0), 20), DELIVERY_BACKOFF_MAX_MS)
 
 
 class FrameRow(NamedTuple):
