@@ -10,6 +10,7 @@ import pytest
 
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
+from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import STORE_CASES, NewLab, check_run_store
@@ -25,7 +26,15 @@ def new_memory_lab(_folder: Path) -> StoreLab:
     return StoreLab(open_handle)
 
 
-LABS = {"memory": new_memory_lab}
+def new_sqlite_lab(folder: Path) -> StoreLab:
+    async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
+        url = f"sqlite:{folder / 'runs.db'}"
+        return await open_store(url, clock=clock, code_version=code_version)
+
+    return StoreLab(open_handle)
+
+
+LABS = {"memory": new_memory_lab, "sqlite": new_sqlite_lab}
 
 
 @pytest.fixture(params=sorted(LABS))
