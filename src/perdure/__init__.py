@@ -1,1 +1,207 @@
-"""Agent runs and chat turns that survive crashes, deploys and closed tabs."""
+"""Perdure: agent runs and chat turns that survive crashes, deploys and closed tabs.
+
+The names below are loaded when they are first used, so that importing the package costs little.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import (
+    AgentRuntimeError,
+    AwaitEventTimeoutError,
+    BackendTimeoutError,
+    BackendTransportError,
+    CursorError,
+    DivergenceError,
+    DurableRunError,
+    FramesExpiredError,
+    LeaseHeldError,
+    LeaseLostError,
+    NotSerializableError,
+    PerdureError,
+    RunInputMismatchError,
+    RunNotFoundError,
+    RunParkedError,
+    RunStoppedError,
+    SchemaError,
+    SessionBusyError,
+    StepFailedError,
+    StepInputMismatchError,
+    StepTimeoutError,
+    StoreBusyError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    TooManyReadersError,
+    UnfinishedStepError,
+    UsageError,
+    ValueTooLargeError,
+)
+
+if TYPE_CHECKING:
+    from perdure.core import frames as frames
+    from perdure.core.frames import Frame as Frame
+    from perdure.core.identity import canonical_hash as canonical_hash
+    from perdure.core.identity import canonical_json as canonical_json
+    from perdure.core.identity import derive_worker_id as derive_worker_id
+    from perdure.core.identity import manifest_hash as manifest_hash
+    from perdure.core.identity import step_id as step_id
+    from perdure.core.records import AgentTaskSpec as AgentTaskSpec
+    from perdure.core.records import EventRecord as EventRecord
+    from perdure.core.records import Retry as Retry
+    from perdure.core.records import RunManifest as RunManifest
+    from perdure.core.records import RunOutcome as RunOutcome
+    from perdure.core.records import RunRecord as RunRecord
+    from perdure.core.records import SessionKey as SessionKey
+    from perdure.core.records import StepRecord as StepRecord
+    from perdure.durable.context import DurableContext as DurableContext
+    from perdure.durable.runner import RunResult as RunResult
+    from perdure.durable.runner import emit_event as emit_event
+    from perdure.durable.runner import run_durable as run_durable
+    from perdure.durable.steps import current_step as current_step
+    from perdure.durable.steps import report_usage as report_usage
+    from perdure.durable.worker import Worker as Worker
+    from perdure.store.memory import MemoryStore as MemoryStore
+    from perdure.store.opening import open_store as open_store
+    from perdure.store.protocol import RunStore as RunStore
+    from perdure.store.sql.schema import DURABLE_SCHEMA_SQL as DURABLE_SCHEMA_SQL
+    from perdure.store.sql.schema import DURABLE_SCHEMA_VERSION as DURABLE_SCHEMA_VERSION
+    from perdure.store.sql.sqlite import Sqlite as Sqlite
+    from perdure.store.sql.store import SqlStore as SqlStore
+    from perdure.turn.durable import run_durable_turn as run_durable_turn
+    from perdure.turn.engine import ChatTurnEngine as ChatTurnEngine
+    from perdure.turn.engine import SubmittedTurn as SubmittedTurn
+    from perdure.turn.handout import Turn as Turn
+    from perdure.turn.hooks import ChatTurnHooks as ChatTurnHooks
+    from perdure.turn.hooks import FinishedTurn as FinishedTurn
+    from perdure.turn.identity import ChatTurnIdentity as ChatTurnIdentity
+    from perdure.turn.recovery import InterruptedTurn as InterruptedTurn
+    from perdure.turn.reference import durable_chat_turn_engine as durable_chat_turn_engine
+
+_MODULES = {
+    "perdure.core": ("frames",),
+    "perdure.core.frames": ("Frame",),
+    "perdure.core.identity": (
+        "canonical_hash",
+        "canonical_json",
+        "derive_worker_id",
+        "manifest_hash",
+        "step_id",
+    ),
+    "perdure.core.records": (
+        "AgentTaskSpec",
+        "EventRecord",
+        "Retry",
+        "RunManifest",
+        "RunOutcome",
+        "RunRecord",
+        "SessionKey",
+        "StepRecord",
+    ),
+    "perdure.durable.context": ("DurableContext",),
+    "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
+    "perdure.durable.steps": ("current_step", "report_usage"),
+    "perdure.durable.worker": ("Worker",),
+    "perdure.store.memory": ("MemoryStore",),
+    "perdure.store.opening": ("open_store",),
+    "perdure.store.protocol": ("RunStore",),
+    "perdure.store.sql.schema": ("DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"),
+    "perdure.store.sql.sqlite": ("Sqlite",),
+    "perdure.store.sql.store": ("SqlStore",),
+    "perdure.turn.durable": ("run_durable_turn",),
+    "perdure.turn.engine": ("ChatTurnEngine", "SubmittedTurn"),
+    "perdure.turn.handout": ("Turn",),
+    "perdure.turn.hooks": ("ChatTurnHooks", "FinishedTurn"),
+    "perdure.turn.identity": ("ChatTurnIdentity",),
+    "perdure.turn.recovery": ("InterruptedTurn",),
+    "perdure.turn.reference": ("durable_chat_turn_engine",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "AgentRuntimeError",
+    "AgentTaskSpec",
+    "AwaitEventTimeoutError",
+    "BackendTimeoutError",
+    "BackendTransportError",
+    "ChatTurnEngine",
+    "ChatTurnHooks",
+    "ChatTurnIdentity",
+    "CursorError",
+    "DURABLE_SCHEMA_SQL",
+    "DURABLE_SCHEMA_VERSION",
+    "DivergenceError",
+    "DurableContext",
+    "DurableRunError",
+    "EventRecord",
+    "FinishedTurn",
+    "Frame",
+    "FramesExpiredError",
+    "InterruptedTurn",
+    "LeaseHeldError",
+    "LeaseLostError",
+    "MemoryStore",
+    "NotSerializableError",
+    "PerdureError",
+    "Retry",
+    "RunInputMismatchError",
+    "RunManifest",
+    "RunNotFoundError",
+    "RunOutcome",
+    "RunParkedError",
+    "RunRecord",
+    "RunResult",
+    "RunStoppedError",
+    "RunStore",
+    "SchemaError",
+    "SessionBusyError",
+    "SessionKey",
+    "SqlStore",
+    "Sqlite",
+    "StepFailedError",
+    "StepInputMismatchError",
+    "StepRecord",
+    "StepTimeoutError",
+    "StoreBusyError",
+    "StoreCorruptError",
+    "StoreError",
+    "StoreFullError",
+    "StoreUnavailableError",
+    "SubmittedTurn",
+    "TooManyReadersError",
+    "Turn",
+    "UnfinishedStepError",
+    "UsageError",
+    "ValueTooLargeError",
+    "Worker",
+    "canonical_hash",
+    "canonical_json",
+    "current_step",
+    "derive_worker_id",
+    "durable_chat_turn_engine",
+    "emit_event",
+    "frames",
+    "manifest_hash",
+    "open_store",
+    "report_usage",
+    "run_durable",
+    "run_durable_turn",
+    "step_id",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(home)
+    value = getattr(module, name) if hasattr(module, name) else import_module(f"{home}.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

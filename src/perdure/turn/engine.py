@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from perdure.core import identity as ids
 from perdure.core.limits import (
@@ -17,8 +17,7 @@ from perdure.core.limits import (
     STRIKES_MAX_TURN,
 )
 from perdure.core.records import Claim, DeliveryRecord, RunManifest, RunRecord
-from perdure.durable.journal import Ring
-from perdure.durable.live import LiveRun, LiveRuns
+from perdure.durable.live import LiveRun
 from perdure.durable.outbox import Outbox
 from perdure.durable.worker import Worker
 from perdure.errors import (
@@ -41,12 +40,12 @@ from perdure.turn.identity import (
 from perdure.turn.live import LiveTurn
 from perdure.turn.reading import Reading, Replay, known_turn, lines, open_reading
 from perdure.turn.recovery import Policy
+from perdure.turn.reference import TurnBody, durable_chat_turn_engine
+from perdure.turn.registry import live_turns, ring_of
 from perdure.turn.wire.codecs import codec_for
 from perdure.turn.wire.events import Dialect
 
 logger = logging.getLogger("perdure.turn")
-
-live_turns: Final[LiveRuns[LiveTurn]] = LiveRuns()
 
 
 class SubmittedTurn(NamedTuple):
@@ -215,6 +214,20 @@ class ChatTurnEngine:
             await self._stop_abandoned(store, run, stored_id)
         return await store.read_run(run.run_id) or run
 
+    def run_turn(self, **arguments: Any) -> TurnBody:
+        """Run a turn the reference's way: `durable_chat_turn_engine.run_turn` on this store.
+
+        `store`, `hooks`, `project_id` and `domain` are those of the engine where they are not
+        given; the hooks must have a `produce`.
+        """
+        own = {
+            "store": self._store,
+            "hooks": self._hooks,
+            "project_id": self._project_id,
+            "domain": self._domain,
+        }
+        return durable_chat_turn_engine.run_turn(**{**own, **arguments})
+
     async def aclose(self, *, drain_ms: int = DRAIN_MS) -> None:
         """End the ownership of turns: let them finish for a while, then give them back.
 
@@ -344,10 +357,7 @@ class ChatTurnEngine:
     ) -> Reading:
         stored_id = ids.stored_id(run.tenant, run.run_id)
 
-        def find_ring() -> Ring | None:
-            live = live_turns.find(store.handle, stored_id)
-            return None if live is None or live.work is None else live.work.ring
-
+        find_ring = partial(ring_of, store.handle, stored_id)
         return await open_reading(
             store, run, after=after, find_ring=find_ring, dialect=dialect, replay=self._replay
         )

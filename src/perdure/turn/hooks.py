@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -10,9 +11,18 @@ from perdure.core.records import JsonValue, RunRecord
 from perdure.errors import UsageError
 from perdure.turn.identity import ChatTurnIdentity
 
+logger = logging.getLogger("perdure.turn")
+
 PERSIST: Final = "persist_assistant_message"
 COMPLETE: Final = "on_turn_complete"
-NAMES: Final = (PERSIST, COMPLETE, "on_event", "transform_final_text", "trace_flush")
+NAMES: Final = (
+    PERSIST,
+    COMPLETE,
+    "on_event",
+    "transform_final_text",
+    "trace_flush",
+    "produce",
+)
 
 
 class FinishedTurn(NamedTuple):
@@ -37,7 +47,8 @@ class ChatTurnHooks:
     completed or stopped turn, at least once, until they succeed. `transform_final_text` runs
     before the end is recorded; raising fails the turn. `on_event` sees each event that the owner
     of the turn has written, in order; it is plain, never slows a stream, and raising is logged.
-    `trace_flush` runs when an attempt at a turn is over, however it went.
+    `trace_flush` runs when an attempt at a turn is over, however it went. `produce`, without
+    arguments, is the producer of the reference's `run_turn` and is not used elsewhere.
     """
 
     def __init__(self, **hooks: Callable[..., Any]) -> None:
@@ -64,6 +75,10 @@ class ChatTurnHooks:
     def trace_flush(self) -> Awaitable[None] | None:
         """Send what tracing has collected."""
 
+    def produce(self) -> Any:
+        """Return the producer of one turn."""
+        raise UsageError("run_turn needs hooks with a `produce`")
+
 
 def has_hook(hooks: ChatTurnHooks, name: str) -> bool:
     """Return whether the product gave this hook, so that nothing is done for one it did not."""
@@ -74,3 +89,11 @@ async def call_hook(hook: Callable[..., Any], *values: Any) -> Any:
     """Call a hook, plain or async, and return what it returns."""
     answer = hook(*values)
     return await answer if inspect.isawaitable(answer) else answer
+
+
+async def flush_trace(hooks: ChatTurnHooks) -> None:
+    """Call the hook `trace_flush`; its failure is logged and ends nothing."""
+    try:
+        await call_hook(hooks.trace_flush)
+    except Exception:
+        logger.exception("the hook trace_flush failed")

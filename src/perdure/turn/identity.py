@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from perdure.core import identity
-from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
+from perdure.core.records import AgentTaskSpec, RunManifest, RunRecord, SessionKey
 from perdure.errors import UsageError
 
 
@@ -78,4 +78,20 @@ def chat_manifest(
         ),
         input={"userMessage": user_message, "model": model},
         tags={"session_id": session_id, "tenant_id": turn.tenant_id},
+    )
+
+
+def identity_of(run: RunRecord) -> ChatTurnIdentity:
+    """Return the identity of a stored turn, as its caller gave it.
+
+    The manifest knows it; a row without one (of a TypeScript worker) has at least its columns.
+    """
+    metadata = run.manifest.task.metadata if run.manifest is not None else None
+    known = metadata or {}
+    return ChatTurnIdentity(
+        tenant_id=known.get("tenantId", run.tenant),
+        session_id=run.session_id or "",
+        user_id=run.owner_id or known.get("userId", ""),
+        turn_index=run.turn_index or 0,
+        revision=run.revision,
     )

@@ -13,7 +13,7 @@ from perdure.core import identity
 from perdure.core.changes import BeginStep, Change, IntendUsage
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame, cursor_mark, fold_parts, format_cursor, part_frame, text_of
-from perdure.core.records import Claim, RunRecord
+from perdure.core.records import Claim
 from perdure.durable.attempt import Attempt
 from perdure.durable.journal import Journal, Ring
 from perdure.durable.steps import StepScope, StepSpec, inside
@@ -31,8 +31,8 @@ from perdure.turn.closing import Closing, TurnSettings
 from perdure.turn.ending import IdleTimeoutError, ProducerLostError
 from perdure.turn.handout import AttemptedTurn, Turn, TurnSteps
 from perdure.turn.history import history_of
-from perdure.turn.hooks import call_hook, has_hook
-from perdure.turn.identity import ChatTurnIdentity, intent_of
+from perdure.turn.hooks import call_hook, flush_trace, has_hook
+from perdure.turn.identity import identity_of, intent_of
 from perdure.turn.parts import frame_of
 from perdure.turn.recovery import (
     Evidence,
@@ -122,7 +122,7 @@ class LiveTurn:
         finally:
             self._attempt.end()
             self.ring.close()
-            await self._flush_trace()
+            await flush_trace(self._settings.hooks)
 
     async def _attend(self) -> None:
         closing = self._closing
@@ -347,23 +347,6 @@ class LiveTurn:
                 self._settings.hooks.on_event(event)
             except Exception:
                 logger.exception("the hook on_event failed")
-
-    async def _flush_trace(self) -> None:
-        try:
-            await call_hook(self._settings.hooks.trace_flush)
-        except Exception:
-            logger.exception("the hook trace_flush failed")
-
-
-def identity_of(run: RunRecord) -> ChatTurnIdentity:
-    """Return the identity of a stored turn."""
-    session_id, turn_index = run.session_id, run.turn_index
-    assert session_id is not None
-    assert turn_index is not None
-    user_id = run.owner_id
-    if user_id is None and run.manifest is not None:
-        user_id = (run.manifest.task.metadata or {}).get("userId", "")
-    return ChatTurnIdentity(run.tenant, session_id, user_id or "", turn_index, run.revision)
 
 
 def _lost(evidence: Evidence) -> PerdureError:

@@ -21,7 +21,7 @@ from perdure.core.records import JsonValue, RunRecord
 from perdure.durable.journal import Ring
 from perdure.errors import CursorError, FramesExpiredError, RunNotFoundError
 from perdure.store.protocol import RunStore
-from perdure.turn.identity import ChatTurnIdentity, check_identity, run_id_of
+from perdure.turn.identity import ChatTurnIdentity, check_identity, identity_of, run_id_of
 from perdure.turn.wire import events
 from perdure.turn.wire.codecs import Codec
 from perdure.turn.wire.events import Addressee, Dialect
@@ -197,11 +197,11 @@ async def _is_settled(store: RunStore, run_id: str, last_seq: int) -> bool:
 
 
 def _addressee(reading: Reading) -> Addressee:
-    run = reading.run
+    turn = identity_of(reading.run)
     return Addressee(
-        run.tenant,
-        run.session_id or "",
-        run.turn_index or 0,
+        turn.tenant_id,
+        turn.session_id,
+        turn.turn_index,
         dialect=reading.dialect,
         replayed=reading.is_over,
     )

@@ -1,0 +1,18 @@
+"""The chat turns that are alive in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final
+
+from perdure.durable.journal import Ring
+from perdure.durable.live import LiveRuns
+from perdure.turn.live import LiveTurn
+
+live_turns: Final[LiveRuns[LiveTurn]] = LiveRuns()
+
+
+def ring_of(handle: Hashable, stored_id: str) -> Ring | None:
+    """Return the ring of a turn's newest frames, if the turn is alive here."""
+    live = live_turns.find(handle, stored_id)
+    return None if live is None or live.work is None else live.work.ring
