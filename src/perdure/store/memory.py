@@ -27,6 +27,7 @@ from perdure.core.records import (
 )
 from perdure.core.rundata import RunData
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
+from perdure.store.closing import bring_to_rest
 from perdure.store.memorydata import (
     HandleState,
     MemoryData,
@@ -320,6 +321,7 @@ class MemoryStore:
         return view
 
     async def close(self) -> None:
+        await bring_to_rest(self._handle)
         self._state.closed = True
 
     # Parts of the above; called under the lock.

@@ -30,6 +30,7 @@ from perdure.core.records import (
 from perdure.core.rundata import delivery_backoff_ms
 from perdure.core.transitions import ENDED_STATES
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
+from perdure.store.closing import bring_to_rest
 from perdure.store.sql.claims import Claims, Wish, opening_of
 from perdure.store.sql.database import Connection, Database, Refused, Row, Statement
 from perdure.store.sql.rows import (
@@ -316,6 +317,7 @@ class SqlStore:
         return view
 
     async def close(self) -> None:
+        await bring_to_rest(self._handle)
         await self._database.close()
 
     def _stored(self, run_id: str) -> str:
