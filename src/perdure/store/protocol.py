@@ -172,7 +172,8 @@ class RunStore(Protocol):
         """Return runs of this tenant, oldest first, behind the run id `after`.
 
         With `session_id`: that session's turns, by turn and revision. `with_answer` fills
-        `RunRecord.answer` with the result of step 0.
+        `RunRecord.answer` with the result of step 0. Raises RunNotFoundError for an unknown
+        `after`.
         """
         ...
 
