@@ -176,6 +176,10 @@ async def the_same_token_twice_is_the_same_claim(lab: StoreLab) -> None:
         same(claim.lease, lease, "the lease of a repeated claim")
         same((claim.run.epoch, claim.run.strikes), (1, 0), "epoch and strikes")
     same(len((await first.read_details("run")).attempts), 1, "the number of attempts")
+    lab.clock.advance(1_000)
+    await second.start_or_resume("run", manifest(), worker_id="ann", token="t-1")
+    deadline = (await read(first, "run")).lease_expires_at
+    same(deadline, lab.clock.iso(LEASE_MS), "the deadline, from the last repetition on")
 
 
 @case
@@ -276,6 +280,41 @@ async def a_retry_of_a_parked_run_starts_with_a_clean_slate(lab: StoreLab) -> No
     run = claim.run
     same((run.state, run.reason), ("running", None), "the retried run")
     same((run.strikes, run.stop_requested_at), (0, None), "strikes and the stop")
+
+
+@case
+async def a_retry_in_the_queue_starts_with_a_clean_slate(lab: StoreLab) -> None:
+    store = await lab.open()
+    changes = (EndRun("failed", reason="broken"), Suspend("parked", wake_in_ms=5, reason="strikes"))
+    for change in changes:
+        run_id = change.state
+        await hold(store, run_id)
+        lab.clock.advance(LEASE_MS)
+        lease = await hold(store, run_id)
+        await store.request_stop(run_id)
+        await store.write(lease, change)
+        same((await read(store, run_id)).reason, change.reason, "the reason")
+        lab.clock.advance(5)
+        run = await store.enqueue(run_id, manifest(), handler="letters", retry=True)
+        same((run.status, run.state, run.reason), ("pending", "queued", None), "the queued run")
+        same((run.strikes, run.stop_requested_at), (0, None), "strikes and the stop")
+        same((run.completed_at, run.wake_at, run.wake_key), (None, None, None), "its marks")
+        same((run.epoch, run.updated_at), (2, lab.clock.iso()), "epoch and updated_at")
+        same((await hold(store, run_id)).epoch, 3, "the epoch of the next attempt")
+
+
+@case
+async def a_run_keeps_the_handler_that_it_was_first_given(lab: StoreLab) -> None:
+    store = await lab.open()
+    await hold(store, handler=None)
+    same((await read(store, "run")).handler, None, "the handler of a direct call")
+    for handler in ("first", "second", None):
+        lab.clock.advance(LEASE_MS)
+        await hold(store, handler=handler)
+        same((await read(store, "run")).handler, "first", "the handler")
+    queued = await store.enqueue("queued", manifest(), handler="first")
+    again = await store.enqueue("queued", manifest(), handler="second")
+    same(again, queued, "a run that was queued before")
 
 
 @case

@@ -222,6 +222,9 @@ async def the_lost_reply_of_an_end_is_answered_as_done(lab: StoreLab) -> None:
         again = await store.write(lease, *changes)
         same([step.result for step in again.steps], ["answer"], "the repeated answer")
         await unchanged(store, run_id, before)
+        for forged in (lease._replace(token="0" * 32), lease._replace(epoch=2)):
+            with refused(LeaseLostError):
+                await store.write(forged, *changes)
 
 
 @case

@@ -94,6 +94,7 @@ async def _is_granted(cell: _Cell, claim: Claim) -> None:
     same((run.wake_at, run.wake_key, run.completed_at), (None, None, None), "marks of the past")
     same(run.lease_holder_id, "bob", "the holder")
     same(run.lease_expires_at, cell.lab.clock.iso(LEASE_MS), "the deadline")
+    same(run.updated_at, cell.lab.clock.iso(), "updated_at")
     same(run, await read(cell.store, cell.run_id), "the claimed run, as it is read")
     same(list(claim.steps), list(cell.before.steps), "the steps")
     after = await snapshot(cell.store, cell.run_id)
@@ -114,7 +115,9 @@ async def _write(cell: _Cell, verdict: str, *, change: Change) -> None:
     same(run.updated_at, cell.lab.clock.iso(), "updated_at")
     if isinstance(change, (Suspend, Release)):
         state = change.state if isinstance(change, Suspend) else "running"
-        same((run.state, run.lease_holder_id), (state, None), "the run that was given back")
+        status = "suspended" if isinstance(change, Suspend) else "running"
+        same((run.status, run.state), (status, state), "the run that was given back")
+        same((run.lease_holder_id, run.lease_expires_at), (None, None), "its lease")
     else:
         step = (await cell.store.read_steps(cell.run_id))[1]
         same((step.status, step.result), ("completed", "done"), "the step that was written")
@@ -131,7 +134,8 @@ async def _end(cell: _Cell, verdict: str) -> None:
         return
     await cell.store.write(cell.lease, ended("completed"))
     run = await read(cell.store, cell.run_id)
-    same((run.state, run.lease_holder_id), ("completed", None), "the run that was ended")
+    same((run.status, run.state), ("completed", "completed"), "the run that was ended")
+    same((run.lease_holder_id, run.lease_expires_at), (None, None), "its lease")
     same(run.completed_at, cell.lab.clock.iso(), "completed_at")
 
 
@@ -179,6 +183,7 @@ async def _enqueue(cell: _Cell, verdict: str, *, retry: bool) -> None:
     same((run.wake_at, run.wake_key), (None, None), "what it waited for")
     same((run.completed_at, run.stop_requested_at), (None, None), "marks of the past")
     same(run.epoch, 0 if verdict == "create" else cell.run.epoch, "the epoch")
+    same(run.updated_at, cell.lab.clock.iso(), "updated_at")
     same((run.handler, run.manifest), (HANDLER, manifest()), "what a worker needs to start it")
     after = await snapshot(cell.store, cell.run_id)
     same((after.steps, after.frames), (cell.before.steps, cell.before.frames), "its history")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import get_args
 
 from perdure.core.records import RunRecord, RunState, SessionKey
+from perdure.errors import RunNotFoundError
 from perdure.store.protocol import RunStore
-from perdure.testing.lab import StoreLab, case, check, read, same
+from perdure.testing.lab import StoreLab, case, check, read, refused, same
 from perdure.testing.phases import SCENES, stage
 from perdure.testing.samples import HANDLER, begun, completed, finish, hold, manifest
 
@@ -82,6 +83,16 @@ async def a_page_may_begin_behind_a_run_of_another_state(lab: StoreLab) -> None:
         await finish(store, run_id, state=state)
         lab.clock.advance(1)
     same(_ids(await store.list_runs(state="completed", after="b")), ["c"], "the page behind b")
+
+
+@case
+async def there_is_no_page_behind_an_unknown_run(lab: StoreLab) -> None:
+    acme, store = await lab.open(tenant="acme"), await lab.open()
+    await hold(store)
+    await hold(acme, "theirs")
+    for run_id in ("nobody", "theirs"):
+        with refused(RunNotFoundError):
+            await store.list_runs(after=run_id)
 
 
 @case

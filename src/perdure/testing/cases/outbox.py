@@ -239,6 +239,19 @@ async def a_delivery_that_nobody_has_claimed_cannot_be_settled(lab: StoreLab) ->
 
 
 @case
+async def a_claimed_delivery_is_settled_once(lab: StoreLab) -> None:
+    store = await lab.open()
+    await finish(store, "run", delivery(0))
+    claimed = await _one(store)
+    await store.settle_delivery(claimed, error="no")
+    before = await _stored(store)
+    lab.clock.advance(5)
+    await store.settle_delivery(claimed, error="again")
+    await store.settle_delivery(claimed)
+    same(await _stored(store), before, "the delivery that is due again")
+
+
+@case
 async def a_late_settlement_counts_while_nobody_else_has_claimed(lab: StoreLab) -> None:
     store = await lab.open()
     await finish(store, "run", delivery(0))

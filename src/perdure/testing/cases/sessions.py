@@ -232,6 +232,17 @@ async def queued_turns_wait_until_their_session_is_free(lab: StoreLab) -> None:
 
 
 @case
+async def a_turn_that_is_queued_again_leaves_its_session_free(lab: StoreLab) -> None:
+    store = await lab.open()
+    await finish(store, "turn-0", state="failed", session=_turn(0))
+    await store.enqueue("turn-0", manifest(), handler=HANDLER, session=_turn(0), retry=True)
+    lease = await hold(store, "turn-1", session=_turn(1))
+    same(await _swept(store), [], "the turns due beside a busy session")
+    await store.write(lease, ended("completed"))
+    same(await _swept(store), ["turn-0"], "the turns due in a free session")
+
+
+@case
 async def two_sweeps_at_once_start_one_queued_turn_of_a_session(lab: StoreLab) -> None:
     first, second = await lab.open(), await lab.open()
     for index in range(6):

@@ -166,6 +166,17 @@ async def a_later_attempt_begins_an_open_step_under_its_own_epoch(lab: StoreLab)
 
 
 @case
+async def a_step_names_the_attempt_that_settled_it(lab: StoreLab) -> None:
+    store = await lab.open()
+    await store.write(await hold(store), begun(0), begun(1), failed(2))
+    lab.clock.advance(LEASE_MS)
+    lease = await hold(store)
+    await store.write(lease, completed(0), failed(1), completed(2))
+    epochs = [step.epoch for step in await store.read_steps("run")]
+    same(epochs, [2, 2, 2], "the attempts that settled the steps")
+
+
+@case
 async def a_failed_step_that_is_begun_again_forgets_its_failure(lab: StoreLab) -> None:
     store = await lab.open()
     lease = await hold(store)
