@@ -46,6 +46,22 @@ EXCEPTIONS = {
         "class_has_few_public_methods",
         "src/perdure/store/memory.py:MemoryStore",
     ): "the 20 of the contract, and the opener of the lease keeper's own handle",
+    (
+        "class_has_few_public_methods",
+        "src/perdure/store/sql/store.py:SqlStore",
+    ): "the 20 of the contract, and the opener of the lease keeper's own handle",
+    (
+        "function_takes_few_parameters",
+        "src/perdure/turn/engine.py:ChatTurnEngine.__init__",
+    ): "settings of an engine, each with its default; a signature of the design",
+    (
+        "function_takes_few_parameters",
+        "src/perdure/turn/durable.py:run_durable_turn",
+    ): "the reference's call; a signature of the design",
+    (
+        "function_takes_few_parameters",
+        "src/perdure/turn/reference.py:ReferenceChatTurnEngine.run_turn",
+    ): "the reference's call; a signature of the design",
 }
 """Why a rule, by its name, does not hold at a place."""
 

@@ -115,7 +115,7 @@ async def produce(turn: Turn) -> AsyncIterator[Any]:
 
 
 async def turns_are_submitted_read_and_stopped(store: RunStore) -> None:
-    engine = ChatTurnEngine(store, produce=produce, hooks=Hooks(), on_interrupted="continue")
+    engine = ChatTurnEngine(store, produce=produce, hooks=Hooks(), on_interrupted="fail")
     identity = ChatTurnIdentity("tenant", "session", "user", 0)
     turn = await engine.submit(identity, "What does it cost?", model="small")
     assert_type(turn.created, bool)

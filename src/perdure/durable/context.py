@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 from perdure.core import effects, identity
 from perdure.core.effects import iso_time
@@ -33,10 +33,11 @@ class DurableContext(Protocol):
     @property
     def scenario_id(self) -> str | None: ...
 
+    @overload
     def step(
         self,
         intent: str,
-        fn: Callable[[], Awaitable[T] | T],
+        fn: Callable[[], Awaitable[T]],
         *,
         kind: StepKind = "logic",
         fingerprint: JsonValue = None,
@@ -56,6 +57,19 @@ class DurableContext(Protocol):
         the tries are used up; DivergenceError when another step is recorded at this position.
         """
         ...
+
+    @overload
+    def step(
+        self,
+        intent: str,
+        fn: Callable[[], T],
+        *,
+        kind: StepKind = "logic",
+        fingerprint: JsonValue = None,
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[T]: ...
 
     def now(self) -> Awaitable[str]:
         """Return the time, as ISO-8601 text, that was recorded when this was first asked."""
@@ -118,14 +132,14 @@ class RunContext:
     def step(
         self,
         intent: str,
-        fn: Callable[[], Awaitable[T] | T],
+        fn: Callable[[], Any],
         *,
         kind: StepKind = "logic",
         fingerprint: JsonValue = None,
         retry: Retry | None = None,
         timeout_ms: int | None = None,
         effect: Effect | None = None,
-    ) -> Awaitable[T]:
+    ) -> Awaitable[Any]:
         spec = StepSpec(
             position=self._steps.take(),
             intent=intent,

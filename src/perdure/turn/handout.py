@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 from perdure.core import identity
 from perdure.core.changes import CompleteStep, SaveHandle, SettleUsage
@@ -58,10 +58,11 @@ class Turn(Protocol):
     @property
     def stop_requested(self) -> bool: ...
 
+    @overload
     def step(
         self,
         intent: str,
-        fn: Callable[[], Awaitable[T] | T],
+        fn: Callable[[], Awaitable[T]],
         *,
         kind: StepKind = "logic",
         fingerprint: JsonValue = None,
@@ -75,6 +76,19 @@ class Turn(Protocol):
         interrupted in it fails instead of running the tool again.
         """
         ...
+
+    @overload
+    def step(
+        self,
+        intent: str,
+        fn: Callable[[], T],
+        *,
+        kind: StepKind = "logic",
+        fingerprint: JsonValue = None,
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[T]: ...
 
     def stream(
         self,
@@ -224,14 +238,14 @@ class AttemptedTurn:
     def step(
         self,
         intent: str,
-        fn: Callable[[], Awaitable[T] | T],
+        fn: Callable[[], Any],
         *,
         kind: StepKind = "logic",
         fingerprint: JsonValue = None,
         retry: Retry | None = None,
         timeout_ms: int | None = None,
         effect: Effect | None = None,
-    ) -> Awaitable[T]:
+    ) -> Awaitable[Any]:
         spec = self._spec(intent, kind, fingerprint, effect)
         return self._steps.run(spec._replace(retry=retry, timeout_ms=timeout_ms), fn)
 

@@ -87,18 +87,22 @@ class ReferenceChatTurnEngine:
         `wait_until` is handed everything that outlives the body, for hosts that end a request
         with its response. `log(message, meta)` hears of failures.
         """
-        call = _Call(
+        request = _Request(
             store,
             identity,
             hooks,
-            user_message=user_message,
-            project_id=project_id,
-            domain=domain,
-            model=model,
+            make_manifest=lambda: chat_manifest(
+                check_identity(identity),
+                user_message,
+                project_id=project_id,
+                domain=domain,
+                model=model,
+            ),
             worker_id=worker_id or ids.derive_worker_id(),
             lease_ms=lease_ms,
             log=log or _no_log,
         )
+        call = _Call(request)
         opening = asyncio.get_running_loop().create_task(call.open())
         _opening.add(opening)
         opening.add_done_callback(_opening.discard)
@@ -125,33 +129,25 @@ def _hand_over(wait_until: Callable[[Awaitable[None]], None], done: Awaitable[No
         logger.exception("wait_until failed")
 
 
+class _Request(NamedTuple):
+    store: RunStore
+    identity: ChatTurnIdentity
+    hooks: ChatTurnHooks
+    make_manifest: Callable[[], RunManifest]
+    worker_id: str
+    lease_ms: int
+    log: Log
+
+
 class _Call:
-    def __init__(
-        self,
-        store: RunStore,
-        identity: ChatTurnIdentity,
-        hooks: ChatTurnHooks,
-        *,
-        user_message: str,
-        project_id: str,
-        domain: str,
-        model: str | None,
-        worker_id: str,
-        lease_ms: int,
-        log: Log,
-    ) -> None:
-        self._store = store
-        self._identity = identity
-        self._hooks = hooks
-        self._user_message = user_message
-        self._project_id = project_id
-        self._domain = domain
-        self._model = model
-        self._worker_id = worker_id
-        self._lease_ms = lease_ms
-        self._log = log
+    def __init__(self, request: _Request) -> None:
+        self._request = request
+        self._store = request.store
+        self._identity = identity = request.identity
+        self._hooks = request.hooks
+        self._log = request.log
         self._to = Addressee(identity.tenant_id, identity.session_id, identity.turn_index)
-        self._outbox = Outbox(store, {HANDLER: self._deliver})
+        self._outbox = Outbox(self._store, {HANDLER: self._deliver})
         self._turn: LiveTurn | None = None
 
     # The body.
@@ -199,14 +195,7 @@ class _Call:
 
     async def open(self) -> RunRecord:
         """Claim the turn and begin it, join the live one, or find it finished."""
-        turn = check_identity(self._identity)
-        manifest = chat_manifest(
-            turn,
-            self._user_message,
-            project_id=self._project_id,
-            domain=self._domain,
-            model=self._model,
-        )
+        manifest = self._request.make_manifest()
         manifest_hash = ids.manifest_hash(manifest)
         handle, stored_id = self._store.handle, self._stored_id
         live = live_turns.find(handle, stored_id)
@@ -229,12 +218,12 @@ class _Call:
         return run
 
     async def _claim(self, live: LiveRun[LiveTurn], manifest: RunManifest) -> RunRecord:
-        turn = self._identity
+        turn, request = self._identity, self._request
         claim = await self._store.start_or_resume(
             run_id_of(turn),
             manifest,
-            worker_id=self._worker_id,
-            lease_ms=self._lease_ms,
+            worker_id=request.worker_id,
+            lease_ms=request.lease_ms,
             session=SessionKey(turn.session_id, turn.turn_index, turn.revision),
             retry=True,
         )
@@ -254,7 +243,7 @@ class _Call:
             produce=lambda _turn: produce(),
             hooks=self._hooks,
             on_interrupted="rerun",
-            lease_ms=self._lease_ms,
+            lease_ms=self._request.lease_ms,
             strikes_max=STRIKES_MAX_TURN,
             idle_timeout_ms=IDLE_TIMEOUT_MS,
             expose_errors=False,
