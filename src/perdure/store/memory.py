@@ -220,11 +220,10 @@ class MemoryStore:
             self._state.check()
             stored_id = self._stored(run_id)
             data = self._data.runs.get(stored_id)
-            command: transitions.Command = "delete_frames" if frames_only else "delete"
-            verdict = transitions.judge(None if data is None else data.run, command, self._now())
-            if data is None or verdict == "unknown":
+            if data is None:
                 return False
-            if verdict == "refuse":
+            command: transitions.Command = "delete_frames" if frames_only else "delete"
+            if transitions.judge(data.run, command, self._now()) == "refuse":
                 raise UsageError(
                     f"the run {run_id!r} is {data.run.state}: it cannot be deleted before it ends"
                 )
