@@ -191,9 +191,14 @@ async def test_a_sign_of_life_keeps_a_silent_answer_alive(server: ModelServer) -
 
 
 async def test_a_limit_of_nought_is_off(server: ModelServer) -> None:
-    server.will(reply(HELLO))
+    more = asyncio.Event()
+    server.will(reply(sse(chunk(content="Hel")), Wait(more), sse(chunk("stop"))))
     backend = backend_of(server, idle_timeout_ms=0, retry=BackendRetry(request_timeout_ms=0))
-    assert await ask(backend) == HELLO_FRAMES
+    async with aclosing(backend.stream(PROMPT)) as frames:
+        assert await anext(frames) == text("Hel")
+        more.set()
+        assert await anext(frames) == upstream_end("stop")
+    await backend.aclose()
 
 
 @pytest.mark.parametrize("done", [(), ("[DONE]",)], ids=["cut short", "with DONE"])
@@ -235,6 +240,15 @@ async def test_an_answer_is_whole_once_its_finish_reason_came(
 ) -> None:
     server.will(reply(sse(chunk(content="Hi"), chunk("stop")), loss()))
     backend = backend_of(server, idle_timeout_ms=40)
+    assert await ask(backend) == [text("Hi"), upstream_end("stop")]
+
+
+async def test_usage_that_never_comes_is_not_awaited_for_ever(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.backends.openai.USAGE_WAIT_MS", 40)
+    server.will(reply(sse(chunk(content="Hi"), chunk("stop")), Hang()))
+    backend = backend_of(server, idle_timeout_ms=0)
     assert await ask(backend) == [text("Hi"), upstream_end("stop")]
 
 
@@ -282,8 +296,10 @@ async def test_an_endpoint_that_does_not_stream_says_so(server: ModelServer) -> 
 
 async def test_an_error_that_comes_as_a_success_is_read(server: ModelServer) -> None:
     busy = Reply((b'{"error": {"code": 503}}',), headers={"content-type": "application/json"})
-    server.will(busy, reply(HELLO))
+    server.will(busy, reply(HELLO), busy)
     assert await ask(backend_of(server)) == HELLO_FRAMES
+    _, failure = await ask_in_vain(backend_of(server, retry=BackendRetry(max_attempts=1)))
+    assert (failure.status, failure.retryable) == (503, True)
 
 
 async def test_an_error_keeps_only_the_beginning_of_a_large_body(server: ModelServer) -> None:
