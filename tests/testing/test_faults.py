@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, SessionK
 from perdure.errors import LeaseHeldError, LeaseLostError, RunStoppedError, StoreUnavailableError
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
+from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore, ThreadRenewal
 from perdure.testing.clock import ManualClock
 from perdure.testing.crashing import Process, crashing
@@ -57,6 +60,21 @@ async def test_a_careful_scenario_survives_every_crash() -> None:
     ]
     assert {point.name for point in report.points} == {"start_or_resume", "write"}
     assert all(point.attempts == 2 and point.outcome == [1, 2, 4] for point in report.points)
+
+
+async def test_a_scenario_survives_on_a_store_that_writes_from_a_thread(tmp_path: Path) -> None:
+    databases = (tmp_path / f"{number}.db" for number in itertools.count())
+
+    def new_file_lab() -> StoreLab:
+        url = f"sqlite:{next(databases)}"
+
+        async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
+            return await open_store(url, clock=clock, code_version=code_version)
+
+        return StoreLab(open_handle)
+
+    report = await crash_everywhere(add_up, new_file_lab)
+    assert [point.outcome for point in report.points] == [[1, 2, 4]] * 16
 
 
 async def test_a_scenario_that_does_not_read_its_history_is_found_out() -> None:
