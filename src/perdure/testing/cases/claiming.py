@@ -164,6 +164,18 @@ async def a_lease_that_was_given_back_counts_no_strike(lab: StoreLab) -> None:
 
 
 @case
+async def giving_a_lease_back_forgives_no_strike(lab: StoreLab) -> None:
+    store = await lab.open()
+    await hold(store)
+    lab.clock.advance(LEASE_MS)
+    for change in (Release(), Suspend("sleeping", wake_in_ms=5), Suspend("waiting")):
+        lease = await hold(store)
+        same((await read(store, "run")).strikes, 1, "strikes")
+        await store.write(lease, change)
+    same((await read(store, "run")).strikes, 1, "strikes")
+
+
+@case
 async def the_same_token_twice_is_the_same_claim(lab: StoreLab) -> None:
     first, second = await lab.open(), await lab.open()
     claims = [
@@ -190,6 +202,9 @@ async def the_token_of_a_claim_does_not_serve_another_worker(lab: StoreLab) -> N
     with refused(LeaseHeldError):
         await store.start_or_resume("run", manifest(), worker_id="bob", token="t-1")
     await unchanged(store, "run", before)
+    lab.clock.advance(LEASE_MS)
+    claim = await store.start_or_resume("run", manifest(), worker_id="bob", token="t-1")
+    same((claim.run.epoch, claim.run.strikes), (2, 1), "epoch and strikes after it lapsed")
 
 
 @case

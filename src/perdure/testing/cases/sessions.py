@@ -54,6 +54,20 @@ async def a_session_with_a_turn_in_flight_is_busy(lab: StoreLab) -> None:
 
 
 @case
+async def sessions_do_not_hold_each_other_up(lab: StoreLab) -> None:
+    store = await lab.open()
+    await finish(store, "s-0", session=SessionKey("s", 0))
+    await finish(store, "t-0", session=SessionKey("t", 0))
+    await hold(store, "s-1", session=SessionKey("s", 1))
+    await store.enqueue("t-1", manifest(), handler=HANDLER, session=SessionKey("t", 1))
+    same(await _swept(store), ["t-1"], "the turn that is due in the other session")
+    with refused(SessionBusyError):
+        await hold(store, "s-2", session=SessionKey("s", 2))
+    with refused(SessionBusyError):
+        await hold(store, "t-2", session=SessionKey("t", 2))
+
+
+@case
 async def a_session_stays_busy_until_its_turn_has_ended_or_is_parked(lab: StoreLab) -> None:
     store = await lab.open()
     busy: tuple[Change, ...] = (
