@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from typing import Final
 
 from perdure.core.changes import BeginStep, Change, CompleteStep, EndRun, FailStep, Suspend
-from perdure.core.effects import epoch_ms, iso_time, monotonic_ms
+from perdure.core.effects import epoch_ms, iso_time, jittered, monotonic_ms
 from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import LAZY_BEGIN_MS
 from perdure.core.recordjson import step_error_of, step_error_to_json
 from perdure.core.records import Claim, Lease, StepError, StepRecord, Written
 from perdure.durable.lease import HeldLease, keeper_of
-from perdure.errors import LeaseLostError
+from perdure.errors import LeaseLostError, StoreError
 from perdure.store.protocol import RunStore
+
+logger = logging.getLogger("perdure.attempt")
+
+RETRY_MS: Final = 50
+RETRY_MAX_MS: Final = 1_000
+"""How long a write that must not be lost waits between two tries, at first and at most."""
 
 
 class Attempt:
@@ -44,6 +52,7 @@ class Attempt:
         self.history: dict[int, StepRecord] = {step.step_index: step for step in claim.steps}
         self.usage_calls = 0
         self.is_over = False
+        self._is_leaving = False
         self._claimed_at_ms = epoch_ms(claim.run.updated_at)
         self._adopted_ms = monotonic_ms()
         self._open_begins: dict[int, tuple[BeginStep, float]] = {}
@@ -131,16 +140,31 @@ class Attempt:
     async def leave(self, *changes: Change) -> Written:
         """Write the last changes of this attempt, one of which gives the lease back.
 
-        The heartbeat is stopped first, so that it cannot revive what has ended.
+        What was paid for must not be lost to a busy moment: while the store cannot write and the
+        lease may still hold, this tries again. A repeated end is answered as done.
         """
         self.check()
         await self._settle_begins()
-        self.end()
+        self._is_leaving = True
         try:
-            return await self.store.write(self.lease, *changes)
-        except LeaseLostError:
-            self.held.lose()
-            raise
+            return await self._write_patiently(changes)
+        finally:
+            self.end()
+
+    async def _write_patiently(self, changes: tuple[Change, ...]) -> Written:
+        pause_ms = RETRY_MS
+        while True:
+            try:
+                return await self.store.write(self.lease, *changes)
+            except LeaseLostError:
+                self.held.lose()
+                raise
+            except StoreError as error:
+                if not error.retryable or self.held.is_overdue:
+                    raise
+                logger.warning("the end of an attempt waits for the store: %s", error)
+            await asyncio.sleep(jittered(pause_ms) / 1_000)
+            pause_ms = min(2 * pause_ms, RETRY_MAX_MS)
 
     async def _settle_begins(self) -> None:
         if self._begin_write is not None and not self._begin_write.done():
@@ -161,7 +185,8 @@ class Attempt:
         self._adopt(claim, claim.lease)
 
     def _changed(self) -> None:
-        if self.on_change is not None:
+        # Whoever is leaving needs no telling: its run may have ended, so its lease is gone.
+        if self.on_change is not None and not self._is_leaving:
             self.on_change()
 
     # What is left behind.

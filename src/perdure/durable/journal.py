@@ -25,7 +25,7 @@ from perdure.core.limits import (
     UNFLUSHED_BYTES_MAX,
 )
 from perdure.core.records import JsonValue, Written
-from perdure.durable.attempt import Attempt
+from perdure.durable.attempt import RETRY_MAX_MS, RETRY_MS, Attempt
 from perdure.errors import (
     LeaseLostError,
     NotSerializableError,
@@ -38,8 +38,6 @@ logger = logging.getLogger("perdure.journal")
 
 T = TypeVar("T")
 
-_RETRY_MS: Final = 50
-_RETRY_MAX_MS: Final = 1_000
 _DELTA_CHARS_MAX: Final = 16 * 1024
 """A longer delta is cut: six bytes a character at worst still fit into a frame."""
 
@@ -245,7 +243,7 @@ class Journal:
 
         Frames that were taken must not be lost to a busy moment; a repeated row is no harm.
         """
-        pause_ms = _RETRY_MS
+        pause_ms = RETRY_MS
         while True:
             try:
                 return await self._attempt.write(*changes)
@@ -254,7 +252,7 @@ class Journal:
                     raise
                 logger.warning("the frames of a turn wait for the store: %s", error)
             await asyncio.sleep(jittered(pause_ms) / 1_000)
-            pause_ms = min(2 * pause_ms, _RETRY_MAX_MS)
+            pause_ms = min(2 * pause_ms, RETRY_MAX_MS)
 
     # Numbering.
 
