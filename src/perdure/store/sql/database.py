@@ -14,12 +14,15 @@ Row = tuple[Any, ...]
 class Statement(NamedTuple):
     """One statement of a list: a block of `statements.sql` and its parameters.
 
-    `required`: without a row in answer nothing of the whole list happens.
+    `required`: without a row in answer nothing of the whole list happens. `shortcut` names a
+    cheaper block with the same parameters, for the common case: a driver may try it first, and
+    where it writes a row, all of that row is known but the store's time, which is the answer.
     """
 
     name: str
     values: tuple[Value, ...]
     required: bool = False
+    shortcut: str | None = None
 
 
 class Refused(Exception):

@@ -6,22 +6,24 @@ import asyncio
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from queue import SimpleQueue
-from typing import Final
+from typing import Final, NamedTuple
 
 from perdure.core.effects import Clock, system_clock
 from perdure.errors import StoreUnavailableError, UsageError
-from perdure.store.sql.database import Row, Statement
+from perdure.store.sql.database import Statement, Text
 from perdure.store.sql.sqlite_connection import (
     Durability,
     check_library,
     check_path,
     connect_reader,
+    connect_renewer,
     connect_writer,
     sqlite_statements,
 )
-from perdure.store.sql.sqlite_lists import Job, ListRunner
+from perdure.store.sql.sqlite_lists import Job, ListRunner, Rows
 from perdure.store.sql.sqlite_schema import prepare_schema
 from perdure.store.sql.sqlite_thread import DatabaseThread, Signal
 
@@ -48,15 +50,11 @@ class Sqlite:
         if durability not in ("full", "normal"):
             raise UsageError(f"durability must be 'full' or 'normal', not {durability!r:.40}")
         check_library()
-        self.path: Final = check_path(path)
-        self.durability: Final = durability
-        self._migrate = migrate
-        self._clock = clock
-        self._texts = sqlite_statements()
+        self._file = _File(check_path(path), durability, migrate, clock, sqlite_statements())
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._forked = False
-        self._opening: asyncio.Future[list[list[Row]]] | None = None
+        self._opening: asyncio.Future[Rows] | None = None
         self._writes: SimpleQueue[Job | Signal] = SimpleQueue()
         self._reads: SimpleQueue[Job | Signal] = SimpleQueue()
         self._writer: DatabaseThread | None = None
@@ -64,6 +62,10 @@ class Sqlite:
         # A handle that is dropped without `close` must not leave its threads behind.
         self._release = weakref.finalize(self, _stop, self._reads, self._writes)
         _handles.add(self)
+
+    @property
+    def path(self) -> str:
+        return self._file.path
 
     @property
     def commits(self) -> int:
@@ -76,21 +78,23 @@ class Sqlite:
             self._opening = self.run(())
         await asyncio.shield(self._opening)
 
-    def run(self, statements: Sequence[Statement]) -> asyncio.Future[list[list[Row]]]:
+    def run(self, statements: Sequence[Statement]) -> asyncio.Future[Rows]:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._check()
-        future: asyncio.Future[list[list[Row]]] = loop.create_future()
+        future: asyncio.Future[Rows] = loop.create_future()
         self._writes.put(Job(statements, future))
         return future
 
-    async def read(self, statements: Sequence[Statement]) -> list[list[Row]]:
+    async def read(self, statements: Sequence[Statement]) -> Rows:
         if not self._readers:
             await self._start_reading()
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._check()
-        future: asyncio.Future[list[list[Row]]] = loop.create_future()
+        if self._writer is not None and self._writer.dead is not None:
+            raise StoreUnavailableError(self._writer.dead)
+        future: asyncio.Future[Rows] = loop.create_future()
         self._reads.put(Job(statements, future))
         return await future
 
@@ -100,16 +104,18 @@ class Sqlite:
             return
         watch = self._writer.watch
         before = watch.interval_ms
-        watch.changed, watch.interval_ms = changed, interval_ms
+        watch.changed = None if interval_ms is None else changed
+        watch.interval_ms = interval_ms
         if interval_ms is not None and (before is None or before > interval_ms):
             self._writes.put(Signal.WAKE)
 
     def connect(self) -> ListRunner:
         """Return a connection of its own that writes, for one thread that is not the loop's.
 
-        Its commits are not flushed by themselves: the next one of the writing thread does it.
+        Its commits are not flushed by themselves: the next one of the writing thread does it, so
+        it is for what a power cut may undo.
         """
-        return self._runner(connect_writer(self.path, "normal"), writes=True)
+        return _runner(self._file, connect_renewer(self.path), writes=True)
 
     async def close(self) -> None:
         if self._forked:
@@ -139,38 +145,54 @@ class Sqlite:
             raise UsageError("a store does not survive a fork: open another handle in the child")
         if self._loop is None:
             self._loop = loop
-            self._writer = self._start(self._open_writer, self._writes, "perdure-writer")
+            self._writer = self._start(_open_writer, self._writes, "perdure-writer")
         elif self._loop is not loop:
             raise UsageError("a store belongs to one event loop: open another handle for this one")
 
     async def _start_reading(self) -> None:
         await self.open()
         while len(self._readers) < READERS:
-            self._readers.append(self._start(self._open_reader, self._reads, "perdure-reader"))
-
-    def _open_writer(self) -> ListRunner:
-        connection = connect_writer(self.path, self.durability)
-        try:
-            prepare_schema(connection, migrate=self._migrate, clock=self._clock)
-            return self._runner(connection, writes=True)
-        except BaseException:
-            connection.close()
-            raise
-
-    def _open_reader(self) -> ListRunner:
-        return self._runner(connect_reader(self.path), writes=False)
-
-    def _runner(self, connection: sqlite3.Connection, *, writes: bool) -> ListRunner:
-        return ListRunner(connection, self._texts, path=self.path, clock=self._clock, writes=writes)
+            self._readers.append(self._start(_open_reader, self._reads, "perdure-reader"))
 
     def _start(
-        self,
-        connect: Callable[[], ListRunner],
-        queue: SimpleQueue[Job | Signal],
-        name: str,
+        self, connect: Callable[[_File], ListRunner], queue: SimpleQueue[Job | Signal], name: str
     ) -> DatabaseThread:
-        loop = asyncio.get_running_loop()
-        return DatabaseThread(connect, queue=queue, loop=loop, path=self.path, name=name)
+        return DatabaseThread(
+            # A thread that knew the handle would keep it alive.
+            partial(connect, self._file),
+            queue=queue,
+            loop=asyncio.get_running_loop(),
+            path=self.path,
+            name=name,
+        )
+
+
+class _File(NamedTuple):
+    """How the file of a handle is used."""
+
+    path: str
+    durability: Durability
+    migrate: bool
+    clock: Clock
+    texts: Mapping[str, Text]
+
+
+def _open_writer(file: _File) -> ListRunner:
+    connection = connect_writer(file.path, file.durability)
+    try:
+        prepare_schema(connection, migrate=file.migrate, clock=file.clock)
+        return _runner(file, connection, writes=True)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _open_reader(file: _File) -> ListRunner:
+    return _runner(file, connect_reader(file.path), writes=False)
+
+
+def _runner(file: _File, connection: sqlite3.Connection, *, writes: bool) -> ListRunner:
+    return ListRunner(connection, file.texts, path=file.path, clock=file.clock, writes=writes)
 
 
 def _stop(*queues: SimpleQueue[Job | Signal]) -> None:

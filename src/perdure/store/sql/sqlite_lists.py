@@ -41,6 +41,15 @@ def deliver(answers: Sequence[Answer]) -> None:
             future.set_exception(error)
 
 
+# A broken constraint, a parameter that cannot be bound, a value that is too large.
+_AT_FAULT = (
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+)
+
+
 class _ListFailed(Exception):
     """The list at `index` of a group could not be run, because of `error`."""
 
@@ -48,6 +57,11 @@ class _ListFailed(Exception):
         super().__init__(index, error)
         self.index = index
         self.error = error
+
+    @property
+    def is_its_fault(self) -> bool:
+        """Whether the list would fail alone too, while the others would not."""
+        return isinstance(self.error, _AT_FAULT) or not isinstance(self.error, sqlite3.Error)
 
 
 class ListRunner:
@@ -74,50 +88,51 @@ class ListRunner:
         self._path = path
         self._clock = clock
         self._writes = writes
+        self._second, self._second_text = -1, ""
         self._version = patient(self._data_version)
 
     def run(self, statements: Sequence[Statement]) -> Rows:
         """Run one list as one transaction. Raises Refused, StoreError."""
         try:
             (rows,) = self._transaction([statements])
-        except _ListFailed as failure:
-            raise self._meaning(failure.error) from failure.error
         except Exception as error:
-            raise self._meaning(error) from error
+            meaning = self._meaning(error)
+            raise meaning from meaning.__cause__
         return rows
 
     def run_group(self, jobs: Sequence[Job]) -> list[Answer]:
         """Run all lists in one transaction; where that fails, give each what it has coming.
 
-        A list that is refused, or that the database cannot run, is taken out and run alone after
-        the others. Nothing is answered before it is committed.
+        A list that is refused, or that is at fault, is taken out and run alone after the others;
+        a failure that is nobody's fault sends each its own way. Nothing is answered before it is
+        committed.
         """
-        group, alone = list(jobs), list[Job]()
-        answers: list[Answer] = []
+        group = list(jobs)
+        alone: list[Job] = []
         while group:
             try:
-                all_rows = self._transaction([job.statements for job in group])
-            except _ListFailed as failure:
-                if len(jobs) == 1:
-                    return [Answer(jobs[0].future, None, self._meaning(failure.error))]
-                alone.append(group.pop(failure.index))
+                done = self._transaction([job.statements for job in group])
             except StoreBusyError as error:
-                answers += [Answer(job.future, None, error) for job in group]
-                break
+                return [Answer(job.future, None, StoreBusyError(*error.args)) for job in jobs]
             except Exception as error:
-                # The commit itself failed, so it may be anybody's fault.
+                meaning = self._meaning(error)
+                if self.dead is not None:
+                    return [
+                        Answer(job.future, None, StoreUnavailableError(self.dead)) for job in jobs
+                    ]
                 if len(jobs) == 1:
-                    return [Answer(jobs[0].future, None, self._meaning(error))]
+                    return [Answer(jobs[0].future, None, meaning)]
+                if isinstance(error, _ListFailed) and error.is_its_fault:
+                    alone.append(group.pop(error.index))
+                    continue
                 alone += group
                 break
-            else:
-                answers += [
-                    Answer(job.future, rows) for job, rows in zip(group, all_rows, strict=True)
-                ]
-                break
-        for job in alone:
-            answers += self.run_group([job])
-        return answers
+            answers = [Answer(job.future, rows) for job, rows in zip(group, done, strict=True)]
+            return answers if not alone else answers + self._run_each(alone)
+        return self._run_each(alone)
+
+    def _run_each(self, jobs: Sequence[Job]) -> list[Answer]:
+        return [answer for job in jobs for answer in self.run_group([job])]
 
     def changed_elsewhere(self) -> bool:
         """Return whether another connection has committed since the last call."""
@@ -144,7 +159,7 @@ class ListRunner:
             cursor.execute("BEGIN")
         index = 0
         try:
-            now = iso_time(self._clock())
+            now = self._now()
             done: list[Rows] = []
             for index, statements in enumerate(lists):  # noqa: B007 the handler names the culprit
                 done.append(self._execute(statements, now))
@@ -162,7 +177,12 @@ class ListRunner:
     def _execute(self, statements: Sequence[Statement], now: str) -> Rows:
         cursor, texts = self._cursor, self._texts
         rows: Rows = []
-        for name, values, required in statements:
+        for name, values, required, shortcut in statements:
+            if shortcut is not None:
+                cursor.execute(texts[shortcut].sql, (*values, now))
+                if cursor.rowcount:
+                    rows.append([(now,)])
+                    continue
             sql, wants_now = texts[name]
             cursor.execute(sql, (*values, now) if wants_now else values)
             found = cursor.fetchall()
@@ -170,6 +190,14 @@ class ListRunner:
                 raise Refused(len(rows))
             rows.append(found)
         return rows
+
+    def _now(self) -> str:
+        """Return the store's time as text, the part down to the second kept for the next call."""
+        now_ms = self._clock()
+        second, milliseconds = divmod(now_ms, 1_000)
+        if second != self._second:
+            self._second, self._second_text = second, iso_time(now_ms)[: -len("000Z")]
+        return f"{self._second_text}{milliseconds:03d}Z"
 
     def _roll_back(self) -> None:
         if not self._connection.in_transaction:
@@ -180,15 +208,19 @@ class ListRunner:
             self.dead = f"the database connection broke: {error} ({self._path!r})"
 
     def _meaning(self, error: Exception) -> Exception:
+        """Return what the caller is told of a failed transaction; note the death of a writer."""
+        if isinstance(error, _ListFailed):
+            error = error.error
         if (
             self._writes
             and isinstance(error, sqlite3.Error)
             and primary_code(error) == sqlite3.SQLITE_IOERR
         ):
             self.dead = (
-                f"writing {self._path!r} failed ({error}): what is on the disk is unknown, so this "
-                "handle is not used any more"
+                f"writing {self._path!r} failed ({error}): what is on the disk is unknown, so "
+                "this handle is not used any more"
             )
+            return StoreUnavailableError(self.dead)
         return translated(error, self._path)
 
     def _data_version(self) -> int:

@@ -12,7 +12,7 @@ from perdure.store.sql.schema import (
     missing_migrations,
     split_statements,
 )
-from perdure.store.sql.sqlite_connection import begin
+from perdure.store.sql.sqlite_connection import begin, patient
 
 
 def prepare_schema(
@@ -24,7 +24,8 @@ def prepare_schema(
     version, for a released migration that was changed, and, without `migrate`, for one that
     lacks something.
     """
-    missing = _missing(connection)
+    # Another process may just be making the file, or repairing it.
+    missing = patient(lambda: _missing(connection))
     if not missing:
         return []
     if not migrate:

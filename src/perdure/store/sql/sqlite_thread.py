@@ -46,6 +46,7 @@ class DatabaseThread:
     ) -> None:
         self.watch = Watch()
         self.commits = 0
+        self.dead: str | None = None
         self._connect = connect
         self._queue = queue
         self._loop = loop
@@ -82,23 +83,24 @@ class DatabaseThread:
             except BaseException as error:
                 self._post(deliver, [Answer(job.future, None, error) for job in jobs])
                 raise
-            self.commits = runner.commits
+            self.commits, self.dead = runner.commits, runner.dead
             self._post(deliver, answers)
 
     def _take(self, runner: ListRunner) -> tuple[list[Job], bool]:
         """Wait for work; return all that is there, and whether it is the last."""
         jobs: list[Job] = []
         item = self._wait(runner)
-        try:
-            while item is not Signal.CLOSE:
-                if isinstance(item, Job):
-                    jobs.append(item)
-                    if len(jobs) == LISTS_MAX:
-                        return jobs, False
+        while True:
+            if item is Signal.CLOSE:
+                return jobs, True
+            if isinstance(item, Job):
+                jobs.append(item)
+            if self._queue.empty() or len(jobs) == LISTS_MAX:
+                return jobs, False
+            try:
                 item = self._queue.get_nowait()
-        except Empty:
-            return jobs, False
-        return jobs, True
+            except Empty:
+                return jobs, False  # Another reader was faster.
 
     def _wait(self, runner: ListRunner) -> Job | Signal:
         """Return the next item; meanwhile look whether other processes have written."""

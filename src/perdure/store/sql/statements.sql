@@ -122,7 +122,15 @@ UPDATE durable_runs SET updated_at = {now},
     THEN CAST(?5 AS INTEGER) ELSE step_count END,
   strikes = CASE WHEN CAST(?6 AS INTEGER) = 1 THEN 0 ELSE strikes END
 WHERE {fence_self}
-RETURNING stop_requested_at
+RETURNING updated_at, stop_requested_at
+
+-- fence_unstopped --
+-- The shortcut of the one above while nobody has asked for a stop.
+UPDATE durable_runs SET updated_at = {now},
+  step_count = CASE WHEN step_count < CAST(?5 AS INTEGER)
+    THEN CAST(?5 AS INTEGER) ELSE step_count END,
+  strikes = CASE WHEN CAST(?6 AS INTEGER) = 1 THEN 0 ELSE strikes END
+WHERE {fence_self} AND stop_requested_at IS NULL
 
 -- begin_step --
 -- A completed step stays as it is. No row here and in the next two: it has another intent.
@@ -167,6 +175,15 @@ ON CONFLICT (run_id, step_index) DO UPDATE SET
     THEN durable_steps.frames_to ELSE excluded.frames_to END
 WHERE durable_steps.intent = excluded.intent
 RETURNING {step_columns}
+
+-- insert_step --
+-- The shortcut of the one above, for a step that was not begun on its own: as much as can be said
+-- in a plain insert. Only behind a fence that holds for the whole transaction.
+INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts,
+  result_json, started_at, completed_at, epoch, effect, frames_to)
+VALUES (?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, 'completed', CAST(?10 AS INTEGER), ?11, ?12, {now},
+  CAST(?2 AS INTEGER), ?9, CAST(?13 AS INTEGER))
+ON CONFLICT DO NOTHING
 
 -- fail_step --
 INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts,

@@ -20,6 +20,7 @@ from perdure.core.changes import (
     SettleUsage,
     Suspend,
 )
+from perdure.core.jsonvalue import decode_value
 from perdure.core.records import Lease, StepRecord, Written
 from perdure.core.transitions import status_of
 from perdure.errors import DivergenceError, PerdureError, StoreCorruptError, UsageError
@@ -62,7 +63,7 @@ def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]
                 leaving = _release(fence, change)
             case _:
                 statements += _others(lease, fence, change)
-    statements[FENCE] = Statement("fence", (*fence, steps, progress), required=True)
+    statements[FENCE] = Statement("fence", (*fence, steps, progress), True, "fence_unstopped")
     return statements + leaving if leaving else statements
 
 
@@ -82,7 +83,7 @@ def _complete(fence: Fence, step: CompleteStep) -> Statement:
         step.started_at,
         step.frames_to,
     )
-    return Statement("complete_step", values, required=True)
+    return Statement("complete_step", values, True, "insert_step")
 
 
 def _begin(fence: Fence, step: BeginStep) -> Statement:
@@ -169,10 +170,26 @@ def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[R
     run_id = logical_run_id(lease.run_id)
     for statement, found in zip(statements, rows, strict=True):
         if statement.name in _ANSWERS:
-            steps.append(step_record(run_id, found[0]))
+            row = found[0]
+            inserted = len(row) == 1
+            steps.append(
+                _inserted(run_id, statement, row[0]) if inserted else step_record(run_id, row)
+            )
         elif statement.name == "suspend_run":
             wake_at = found[0][0]
-    return Written(steps, rows[FENCE][0][0] is not None, wake_at)
+    fence = rows[FENCE][0]
+    # The shortcut of the fence answers for runs that nobody has asked to stop.
+    stop_requested = len(fence) > 1 and fence[1] is not None
+    return Written(steps, stop_requested, wake_at)
+
+
+def _inserted(run_id: str, statement: Statement, now: str) -> StepRecord:
+    """Return the step that a shortcut has inserted: all of it but the time was given."""
+    (_, epoch, _, _, position, intent, kind, input_hash, effect, tries, *others) = statement.values
+    result_text, started_at, frames_to = others
+    result = decode_value(str(result_text))
+    head = (run_id, position, intent, kind, "completed", tries, input_hash, result, None)
+    return StepRecord._make((*head, started_at, now, epoch, effect, frames_to))
 
 
 def refusal(lease: Lease, statement: Statement) -> PerdureError:
