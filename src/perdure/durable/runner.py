@@ -257,10 +257,13 @@ class Execution(Generic[T]):
         return await self._report(result)
 
     async def _report(self, result: T) -> RunResult[T]:
-        attempt = self._attempt
-        run = await attempt.store.read_run(attempt.run.run_id)
-        steps = await attempt.store.read_steps(attempt.run.run_id)
-        return RunResult(result, attempt.run if run is None else run, steps)
+        """Read what is stored now; opening an ended run is one pure read of all of it."""
+        run = self._attempt.run
+        assert run.manifest is not None
+        ended = await self._attempt.store.start_or_resume(
+            run.run_id, run.manifest, worker_id=self._attempt.lease.worker_id
+        )
+        return RunResult(result, ended.run, ended.steps)
 
     async def _fail(self, error: BaseException) -> BaseException:
         """End the run as failed and return what the caller is told.
