@@ -160,8 +160,9 @@ class Attempt:
                 self.held.lose()
                 raise
             except StoreError as error:
-                if not error.retryable or self.held.is_overdue:
+                if not error.retryable:
                     raise
+                self.held.check()
                 logger.warning("the end of an attempt waits for the store: %s", error)
             await asyncio.sleep(jittered(pause_ms) / 1_000)
             pause_ms = min(2 * pause_ms, RETRY_MAX_MS)
