@@ -1,0 +1,141 @@
+"""What a durable step, many short runs and a replay cost, in turn with the floor (A B A B).
+
+    python -m bench.steps [--rounds 5] [--steps 1000] [--runs 1000] [--durability full|normal]
+
+Prints medians and the ratio to the floor. Ratios travel between machines, times do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import perdure
+from bench.floor import Floor
+
+MANIFEST = perdure.RunManifest("bench", perdure.AgentTaskSpec("bench", "Measure"))
+AT_ONCE = 64
+
+
+class Measured(NamedTuple):
+    wall_ms: float
+    cpu_ms: float
+
+
+async def measured(work: Callable[[], Awaitable[object]]) -> Measured:
+    wall, cpu = time.perf_counter(), time.process_time()
+    await work()
+    return Measured((time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3)
+
+
+def task_of(count: int) -> Callable[[perdure.DurableContext], Awaitable[None]]:
+    async def task(context: perdure.DurableContext) -> None:
+        for position in range(count):
+            await context.step("small", lambda i=position: {"i": i, "status": "ok"})
+
+    return task
+
+
+async def run(store: perdure.RunStore, run_id: str, count: int) -> None:
+    await perdure.run_durable(store, run_id=run_id, manifest=MANIFEST, task=task_of(count))
+
+
+async def many(one: Callable[[str], Awaitable[None]], runs: int, mark: str) -> list[float]:
+    """Do `runs` short runs, 64 at a time; return the length of each in ms."""
+    lengths: list[float] = []
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def place(index: int) -> None:
+        async with places:
+            began = time.perf_counter()
+            await one(f"{mark}-{index}")
+            lengths.append((time.perf_counter() - began) * 1e3)
+
+    await asyncio.gather(*(place(index) for index in range(runs)))
+    return sorted(lengths)
+
+
+async def compare(options: argparse.Namespace, folder: Path) -> None:
+    floor = Floor(str(folder / "floor.db"), synchronous=options.durability)
+    store = await perdure.open_store(
+        f"sqlite:{folder / 'perdure.db'}", durability=options.durability
+    )
+    await floor.run_steps("warm", 50)
+    await run(store, "warm", 50)
+    steps: dict[str, list[Measured]] = {"floor": [], "perdure": []}
+    short: dict[str, list[Measured]] = {"floor": [], "perdure": []}
+    replay: dict[str, list[Measured]] = {"floor": [], "perdure": []}
+    worst: dict[str, list[float]] = {"floor": [], "perdure": []}
+    for index in range(options.rounds):
+        mark, count = f"run-{index}", options.steps
+        steps["floor"].append(await measured(lambda: floor.run_steps(mark, count)))
+        steps["perdure"].append(await measured(lambda: run(store, mark, count)))
+        replay["floor"].append(await measured(lambda: asyncio.sleep(0, floor.read_steps(mark))))
+        replay["perdure"].append(await measured(lambda: run(store, mark, count)))
+        for name, one in (
+            ("floor", lambda run_id: floor.run_steps(run_id, 3)),
+            ("perdure", lambda run_id: run(store, run_id, 3)),
+        ):
+            lengths: list[float] = []
+
+            async def all_of_them(one=one, lengths=lengths, mark=f"short-{index}") -> None:
+                lengths.extend(await many(one, options.runs, mark))
+
+            short[name].append(await measured(all_of_them))
+            worst[name].append(lengths[int(len(lengths) * 0.99)])
+    await store.close()
+    await floor.close()
+    report(options, steps=steps, short=short, replay=replay, worst=worst)
+
+
+def report(
+    options: argparse.Namespace,
+    *,
+    steps: dict[str, list[Measured]],
+    short: dict[str, list[Measured]],
+    replay: dict[str, list[Measured]],
+    worst: dict[str, list[float]],
+) -> None:
+    def wall(rounds: list[Measured]) -> float:
+        return statistics.median(one.wall_ms for one in rounds)
+
+    def cpu(rounds: list[Measured]) -> float:
+        return statistics.median(one.cpu_ms for one in rounds)
+
+    def line(name: str, ours: float, floors: float, unit: str, ratio: float) -> str:
+        return f"{name:<28}{ours:>10.1f}{floors:>10.1f} {unit:<8}{ratio:>7.2f}x"
+
+    count, runs = options.steps, options.runs
+    ours, floors = wall(steps["perdure"]) / count * 1e3, wall(steps["floor"]) / count * 1e3
+    print(f"SQLite, durability {options.durability}, median of {options.rounds} rounds in turn")
+    print(f"{'':<28}{'perdure':>10}{'floor':>10}")
+    print(line("a durable step", ours, floors, "us", ours / floors))
+    ours, floors = cpu(steps["perdure"]) / count * 1e3, cpu(steps["floor"]) / count * 1e3
+    print(line("CPU of a step, all threads", ours, floors, "us", ours / floors))
+    ours, floors = wall(replay["perdure"]), wall(replay["floor"])
+    print(line(f"replay of {count} steps", ours, floors, "ms", ours / floors))
+    ours, floors = runs / wall(short["perdure"]) * 1e3, runs / wall(short["floor"]) * 1e3
+    print(line(f"runs of 3 steps, {AT_ONCE} at once", ours, floors, "runs/s", ours / floors))
+    ours, floors = statistics.median(worst["perdure"]), statistics.median(worst["floor"])
+    print(line("the same, 99th percentile", ours, floors, "ms", ours / floors))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--runs", type=int, default=1_000)
+    parser.add_argument("--durability", choices=("full", "normal"), default="full")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(compare(options, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
