@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -24,6 +23,7 @@ from perdure.errors import (
 from perdure.store.sql.database import Database, Refused, Row, Statement, Value
 from perdure.store.sql.rows import now_of, owner_of, run_record, step_record, token_of
 
+_DUE: Final = ("due_runs", "due_wakes", "due_queued")
 _ROUNDS: Final = 16
 """How often an opening looks again when others are faster, before it gives up."""
 
@@ -145,9 +145,9 @@ class Claims:
         self, handlers: Sequence[str], *, worker_id: str, lease_ms: int, limit: int
     ) -> list[Claim]:
         """Claim due runs as `RunStore.claim_due` says."""
-        values = (json.dumps([[handler] for handler in handlers]), limit)
-        names = ("due_runs", "due_wakes", "due_queued")
-        lists = await self._database.read([Statement(name, values) for name in names])
+        lists = await self._database.read(
+            [Statement(name, (handler, limit)) for handler in handlers for name in _DUE]
+        )
         candidates = shuffled(row for rows in lists for row in rows)
         claims: list[Claim] = []
         while candidates and len(claims) < limit:

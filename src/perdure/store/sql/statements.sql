@@ -326,23 +326,20 @@ WHERE run_id = ?1 AND status = 'suspended' AND coalesce(state, 'waiting') = 'wai
 -- due_runs --
 -- Released or lapsed. A run without a stored manifest waits for its own caller, here and below.
 SELECT {due_columns} FROM durable_runs
-WHERE handler IN (SELECT handler FROM {rows ?1: handler TEXT}) AND status = 'running'
-  AND manifest_json IS NOT NULL
+WHERE handler = ?1 AND status = 'running' AND manifest_json IS NOT NULL
   AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now})
 ORDER BY run_id LIMIT CAST(?2 AS INTEGER)
 
 -- due_wakes --
 SELECT {due_columns} FROM durable_runs
-WHERE handler IN (SELECT handler FROM {rows ?1: handler TEXT}) AND status = 'suspended'
+WHERE handler = ?1 AND status = 'suspended' AND manifest_json IS NOT NULL
   AND wake_at IS NOT NULL AND wake_at <= {now} AND coalesce(state, '') <> 'parked'
-  AND manifest_json IS NOT NULL
 ORDER BY wake_at LIMIT CAST(?2 AS INTEGER)
 
 -- due_queued --
 -- A queued turn is due when its session is free.
 SELECT {due_columns} FROM durable_runs
-WHERE handler IN (SELECT handler FROM {rows ?1: handler TEXT}) AND status = 'pending'
-  AND manifest_json IS NOT NULL
+WHERE handler = ?1 AND status = 'pending' AND manifest_json IS NOT NULL
   AND (session_id IS NULL OR NOT EXISTS (
     SELECT 1 FROM perdure_sessions s JOIN durable_runs a ON a.run_id = s.active_run_id
     WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id
@@ -360,21 +357,36 @@ WHERE durable_runs.run_id = b.run_id AND durable_runs.epoch = b.epoch
   AND durable_runs.status = 'running'
 RETURNING durable_runs.run_id, durable_runs.stop_requested_at
 
--- claim_deliveries --
+-- due_deliveries --
 -- Within a run the first waiting one only; it counts once the run has ended.
-UPDATE perdure_outbox SET token = ?2, claimed_until = {now+?3}, tries = tries + 1
-WHERE state = 'waiting' AND (run_id, position) IN (
-  SELECT o.run_id, o.position FROM perdure_outbox o
-  WHERE o.handler IN (SELECT handler FROM {rows ?1: handler TEXT}) AND o.state = 'waiting'
-    AND o.due_at <= {now} AND (o.claimed_until IS NULL OR o.claimed_until <= {now})
-    AND (?5 IS NULL OR o.run_id = ?5)
-    AND EXISTS (
-      SELECT 1 FROM durable_runs r
-      WHERE r.run_id = o.run_id AND r.status IN ('completed', 'failed'))
-    AND NOT EXISTS (
-      SELECT 1 FROM perdure_outbox p
-      WHERE p.run_id = o.run_id AND p.position < o.position AND p.state = 'waiting')
-  ORDER BY o.due_at LIMIT CAST(?4 AS INTEGER))
+SELECT o.run_id, o.position FROM perdure_outbox o
+WHERE o.handler = ?1 AND o.state = 'waiting' AND o.due_at <= {now}
+  AND (o.claimed_until IS NULL OR o.claimed_until <= {now})
+  AND EXISTS (
+    SELECT 1 FROM durable_runs r
+    WHERE r.run_id = o.run_id AND r.status IN ('completed', 'failed'))
+  AND NOT EXISTS (
+    SELECT 1 FROM perdure_outbox p
+    WHERE p.run_id = o.run_id AND p.position < o.position AND p.state = 'waiting')
+ORDER BY o.due_at LIMIT CAST(?2 AS INTEGER)
+
+-- waiting_delivery --
+-- The first waiting one of a run; whether it is due, its claim decides.
+SELECT run_id, position FROM perdure_outbox
+WHERE run_id = ?1 AND state = 'waiting' ORDER BY position LIMIT 1
+
+-- claim_delivery --
+-- Whatever was read before, only this gives the right to deliver.
+UPDATE perdure_outbox SET token = ?3, claimed_until = {now+?4}, tries = tries + 1
+WHERE run_id = ?1 AND position = CAST(?2 AS INTEGER) AND state = 'waiting'
+  AND handler IN (SELECT handler FROM {rows ?5: handler TEXT})
+  AND due_at <= {now} AND (claimed_until IS NULL OR claimed_until <= {now})
+  AND EXISTS (
+    SELECT 1 FROM durable_runs r
+    WHERE r.run_id = ?1 AND r.status IN ('completed', 'failed'))
+  AND NOT EXISTS (
+    SELECT 1 FROM perdure_outbox p
+    WHERE p.run_id = ?1 AND p.position < CAST(?2 AS INTEGER) AND p.state = 'waiting')
 RETURNING {delivery_columns}
 
 -- settle_delivery --
@@ -394,8 +406,9 @@ SELECT {run_columns},
     WHERE a.run_id = durable_runs.run_id AND a.step_index = 0 AND a.status = 'completed') END
 FROM durable_runs
 WHERE tenant = ?1 AND (?2 IS NULL OR {state} = ?2)
-  AND (?3 IS NULL OR (created_at, run_id) > (
-    SELECT a.created_at, a.run_id FROM durable_runs a WHERE a.run_id = ?3))
+  AND (created_at, run_id) > (
+    coalesce((SELECT a.created_at FROM durable_runs a WHERE a.run_id = ?3), ''),
+    coalesce(?3, ''))
 ORDER BY created_at, run_id LIMIT CAST(?4 AS INTEGER)
 
 -- list_session --
