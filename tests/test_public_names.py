@@ -66,6 +66,7 @@ PUBLIC_NAMES = [
     "UsageError",
     "ValueTooLargeError",
     "Worker",
+    "answer_with",
     "canonical_hash",
     "canonical_json",
     "current_step",

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from perdure.store.sql.schema import DURABLE_SCHEMA_VERSION as DURABLE_SCHEMA_VERSION
     from perdure.store.sql.sqlite import Sqlite as Sqlite
     from perdure.store.sql.store import SqlStore as SqlStore
+    from perdure.turn.answering import answer_with as answer_with
     from perdure.turn.durable import run_durable_turn as run_durable_turn
     from perdure.turn.engine import ChatTurnEngine as ChatTurnEngine
     from perdure.turn.engine import SubmittedTurn as SubmittedTurn
@@ -111,6 +112,7 @@ _MODULES = {
     "perdure.store.sql.schema": ("DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"),
     "perdure.store.sql.sqlite": ("Sqlite",),
     "perdure.store.sql.store": ("SqlStore",),
+    "perdure.turn.answering": ("answer_with",),
     "perdure.turn.durable": ("run_durable_turn",),
     "perdure.turn.engine": ("ChatTurnEngine", "SubmittedTurn"),
     "perdure.turn.handout": ("Turn",),
@@ -122,6 +124,8 @@ _MODULES = {
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "DURABLE_SCHEMA_SQL",
+    "DURABLE_SCHEMA_VERSION",
     "AgentRuntimeError",
     "AgentTaskSpec",
     "AwaitEventTimeoutError",
@@ -131,8 +135,6 @@ __all__ = [
     "ChatTurnHooks",
     "ChatTurnIdentity",
     "CursorError",
-    "DURABLE_SCHEMA_SQL",
-    "DURABLE_SCHEMA_VERSION",
     "DivergenceError",
     "DurableContext",
     "DurableRunError",
@@ -177,6 +179,7 @@ __all__ = [
     "UsageError",
     "ValueTooLargeError",
     "Worker",
+    "answer_with",
     "canonical_hash",
     "canonical_json",
     "current_step",

@@ -140,9 +140,12 @@ async def follow(reading: Reading) -> AsyncIterator[Sequence[Frame] | None]:
             frames = await _next_frames(reading, ring, after)
             if frames:
                 after, heard_ms = frames[-1].seq, monotonic_ms()
-                yield frames
                 ended = frames[-1].kind in TERMINAL_KINDS
-                if ended and await _is_settled(reading.store, run_id, after):
+                over = ended and await _is_settled(reading.store, run_id, after)
+                told = _still_true(frames, is_over=over)
+                if told:
+                    yield told
+                if over:
                     return
             elif monotonic_ms() - heard_ms >= reading.heartbeat_ms:
                 heard_ms = monotonic_ms()
@@ -150,6 +153,21 @@ async def follow(reading: Reading) -> AsyncIterator[Sequence[Frame] | None]:
     finally:
         if entered is not None:
             entered.leave()
+
+
+def _still_true(frames: Sequence[Frame], *, is_over: bool) -> Sequence[Frame]:
+    """Return what a reader should still be told of `frames`.
+
+    What stands before a restart is to be forgotten anyway. An end behind which a retry went on is
+    none: a client that believed it would leave.
+    """
+    for index in range(len(frames) - 1, -1, -1):
+        if frames[index].kind == "restarted":
+            frames = frames[index:]
+            break
+    if frames[-1].kind in TERMINAL_KINDS and not is_over:
+        return frames[:-1]
+    return frames
 
 
 async def _next_frames(reading: Reading, ring: Ring | None, after: int) -> Sequence[Frame]:
