@@ -1,0 +1,70 @@
+"""A chat endpoint in your own Starlette application: submit, rejoin, stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx2
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+
+from perdure import ChatTurnEngine, ChatTurnIdentity, Frame, RunStore, Turn, frames, open_store
+
+
+async def produce(turn: Turn) -> AsyncIterator[Frame]:
+    """Echo, slowly; a real one asks a backend."""
+    for word in f"You said: {turn.user_message}".split():
+        await asyncio.sleep(0.01)
+        yield frames.text(f"{word} ")
+
+
+def create_app(store: RunStore) -> tuple[Starlette, ChatTurnEngine]:
+    engine = ChatTurnEngine(store, produce=produce)
+
+    def whose(request: Request) -> ChatTurnIdentity:
+        user = request.headers["x-user"]
+        return ChatTurnIdentity("", request.path_params["chat"], user, request.path_params["turn"])
+
+    async def submit(request: Request) -> StreamingResponse:
+        message = (await request.json())["message"]
+        turn = await engine.submit(whose(request), message)
+        lines = turn.lines(wire="sse")
+        return StreamingResponse(lines, turn.created + 200, media_type="text/event-stream")
+
+    async def rejoin(request: Request) -> StreamingResponse:
+        cursor = request.headers.get("last-event-id")
+        lines = engine.read(whose(request), after=cursor, wire="sse")
+        return StreamingResponse(lines, media_type="text/event-stream")
+
+    async def stop(request: Request) -> JSONResponse:
+        return JSONResponse({"state": (await engine.stop(whose(request))).state})
+
+    path = "/chats/{chat}/turns/{turn:int}"
+    routes = [
+        Route(path, submit, methods=["POST"]),
+        Route(path, rejoin),
+        Route(f"{path}/stop", stop, methods=["POST"]),
+    ]
+    return Starlette(routes=routes), engine
+
+
+async def main() -> None:
+    store = await open_store("memory:")
+    app, engine = create_app(store)
+    transport = httpx2.ASGITransport(app)
+    url, user = "http://service/chats/garden/turns/0", {"x-user": "ada"}
+    async with httpx2.AsyncClient(transport=transport, headers=user) as client:
+        submitted = await client.post(url, json={"message": "good morning"})
+        print(submitted.text)
+        rejoined = await client.get(url)
+        stopped = await client.post(f"{url}/stop")
+    await engine.aclose()
+    await store.close()
+    print(f"{submitted.status_code} submitted, {rejoined.status_code} rejoined,", stopped.json())
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
