@@ -1,38 +1,62 @@
-"""Every limit of the package as a named constant; architecture, section 7."""
+"""Every limit of the package as a named constant, with its unit last in the name.
+
+What stands below a constant is its line in the documentation.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
 LEASE_MS: Final = 15_000
+"""How long a lease lasts without being renewed: so long a killed worker's run waits."""
 BEAT_MS: Final = 5_000
+"""How often all leases of a process are renewed; at the latest after a third of the shortest."""
 STALL_MS: Final = 60_000
 """A process whose event loop has not answered a ping for this long stops renewing its leases."""
 WATCHDOG_MS: Final = 2_000
 """Work stops this long before its lease would lapse unrenewed."""
 STRIKES_MAX_TURN: Final = 3
+"""A turn is parked once so many of its attempts crashed without progress."""
 STRIKES_MAX_RUN: Final = 5
+"""A run is parked once so many of its attempts crashed without progress."""
 LAZY_BEGIN_MS: Final = 20
 """A logic step that still runs after this long records its begin in a commit of its own."""
 
 LINGER_MS: Final = 20
+"""A frame waits this long for others that share its commit; what a reader waits for does not."""
 FLUSH_BYTES: Final = 8 * 1024
+"""So many bytes of frames are flushed without lingering."""
 FLUSH_FRAMES: Final = 64
+"""So many frames are flushed without lingering."""
 UNFLUSHED_BYTES_MAX: Final = 256 * 1024
+"""With more than this unflushed, a producer waits until the store has caught up."""
 FRAME_BYTES_MAX: Final = 256 * 1024
+"""The largest frame that is no delta, encoded; a turn that yields a larger one fails."""
 FRAMES_ROW_BYTES_MAX: Final = 512 * 1024
+"""The largest row of frames in the store."""
 TURN_LOG_BYTES_MAX: Final = 8 * 1024 * 1024
+"""The most frames of one turn; one that yields more fails, and what it had is kept."""
 RING_BYTES: Final = 32 * 1024
+"""The newest frames of a live turn that are kept in memory; who is behind reads the store."""
 READERS_MAX: Final = 1_024
+"""The most readers of one turn in one process."""
 FRAMES_KEPT_MS: Final = 24 * 60 * 60 * 1000
+"""The age at which a clean-up should delete the frames of finished turns."""
 HEARTBEAT_MS: Final = 15_000
+"""A stream that was silent for this long gets a heartbeat, where its wire has one."""
 IDLE_TIMEOUT_MS: Final = 120_000
+"""A turn whose producer yields nothing for this long fails."""
 
 VALUE_BYTES_MAX: Final = 1024 * 1024
+"""The largest value as JSON: the result of a step, a payload, a handle."""
 MANIFEST_BYTES_MAX: Final = 1024 * 1024
+"""The largest manifest of a run, as JSON."""
 BODY_BYTES_MAX: Final = 1024 * 1024
+"""The largest body of an HTTP request."""
 DEPTH_MAX: Final = 64
+"""How deep lists and objects may stand in each other."""
 ID_BYTES_MAX: Final = 200
+"""The longest session, user, tenant or worker id, and the longest key of an event."""
 RUN_ID_BYTES_MAX: Final = 256
 """Room for the run id of a turn whose session id is as long as an id may be."""
 INTEGER_DIGITS_MAX: Final = 4_300
@@ -43,9 +67,14 @@ INTEGER_MAX: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly (ECMAScript)."""
 
 DELIVERY_TRIES_MAX: Final = 20
+"""A delivery that failed this often is dead, and stays visible."""
 DELIVERY_BACKOFF_MS: Final = 1_000
+"""How long a delivery waits after its first failure; the wait doubles with each further one."""
 DELIVERY_BACKOFF_MAX_MS: Final = 60 * 60 * 1000
+"""The longest wait between two tries of a delivery."""
 DELIVERY_CLAIM_MS: Final = 60_000
+"""How long a claimed delivery belongs to its worker; a hook has 5 s less than that."""
 PERSIST_WAIT_MS: Final = 2_000
 """Live readers get the terminal frame after the first try of persist, or after this long."""
 DRAIN_MS: Final = 30_000
+"""How long a drain lets work finish before it gives the leases back."""
