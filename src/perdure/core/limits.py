@@ -56,7 +56,7 @@ BODY_BYTES_MAX: Final = 1024 * 1024
 DEPTH_MAX: Final = 64
 """How deep lists and objects may stand in each other."""
 ID_BYTES_MAX: Final = 200
-"""The longest session, user, tenant or worker id, and the longest key of an event."""
+"""The longest id of a session, user or tenant, name of an engine, and key of an event."""
 RUN_ID_BYTES_MAX: Final = 256
 """Room for the run id of a turn whose session id is as long as an id may be."""
 INTEGER_DIGITS_MAX: Final = 4_300
