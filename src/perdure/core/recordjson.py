@@ -107,8 +107,8 @@ def outcome_from_json(value: JsonValue) -> RunOutcome:
 
 
 def step_error_to_json(error: StepError) -> dict[str, JsonValue]:
-    """Return the error as `{message, code?, stack?, type?}`."""
-    return _known(message=error.message, code=error.code, stack=error.stack, type=error.type)
+    """Return the error as `{message, code?, stack?, type?, taken?}`."""
+    return _known(**error._asdict())
 
 
 def step_error_from_json(value: JsonValue) -> StepError:
@@ -121,6 +121,7 @@ def step_error_from_json(value: JsonValue) -> StepError:
         code=None if code is None else str(code),
         stack=fields.optional("stack", str),
         type=fields.optional("type", str),
+        taken=fields.optional("taken", int),
     )
 
 

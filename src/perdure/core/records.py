@@ -55,12 +55,16 @@ class RunOutcome(NamedTuple):
 
 
 class StepError(NamedTuple):
-    """What a failed step raised; `stack` is kept for diagnosis and never raised again."""
+    """What a failed step raised; `stack` is kept for diagnosis and never raised again.
+
+    `taken`: how many positions of the run the task had taken when the step failed.
+    """
 
     message: str
     code: str | None = None
     stack: str | None = None
     type: str | None = None
+    taken: int | None = None
 
 
 class RunRecord(NamedTuple):

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
-from perdure.core.changes import BeginStep, Change, CompleteStep, EndRun, FailStep, Suspend
+from perdure.core.changes import (
+    BeginStep,
+    Change,
+    CompleteStep,
+    EndRun,
+    FailStep,
+    Suspend,
+)
 from perdure.core.effects import epoch_ms, iso_time, jittered, monotonic_ms
-from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import LAZY_BEGIN_MS
-from perdure.core.recordjson import step_error_of, step_error_to_json
-from perdure.core.records import Claim, Lease, StepError, StepRecord, Written
+from perdure.core.recordjson import step_error_of
+from perdure.core.records import Claim, Lease, StepRecord, Written
+from perdure.durable.claiming import Claiming, gone
+from perdure.durable.failures import error_text as error_text
 from perdure.durable.lease import HeldLease, keeper_of
-from perdure.errors import LeaseLostError, StoreError
+from perdure.errors import LeaseHeldError, LeaseLostError, StoreError
 from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.attempt")
 
-RETRY_MS: Final = 50
-RETRY_MAX_MS: Final = 1_000
-"""How long a write that must not be lost waits between two tries, at first and at most."""
+T = TypeVar("T")
+
+_RETRY_MS: Final = 50
+_RETRY_MAX_MS: Final = 1_000
 
 
 class Attempt:
@@ -29,6 +38,7 @@ class Attempt:
 
     `store` is the view of the run's tenant. Every write goes through `write`, which hears of a
     lost lease and of a requested stop; `on_change` is called when either becomes known.
+    `asked_ms`: the monotonic moment at which the claim was asked for.
     """
 
     def __init__(
@@ -38,27 +48,33 @@ class Attempt:
         *,
         lease_ms: int,
         on_change: Callable[[], None] | None = None,
+        asked_ms: float | None = None,
     ) -> None:
         assert claim.lease is not None
-        self.store = store if store.tenant == claim.run.tenant else _view(store, claim)
+        tenant = claim.run.tenant
+        self.store = store if store.tenant == tenant else store.for_tenant(tenant)
         self.lease_ms = lease_ms
         self.on_change = on_change
-        self._adopt(claim, claim.lease)
+        self.is_asleep = False
+        """The lease was given back for a while; `wake` claims the run again."""
+        self._keeper = keeper_of(store)
+        self._waking = asyncio.Lock()
+        self._adopt(claim, claim.lease, asked_ms)
 
-    def _adopt(self, claim: Claim, lease: Lease) -> None:
-        self.claim = claim
+    def _adopt(self, claim: Claim, lease: Lease, asked_ms: float | None) -> None:
         self.run = claim.run
         self.lease = lease
         self.history: dict[int, StepRecord] = {step.step_index: step for step in claim.steps}
         self.usage_calls = 0
         self.is_over = False
-        self._is_leaving = False
         self._claimed_at_ms = epoch_ms(claim.run.updated_at)
         self._adopted_ms = monotonic_ms()
         self._open_begins: dict[int, tuple[BeginStep, float]] = {}
         self._begin_timer: asyncio.TimerHandle | None = None
         self._begin_write: asyncio.Task[None] | None = None
-        self.held: HeldLease = keeper_of(self.store).hold(lease, self.lease_ms, self._changed)
+        self.held: HeldLease = self._keeper.hold(
+            lease, self.lease_ms, self._changed, granted_ms=asked_ms
+        )
         if claim.run.stop_requested_at is not None:
             self.held.ask_to_stop()
 
@@ -77,6 +93,10 @@ class Attempt:
             raise LeaseLostError(f"the attempt at run {self.run.run_id!r} is over")
         self.held.check()
 
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
     # Begins that ride along.
 
     def begin_lazily(self, begin: BeginStep) -> None:
@@ -88,10 +108,6 @@ class Attempt:
         if self._begin_timer is None:
             loop = asyncio.get_running_loop()
             self._begin_timer = loop.call_later(LAZY_BEGIN_MS / 1_000, self._flush_begins)
-
-    def forget_begin(self, position: int) -> None:
-        """Drop a begin whose step is recorded otherwise, or not at all."""
-        self._open_begins.pop(position, None)
 
     def _flush_begins(self) -> None:
         self._begin_timer = None
@@ -106,30 +122,66 @@ class Attempt:
             self._begin_write = loop.create_task(self._write_begins())
 
     async def _write_begins(self) -> None:
+        begins = self._with_begins(())
         try:
-            await self.write()
+            if begins:
+                await self._send(begins)
         except LeaseLostError:
-            self.held.lose()
+            logger.debug("a begin of run %r was late: its lease is lost", self.run.run_id)
+        except StoreError as error:
+            logger.warning("a begin of run %r was not recorded: %s", self.run.run_id, error)
+
+    def _with_begins(self, changes: Sequence[Change]) -> Sequence[Change]:
+        """Put the begins of other steps that are still open before `changes`."""
+        begins = self._open_begins
+        for change in changes:
+            if isinstance(change, CompleteStep | FailStep | BeginStep):
+                begins.pop(change.position, None)
+        if not begins:
+            return changes
+        changes = (*(begin for begin, _ in begins.values()), *changes)
+        begins.clear()
+        return changes
+
+    async def _settle_begins(self) -> None:
+        """Wait for a begin that is being written: what ends its step must stand behind it."""
+        writing = self._begin_write
+        if writing is not None:
+            await asyncio.wait((writing,))
+            if self._begin_write is writing:
+                self._begin_write = None
 
     # Writing.
 
     async def write(self, *changes: Change) -> Written:
         """Write `changes` in one transaction, with the begins of steps that are still open.
 
-        Raises LeaseLostError (nothing was written) and whatever the store raises.
+        A store that cannot answer is asked again while the lease may be relied on: what was done
+        is worth waiting for. A caller that is cancelled cannot withdraw what the store has
+        accepted. Raises LeaseLostError (nothing was written), StoreError.
         """
         self.check()
-        if self._open_begins:
-            for change in changes:
-                if isinstance(change, CompleteStep | FailStep | BeginStep):
-                    self._open_begins.pop(change.position, None)
-            begins = [begin for begin, _ in self._open_begins.values()]
-            self._open_begins.clear()
-            changes = (*begins, *changes)
-        if not changes:
-            return Written()
+        if self._begin_write is not None:
+            await self._settle_begins()
+        return await self._send(self._with_begins(changes) if self._open_begins else changes)
+
+    async def leave(self, *changes: Change) -> Written:
+        """Write the last changes of this attempt, one of which gives the lease back.
+
+        The heartbeat is stopped first, so that it cannot revive what has ended.
+        """
+        self.check()
+        await self._settle_begins()
+        self._open_begins.clear()
+        self.end()
+        return await self._send(changes)
+
+    async def _send(self, changes: Sequence[Change]) -> Written:
         try:
-            written = await self.store.write(self.lease, *changes)
+            try:
+                written = await self.store.write(self.lease, *changes)
+            except StoreError as error:
+                written = await self._send_again(changes, error)
         except LeaseLostError:
             self.held.lose()
             raise
@@ -137,40 +189,14 @@ class Attempt:
             self.held.ask_to_stop()
         return written
 
-    async def leave(self, *changes: Change) -> Written:
-        """Write the last changes of this attempt, one of which gives the lease back.
-
-        What was paid for must not be lost to a busy moment: while the store cannot write and the
-        lease may still hold, this tries again. A repeated end is answered as done.
-        """
-        self.check()
-        await self._settle_begins()
-        self._is_leaving = True
-        try:
-            return await self._write_patiently(changes)
-        finally:
-            self.end()
-
-    async def _write_patiently(self, changes: tuple[Change, ...]) -> Written:
-        pause_ms = RETRY_MS
-        while True:
-            try:
-                return await self.store.write(self.lease, *changes)
-            except LeaseLostError:
-                self.held.lose()
-                raise
-            except StoreError as error:
-                if not error.retryable:
-                    raise
-                self.held.check()
-                logger.warning("the end of an attempt waits for the store: %s", error)
-            await asyncio.sleep(jittered(pause_ms) / 1_000)
-            pause_ms = min(2 * pause_ms, RETRY_MAX_MS)
-
-    async def _settle_begins(self) -> None:
-        if self._begin_write is not None and not self._begin_write.done():
-            await asyncio.wait([self._begin_write])
-        self._open_begins.clear()
+    async def _send_again(self, changes: Sequence[Change], error: StoreError) -> Written:
+        """A write that happened, though its answer was lost, is answered as done or as lost."""
+        if not error.retryable:
+            raise error
+        logger.warning("run %r waits for the store: %s", self.run.run_id, error)
+        return await patiently(
+            lambda: self.store.write(self.lease, *changes), for_ms=self.held.remaining_ms
+        )
 
     def end(self) -> None:
         """Stop keeping the lease; nothing is written."""
@@ -178,17 +204,48 @@ class Attempt:
         if self._begin_timer is not None:
             self._begin_timer.cancel()
             self._begin_timer = None
-        keeper_of(self.store).let_go(self.held)
+        self._keeper.let_go(self.held)
 
-    def readopt(self, claim: Claim) -> None:
-        """Go on under a new claim of the same run, after a wait that gave the lease back."""
-        assert claim.lease is not None
-        self._adopt(claim, claim.lease)
+    # Being asleep.
 
-    def _changed(self) -> None:
-        # Whoever is leaving needs no telling: its run may have ended, so its lease is gone.
-        if self.on_change is not None and not self._is_leaving:
-            self.on_change()
+    async def doze(self, *changes: Change) -> Written:
+        """Give the lease back with the last of `changes`, to claim the run again later."""
+        async with self._waking:
+            self.is_asleep = True
+            try:
+                return await self.leave(*changes)
+            except BaseException:
+                self.is_asleep = False
+                raise
+
+    async def wake(self) -> None:
+        """Claim the run again; of all that need the lease, the first does it for the others.
+
+        Raises LeaseLostError (somebody else works on the run), RunStoppedError, RunParkedError,
+        StoreError.
+        """
+        async with self._waking:
+            if not self.is_asleep:
+                return
+            self.is_asleep = False
+            manifest = self.run.manifest
+            assert manifest is not None
+            claiming = Claiming(
+                self.store,
+                self.run.run_id,
+                manifest,
+                worker_id=self.lease.worker_id,
+                lease_ms=self.lease_ms,
+            )
+            try:
+                claim = await patiently(claiming.claim, for_ms=self.lease_ms)
+            except LeaseHeldError as error:
+                raise LeaseLostError(
+                    f"another worker went on with run {self.run.run_id!r} while it was asleep"
+                ) from error
+            if claim.lease is None:
+                raise gone(claim)
+            self._adopt(claim, claim.lease, claiming.asked_ms)
 
     # What is left behind.
 
@@ -200,20 +257,25 @@ class Attempt:
     async def fail(self, error: BaseException, *changes: Change, outcome_text: str) -> None:
         """End the run as failed."""
         text = error_text(step_error_of(error))
-        await self.leave(
-            *changes, EndRun("failed", outcome_text=outcome_text, error_text=text)
-        )
+        await self.leave(*changes, EndRun("failed", outcome_text=outcome_text, error_text=text))
 
 
-def error_text(error: StepError) -> str:
-    """Return the stored form of an error."""
-    return encode_value(step_error_to_json(error), name="error")
+async def patiently(call: Callable[[], Awaitable[T]], *, for_ms: float) -> T:
+    """Return what `call` returns once the store can answer.
+
+    After `for_ms` the last StoreError is raised, and at once one that no other try would mend.
+    """
+    begun_ms, pause_ms = monotonic_ms(), _RETRY_MS
+    while True:
+        try:
+            return await call()
+        except StoreError as error:
+            if not error.retryable or monotonic_ms() + pause_ms > begun_ms + for_ms:
+                raise
+        await asyncio.sleep(jittered(pause_ms) / 1_000)
+        pause_ms = min(2 * pause_ms, _RETRY_MAX_MS)
 
 
 def started_at(attempt: Attempt) -> str:
     """Return the moment, on the store's clock, at which a step begins now."""
     return iso_time(attempt.store_now_ms)
-
-
-def _view(store: RunStore, claim: Claim) -> RunStore:
-    return store.for_tenant(claim.run.tenant)

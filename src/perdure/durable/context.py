@@ -10,9 +10,9 @@ from perdure.core.effects import iso_time
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import Effect, JsonValue, Retry, RunRecord, StepKind
 from perdure.durable.attempt import Attempt
-from perdure.durable.steps import Steps, StepSpec
+from perdure.durable.scope import StepSpec, check_length, step_spec
+from perdure.durable.steps import Steps
 from perdure.durable.waits import Wait
-from perdure.errors import UsageError
 
 T = TypeVar("T")
 
@@ -49,9 +49,10 @@ class DurableContext(Protocol):
 
         `fn` takes nothing, is plain or async, and returns plain JSON; it runs at least once, its
         first recorded result is final. `current_step()` in it gives its idempotency key.
-        `fingerprint` is hashed: a replay with another one parks the run. `retry` and
-        `timeout_ms` hold within one attempt. `effect` "at_most_once": after a crash in the middle
-        it is not executed again but fails (UnfinishedStepError); None means "idempotent".
+        `fingerprint` is hashed: a replay with another one parks the run. `retry` holds within one
+        attempt, `timeout_ms` for each try of an async `fn`. `effect` "at_most_once": after a
+        crash in the middle it is not executed again but fails (UnfinishedStepError); None means
+        "idempotent".
 
         Raises StepFailedError (the original as its cause, when it happened in this attempt) once
         the tries are used up; DivergenceError when another step is recorded at this position.
@@ -140,16 +141,15 @@ class RunContext:
         timeout_ms: int | None = None,
         effect: Effect | None = None,
     ) -> Awaitable[Any]:
-        spec = StepSpec(
-            position=self._steps.take(),
-            intent=intent,
+        spec = step_spec(
+            intent,
             kind=kind,
-            input_hash="" if fingerprint is None else identity.canonical_hash(fingerprint),
-            effect=effect or "idempotent",
+            fingerprint=fingerprint,
             retry=retry,
             timeout_ms=timeout_ms,
+            effect=effect or "idempotent",
         )
-        return self._steps.run(spec, fn)
+        return self._steps.run(spec._replace(position=self._steps.take()), fn)
 
     def now(self) -> Awaitable[str]:
         return self._deterministic("now", self._store_now)
@@ -160,25 +160,21 @@ class RunContext:
     def random(self) -> Awaitable[float]:
         return self._deterministic("random", effects.random_float)
 
-    async def _sleep(self, wait: Wait) -> None:
-        await wait.run()
-
     def sleep(self, duration_ms: int) -> Awaitable[None]:
-        if duration_ms < 0:
-            raise UsageError(f"duration_ms must not be negative, it is {duration_ms}")
+        check_length(duration_ms, name="duration_ms")
         return self._sleep(self._wait("deterministic:sleep", None, duration_ms))
 
     def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]:
         identity.check_event_key(key)
-        if timeout_ms is not None and timeout_ms < 0:
-            raise UsageError(f"timeout_ms must not be negative, it is {timeout_ms}")
+        if timeout_ms is not None:
+            check_length(timeout_ms, name="timeout_ms")
         return self._wait(f"event:{key}", key, timeout_ms).run()
 
     async def emit_event(self, key: str, payload: JsonValue) -> bool:
         if self._attempt is None:
             encode_value(payload, name="payload")
             return False
-        self._attempt.check()
+        await self._steps.awake(self._attempt)
         accepted, _ = await self._attempt.store.emit_event(self._run.run_id, key, payload)
         return accepted
 
@@ -189,6 +185,9 @@ class RunContext:
     def _store_now(self) -> str:
         assert self._attempt is not None
         return iso_time(self._attempt.store_now_ms)
+
+    async def _sleep(self, wait: Wait) -> None:
+        await wait.run()
 
     def _wait(self, intent: str, key: str | None, length_ms: int | None) -> Wait:
         kind = "deterministic" if key is None else "event"

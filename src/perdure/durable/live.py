@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Generator, Hashable
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -20,6 +21,7 @@ class LiveRun(Generic[T]):
         self.manifest_hash = manifest_hash
         self.opened = asyncio.Event()
         self.gone = asyncio.Event()
+        self.owners = 1
         self._work: T | None = None
 
     @property
@@ -37,6 +39,7 @@ class LiveRuns(Generic[T]):
 
     def __init__(self) -> None:
         self._runs: dict[tuple[Hashable, str], LiveRun[T]] = {}
+        self._sweeps: dict[Hashable, set[asyncio.Event]] = {}
 
     def find(self, handle: Hashable, stored_id: str) -> LiveRun[T] | None:
         """Return the live run, or None."""
@@ -49,9 +52,40 @@ class LiveRuns(Generic[T]):
         live = self._runs[key] = LiveRun(manifest_hash)
         return live
 
+    def share(self, handle: Hashable, stored_id: str, manifest_hash: str) -> LiveRun[T]:
+        """Register a run that is claimed already, beside whoever else is just opening it."""
+        live = self._runs.get((handle, stored_id))
+        if live is None:
+            return self.enter(handle, stored_id, manifest_hash)
+        live.owners += 1
+        return live
+
     def leave(self, handle: Hashable, stored_id: str) -> None:
-        """Forget a run and wake whoever waits for that."""
-        live = self._runs.pop((handle, stored_id), None)
-        if live is not None:
+        """Let go of a run; the last owner forgets it and wakes whoever waits for that."""
+        live = self._runs.get((handle, stored_id))
+        if live is None:
+            return
+        live.owners -= 1
+        if live.owners == 0:
+            del self._runs[handle, stored_id]
             live.opened.set()
             live.gone.set()
+
+    @contextmanager
+    def sweeping(self, handle: Hashable) -> Generator[None, None, None]:
+        """Claim, within it, runs of which nobody knows yet which they will be."""
+        over = asyncio.Event()
+        sweeps = self._sweeps.setdefault(handle, set())
+        sweeps.add(over)
+        try:
+            yield
+        finally:
+            over.set()
+            sweeps.discard(over)
+            if not sweeps:
+                self._sweeps.pop(handle, None)
+
+    async def swept(self, handle: Hashable) -> None:
+        """Return when every run that is being claimed by a sweep has been registered."""
+        for over in tuple(self._sweeps.get(handle, ())):
+            await over.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from perdure.core.limits import DELIVERY_CLAIM_MS
@@ -33,16 +33,20 @@ class Outbox:
         self._handlers = dict(handlers)
         self._jobs: set[asyncio.Task[None]] = set()
 
-    async def deliver_due(self, *, run_id: str | None = None, limit: int = 16) -> int:
-        """Deliver what is due now, of one run (its stored id) or of all; return how many tried.
+    async def claim_due(
+        self, *, run_id: str | None = None, limit: int = 16
+    ) -> Sequence[DeliveryRecord]:
+        """Claim what is due now, of one run (its stored id) or of all; `deliver` each of them.
 
-        A run's later delivery becomes due when its earlier one is settled, so call again while
-        the answer is not 0.
+        A run's later delivery becomes due when its earlier one is settled, so look again while
+        there are some.
         """
-        deliveries = await self._store.claim_deliveries(
-            tuple(self._handlers), limit=limit, run_id=run_id
-        )
-        await asyncio.gather(*(self._deliver(delivery) for delivery in deliveries))
+        return await self._store.claim_deliveries(tuple(self._handlers), limit=limit, run_id=run_id)
+
+    async def deliver_due(self, *, run_id: str | None = None, limit: int = 16) -> int:
+        """Claim and deliver what is due; return how many were tried."""
+        deliveries = await self.claim_due(run_id=run_id, limit=limit)
+        await asyncio.gather(*map(self.deliver, deliveries))
         return len(deliveries)
 
     async def follow_up(self, run_id: str, *, wait_ms: int) -> None:
@@ -72,7 +76,8 @@ class Outbox:
         finally:
             first_tried.set()
 
-    async def _deliver(self, delivery: DeliveryRecord) -> None:
+    async def deliver(self, delivery: DeliveryRecord) -> None:
+        """Try a claimed delivery once and settle it; only a StoreError is raised."""
         error: str | None = None
         try:
             async with asyncio.timeout(DELIVERY_TIMEOUT_MS / 1_000):

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import NamedTuple, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar, cast
 
-from perdure.core import effects, identity
-from perdure.core.changes import BeginStep, CompleteStep, FailStep, IntendUsage, SettleUsage
+from perdure.core import effects
+from perdure.core.changes import BeginStep, Change, CompleteStep, FailStep, IntendUsage, SettleUsage
 from perdure.core.jsonvalue import encode_value
-from perdure.core.recordjson import step_error_of
-from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepRecord, Written
-from perdure.durable.attempt import Attempt, error_text, started_at
+from perdure.core.records import JsonValue, StepRecord, Written
+from perdure.durable.attempt import Attempt, started_at
+from perdure.durable.failures import (
+    failure_of,
+    failure_text,
+    is_settled,
+    is_unfinished,
+    unfinished,
+    was_retried,
+)
+from perdure.durable.scope import StepScope as StepScope
+from perdure.durable.scope import StepSpec as StepSpec
+from perdure.durable.scope import call_body, current_scope
+from perdure.durable.scope import current_step as current_step
+from perdure.durable.scope import inside as inside
+from perdure.durable.scope import report_usage as report_usage
 from perdure.errors import (
-    AwaitEventTimeoutError,
     DivergenceError,
+    LeaseLostError,
     NotSerializableError,
+    PerdureError,
     StepFailedError,
     StepInputMismatchError,
-    StepTimeoutError,
-    UnfinishedStepError,
+    StoreError,
     UsageError,
 )
 
@@ -33,87 +43,8 @@ T = TypeVar("T")
 
 AWAITED_KINDS = frozenset({"llm", "tool"})
 """Kinds whose begin is committed before the body runs: it must be visible after a crash."""
-
-
-class StepSpec(NamedTuple):
-    """What a task asks for at one position."""
-
-    position: int
-    intent: str
-    kind: str = "logic"
-    input_hash: str = ""
-    effect: Effect = "idempotent"
-    retry: Retry | None = None
-    timeout_ms: int | None = None
-
-
-class StepScope:
-    """What is known inside the body of a step."""
-
-    def __init__(self, owner: Steps, spec: StepSpec, *, holds_steps: bool = False) -> None:
-        self.owner = owner
-        self.spec = spec
-        self.holds_steps = holds_steps
-        self.tries = 0
-        self.usage_call: int | None = None
-        self.usage: SettleUsage | None = None
-
-    def call(self) -> StepCall:
-        key = identity.idempotency_key(self.owner.stored_id, self.spec.position)
-        return StepCall(idempotency_key=key, tries=self.tries)
-
-
-_scope: ContextVar[StepScope | None] = ContextVar("perdure_step", default=None)
-
-
-@contextmanager
-def inside(scope: StepScope) -> Generator[None, None, None]:
-    """Make `scope` the step whose body is running."""
-    mark = _scope.set(scope)
-    try:
-        yield
-    finally:
-        _scope.reset(mark)
-
-
-def current_step() -> StepCall:
-    """Return the idempotency key and the number of tries of the step whose body is running.
-
-    The key is the same in every attempt: hand it to the outside world, so that an effect whose
-    record was lost in a crash is not made twice. Raises UsageError outside a step's body.
-    """
-    scope = _scope.get()
-    if scope is None:
-        raise UsageError("current_step() works only inside the body of a step")
-    return scope.call()
-
-
-def report_usage(
-    *,
-    model: str | None = None,
-    tokens_in: int | None = None,
-    tokens_out: int | None = None,
-    tokens_cached: int | None = None,
-    tokens_reasoning: int | None = None,
-    request_id: str | None = None,
-) -> None:
-    """Say, inside the body of a step of kind `llm`, what its model call used.
-
-    It is recorded with the step; None stays unknown, and the last report counts. Raises
-    UsageError outside such a step.
-    """
-    scope = _scope.get()
-    if scope is None or scope.usage_call is None:
-        raise UsageError("report_usage() works only inside the body of a step of kind 'llm'")
-    scope.usage = SettleUsage(
-        scope.usage_call,
-        model=model,
-        request_id=request_id,
-        tokens_in=tokens_in,
-        tokens_out=tokens_out,
-        tokens_cached=tokens_cached,
-        tokens_reasoning=tokens_reasoning,
-    )
+_SHOWN_MAX = 20
+"""How many positions of both histories a divergence shows."""
 
 
 class Steps:
@@ -138,8 +69,12 @@ class Steps:
         give the lease away."""
         self.refusal: BaseException | None = None
         """Why this attempt may take no more steps; whoever swallowed it meets it again."""
+        self.on_unwind: Callable[[], None] | None = None
+        """Called when a wait has given the lease away for good: nothing else may go on."""
         self._history = history
         self._next_position = first_position
+        self._asked: dict[int, str] = {}
+        self._working: dict[int, asyncio.Task[object] | None] = {}
 
     @property
     def history(self) -> Mapping[int, StepRecord]:
@@ -149,7 +84,7 @@ class Steps:
         """Return the next position. Raises what ended this attempt, if something did."""
         if self.refusal is not None:
             raise self.refusal
-        scope = _scope.get()
+        scope = current_scope.get()
         if scope is not None and scope.owner is self and not scope.holds_steps:
             raise UsageError(
                 f"a step was begun inside the body of the step {scope.spec.intent!r}: "
@@ -164,15 +99,36 @@ class Steps:
         """Return what the step at `spec.position` recorded, or execute `body` and record it."""
         try:
             known = self.history.get(spec.position)
-            tries = 0
-            if known is not None:
-                if self.replays(known, spec):
-                    return cast(T, known.result)
-                tries = known.attempts
-            await self.working(spec, known)
-            return await self._execute(spec, body, tries)
+            if known is not None and self.replays(known, spec):
+                return cast(T, known.result)
+            attempt = await self.working(spec, known)
+            tries = 0 if known is None else known.attempts
+            return await self._execute(attempt, spec, body, tries)
         finally:
-            self.unanswered -= 1
+            self.answered(spec)
+
+    def refuse(self, reason: BaseException) -> None:
+        """Take no more steps: what the task thinks happened is not what is recorded."""
+        self.refusal = self.refusal or reason
+
+    def unwind(self) -> None:
+        """Interrupt what the task does beside a wait that ended the attempt."""
+        if self.on_unwind is not None:
+            self.on_unwind()
+
+    def answered(self, spec: StepSpec) -> None:
+        """Note that the call which took this position returns."""
+        self.unanswered -= 1
+        self._working.pop(spec.position, None)
+
+    async def close(self) -> None:
+        """Cancel what the task left running in asyncio tasks of its own, and wait for it."""
+        stragglers = {task for task in self._working.values() if task is not None}
+        stragglers.discard(cast("asyncio.Task[object]", asyncio.current_task()))
+        for task in stragglers:
+            task.cancel()
+        if stragglers:
+            await asyncio.wait(stragglers)
 
     # Replaying.
 
@@ -180,23 +136,29 @@ class Steps:
         """Return whether the recorded step is completed. Raises DivergenceError for another."""
         if known.intent != spec.intent:
             raise self.diverged(
+                spec,
                 f"the task asks for the step {spec.intent!r} at position {spec.position}, "
-                f"where {known.intent!r} is recorded"
+                f"where {known.intent!r} is recorded",
             )
         if spec.input_hash and known.input_hash and spec.input_hash != known.input_hash:
-            error = StepInputMismatchError(
+            self.refusal = StepInputMismatchError(
                 f"the step {spec.intent!r} at position {spec.position} was recorded with "
                 "another fingerprint"
             )
-            self.refusal = error
-            raise error
+            raise self.refusal
+        self._asked[spec.position] = spec.intent
         return known.status == "completed"
 
-    def diverged(self, message: str) -> DivergenceError:
-        """Return the error after which this attempt takes no more steps."""
-        recorded = [f"{p}: {step.intent}" for p, step in sorted(self.history.items())]
+    def diverged(self, spec: StepSpec, message: str) -> DivergenceError:
+        """Return the error, with both histories, after which this attempt takes no more steps."""
+        asked = {**self._asked, spec.position: spec.intent}
+        lines = [f"{'':>6}  recorded | asked for"]
+        for position in sorted(asked)[-_SHOWN_MAX:]:
+            known = self.history.get(position)
+            recorded = "-" if known is None else known.intent
+            lines.append(f"{position:>6}  {recorded} | {asked[position]}")
         error = DivergenceError(message)
-        error.add_note("recorded: " + "; ".join(recorded[-20:]))
+        error.add_note("\n".join(lines))
         self.refusal = error
         return error
 
@@ -208,70 +170,79 @@ class Steps:
         """
         if known is not None and known.status == "failed" and await self._is_final(known):
             raise failure_of(known)
-        attempt = self._working(spec)
+        if self.attempt is None:
+            raise self.diverged(
+                spec,
+                f"the run is finished, but the task asks for a step {spec.intent!r} at position "
+                f"{spec.position}, which was never completed",
+            )
+        attempt = await self.awake(self.attempt)
+        self._working[spec.position] = asyncio.current_task()
         interrupted = known is not None and known.status == "running"
         if known is not None and interrupted and (known.effect or spec.effect) == "at_most_once":
             raise await self._give_up(attempt, known)
         return attempt
 
-    async def _is_final(self, known: StepRecord) -> bool:
-        """A failure is final once the task went on behind it; a time-out of an event always.
+    async def awake(self, attempt: Attempt) -> Attempt:
+        """Return the attempt with its lease, which a wait may have given back for a while."""
+        if attempt.is_asleep:
+            try:
+                await attempt.wake()
+            except PerdureError as error:
+                self.refuse(error)
+                raise
+        attempt.check()
+        return attempt
 
-        Only a retry that somebody asked for executes an interrupted at-most-once step.
-        """
-        if self.attempt is None or max(self.history) > known.step_index:
+    async def _is_final(self, known: StepRecord) -> bool:
+        if self.attempt is None or is_settled(known, last_position=max(self.history)):
             return True
-        code = known.error.code if known.error is not None else None
-        if code == UnfinishedStepError.code:
+        if not is_unfinished(known):
+            return False
+        try:
             details = await self.attempt.store.read_details(self.attempt.run.run_id)
-            earlier = [one.ended for one in details.attempts if one.epoch >= known.epoch]
-            return not {"failed", "parked"}.intersection(earlier)
-        return code == AwaitEventTimeoutError.code
+        except StoreError as error:
+            self.refuse(error)
+            raise
+        return not was_retried(known, details.attempts)
 
     async def _give_up(self, attempt: Attempt, known: StepRecord) -> StepFailedError:
-        error = UnfinishedStepError(
-            f"the step {known.intent!r} was interrupted: whether it took effect is unknown",
-            intent=known.intent,
+        failed = FailStep(
+            known.step_index,
+            known.intent,
+            failure_text(unfinished(known), taken=self._next_position),
+            kind=known.kind,
+            tries=known.attempts,
+            effect=known.effect,
         )
-        text = error_text(step_error_of(error))
-        await attempt.write(
-            FailStep(known.step_index, known.intent, text, kind=known.kind, tries=known.attempts)
-        )
-        return error
+        return await self.write_failure(attempt, failed)
 
     # Executing.
 
-    def _working(self, spec: StepSpec) -> Attempt:
-        if self.attempt is None:
-            raise self.diverged(
-                f"the run is finished, but the task asks for a step {spec.intent!r} at position "
-                f"{spec.position}, which was never completed"
-            )
-        self.attempt.check()
-        return self.attempt
-
     async def _execute(
-        self, spec: StepSpec, body: Callable[[], Awaitable[T] | T], tries: int
+        self, attempt: Attempt, spec: StepSpec, body: Callable[[], Awaitable[T] | T], tries: int
     ) -> T:
-        attempt = self._working(spec)
         scope = StepScope(self, spec)
         scope.tries = tries
-        last_try = tries + (spec.retry.tries_max if spec.retry is not None else 1)
+        last_try = tries + (1 if spec.retry is None else spec.retry.tries_max)
         began_at = started_at(attempt)
         while True:
             scope.tries += 1
             await self._begin(attempt, scope)
             try:
-                value = await _call(scope, body)
+                value = await call_body(scope, body)
                 text = encode_value(value, name=f"the result of step {spec.intent!r}")
+            except asyncio.CancelledError:
+                await _bill(attempt, scope)
+                raise
             except Exception as error:
+                if self.refusal is not None:
+                    # The body made something else of the interruption.
+                    raise self.refusal from error
                 if scope.tries < last_try and _may_retry(spec, error):
                     await self._pause(attempt, scope, error, scope.tries - tries)
                     continue
                 raise await self._record_failure(attempt, scope, error, began_at) from error
-            finally:
-                if attempt.is_over or attempt.held.lost:
-                    attempt.forget_begin(spec.position)
             return cast(T, await self._record(attempt, scope, text, began_at))
 
     async def _begin(self, attempt: Attempt, scope: StepScope) -> None:
@@ -287,9 +258,10 @@ class Steps:
         if spec.kind == "llm":
             scope.usage_call, scope.usage = attempt.usage_calls, None
             attempt.usage_calls += 1
-            await attempt.write(begin, IntendUsage(scope.usage_call, step_index=spec.position))
+            intend = IntendUsage(scope.usage_call, step_index=spec.position)
+            await self.write(attempt, begin, intend)
         elif spec.kind in AWAITED_KINDS or spec.effect == "at_most_once":
-            await attempt.write(begin)
+            await self.write(attempt, begin)
         else:
             attempt.begin_lazily(begin)
 
@@ -298,12 +270,13 @@ class Steps:
     ) -> None:
         spec, retry = scope.spec, scope.spec.retry
         assert retry is not None
-        wait_ms = min(retry.backoff_ms * 2 ** (failures - 1), retry.backoff_max_ms)
+        wait_ms = min(retry.backoff_ms * 2 ** min(failures - 1, 30), retry.backoff_max_ms)
         logger.info("step %r failed, trying again: %r", spec.intent, error)
-        usage = _usage(scope)
+        usage = scope.settled_usage()
         if usage:
-            await attempt.write(*usage)
+            await self.write(attempt, *usage)
         await asyncio.sleep(effects.jittered(wait_ms, 0.25) / 1_000)
+        attempt.check()
 
     async def _record(
         self, attempt: Attempt, scope: StepScope, text: str, began_at: str
@@ -319,12 +292,15 @@ class Steps:
             effect=spec.effect,
             started_at=began_at,
         )
-        written = await self.commit(attempt, done, *_usage(scope))
+        try:
+            written = await self.commit(attempt, done, *scope.settled_usage())
+        except (LeaseLostError, StoreError, DivergenceError) as error:
+            self.refuse(error)
+            await _bill(attempt, scope)
+            raise
         return written.steps[0].result
 
-    async def commit(
-        self, attempt: Attempt, done: CompleteStep, *usage: SettleUsage
-    ) -> Written:
+    async def commit(self, attempt: Attempt, done: CompleteStep, *usage: SettleUsage) -> Written:
         """Write a completed step; a turn writes its frames along with it."""
         return await attempt.write(done, *usage)
 
@@ -332,54 +308,50 @@ class Steps:
         self, attempt: Attempt, scope: StepScope, error: Exception, began_at: str
     ) -> StepFailedError:
         spec = scope.spec
-        original = step_error_of(error)
-        await attempt.write(
-            FailStep(
-                spec.position,
-                spec.intent,
-                error_text(original),
-                kind=spec.kind,
-                input_hash=spec.input_hash,
-                tries=scope.tries,
-                effect=spec.effect,
-                started_at=began_at,
-            ),
-            *_usage(scope),
+        failed = FailStep(
+            spec.position,
+            spec.intent,
+            failure_text(error, taken=self._next_position),
+            kind=spec.kind,
+            input_hash=spec.input_hash,
+            tries=scope.tries,
+            effect=spec.effect,
+            started_at=began_at,
         )
-        if isinstance(error, StepFailedError):
-            return error
-        return StepFailedError(
-            f"the step {spec.intent!r} failed: {original.message}",
-            intent=spec.intent,
-            original_message=original.message,
-            original_code=original.code,
-            original_type=original.type,
-        )
+        return await self.write_failure(attempt, failed, *scope.settled_usage(), scope=scope)
 
+    async def write_failure(
+        self,
+        attempt: Attempt,
+        failed: FailStep,
+        *others: Change,
+        scope: StepScope | None = None,
+    ) -> StepFailedError:
+        """Record a failure; return the error that it raises now and at every replay."""
+        written = await self.write(attempt, failed, *others, scope=scope)
+        return failure_of(written.steps[0])
 
-async def _call(scope: StepScope, body: Callable[[], Awaitable[T] | T]) -> T:
-    """Run the body with its scope set, within its time-out."""
-    with inside(scope):
-        answer = body()
-        if not inspect.isawaitable(answer):
-            return answer
-        if scope.spec.timeout_ms is None:
-            return await answer
-        return await _within(answer, scope.spec)
-
-
-async def _within(answer: Awaitable[T], spec: StepSpec) -> T:
-    assert spec.timeout_ms is not None
-    limit = asyncio.timeout(spec.timeout_ms / 1_000)
-    try:
-        async with limit:
-            return await answer
-    except TimeoutError as error:
-        if not limit.expired():
+    async def write(
+        self, attempt: Attempt, *changes: Change, scope: StepScope | None = None
+    ) -> Written:
+        """Write, so that nobody outlives a write that did not happen."""
+        try:
+            return await attempt.write(*changes)
+        except (LeaseLostError, StoreError, DivergenceError) as error:
+            self.refuse(error)
+            if scope is not None:
+                await _bill(attempt, scope)
             raise
-        raise StepTimeoutError(
-            f"the step {spec.intent!r} ran longer than {spec.timeout_ms} ms", intent=spec.intent
-        ) from error
+
+
+async def _bill(attempt: Attempt, scope: StepScope) -> None:
+    """Settle what a call used though its step is not recorded: a lost worker has the bill."""
+    if scope.usage is None:
+        return
+    try:
+        await attempt.store.settle_usage(attempt.lease, scope.usage)
+    except StoreError as error:
+        logger.warning("the usage of step %r is not recorded: %s", scope.spec.intent, error)
 
 
 def _may_retry(spec: StepSpec, error: Exception) -> bool:
@@ -387,33 +359,3 @@ def _may_retry(spec: StepSpec, error: Exception) -> bool:
     if spec.retry is None or isinstance(error, NotSerializableError):
         return False
     return isinstance(error, spec.retry.retry_on)
-
-
-def _usage(scope: StepScope) -> tuple[SettleUsage, ...]:
-    if scope.usage_call is None:
-        return ()
-    return (scope.usage or SettleUsage(scope.usage_call, state="unknown"),)
-
-
-def failure_of(known: StepRecord) -> StepFailedError:
-    """Return the error that a recorded failure raises, at every replay the same."""
-    error = known.error
-    message = "unknown error" if error is None else error.message
-    code = None if error is None else error.code
-    final = {kind.code: kind for kind in _RECORDED_AS_THEMSELVES}.get(code or "")
-    if final is not None:
-        return final(message, intent=known.intent, original_code=code)
-    return StepFailedError(
-        f"the step {known.intent!r} failed: {message}",
-        intent=known.intent,
-        original_message=message,
-        original_code=code,
-        original_type=None if error is None else error.type,
-    )
-
-
-_RECORDED_AS_THEMSELVES: tuple[type[StepFailedError], ...] = (
-    StepTimeoutError,
-    AwaitEventTimeoutError,
-    UnfinishedStepError,
-)

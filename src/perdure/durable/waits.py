@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+from typing import Final, NoReturn
 
-from perdure.core.changes import BeginStep, CompleteStep, FailStep, Suspend
+from perdure.core.changes import BeginStep, Change, CompleteStep, FailStep, Suspend
 from perdure.core.effects import epoch_ms, iso_time
 from perdure.core.jsonvalue import encode_value
-from perdure.core.recordjson import step_error_of
-from perdure.core.records import Claim, EventRecord, JsonValue, StepRecord
-from perdure.durable.attempt import Attempt, error_text
+from perdure.core.records import EventRecord, JsonValue, RunRecord
+from perdure.durable.attempt import Attempt, patiently
+from perdure.durable.failures import failure_text
 from perdure.durable.steps import Steps, StepSpec
-from perdure.errors import (
-    AwaitEventTimeoutError,
-    LeaseHeldError,
-    LeaseLostError,
-    RunParkedError,
-    RunStoppedError,
-)
+from perdure.errors import AwaitEventTimeoutError, StoreError
 
 POLL_MS: Final = 1_000
 """Hints may be lost, so whoever waits looks by himself at least this often."""
@@ -32,13 +27,17 @@ class Suspended(BaseException):
     it becomes due by itself; None: never.
     """
 
-    def __init__(self, message: str, wait_ms: int | None) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.wait_ms = wait_ms
+        self.wait_ms: int | None = None
 
 
 class Wait:
-    """One wait at one position of a run: for a moment, for an event, or for the first of both."""
+    """One wait at one position of a run: for a moment, for an event, or for the first of both.
+
+    `unwinds`: a wait that gives the lease back ends the attempt, since a worker has other work.
+    Otherwise it waits in place and claims the run again; so does any step that begins meanwhile.
+    """
 
     def __init__(
         self,
@@ -55,6 +54,7 @@ class Wait:
         self._length_ms = length_ms
         self._unwinds = unwinds
         self._begun_ms: int | None = None
+        """When the wait was first begun, on the store's clock: its deadline counts from there."""
 
     async def run(self) -> JsonValue:
         """Return the payload of the event, or None when the time is over.
@@ -66,22 +66,28 @@ class Wait:
             known = self._steps.history.get(self._spec.position)
             if known is not None and self._steps.replays(known, self._spec):
                 return known.result
-            await self._resume(known)
-            return await self._finish()
+            attempt = await self._steps.working(self._spec, known)
+            if known is not None and known.started_at is not None:
+                self._begun_ms = epoch_ms(known.started_at)
+            await self._pass(attempt)
+            return await self._finish(attempt)
+        except StoreError as error:
+            self._steps.refuse(error)
+            raise
         finally:
-            self._steps.unanswered -= 1
+            self._steps.answered(self._spec)
 
-    async def _resume(self, known: StepRecord | None) -> None:
-        """Come back to a wait that has begun, or begin it; it is never begun twice."""
-        attempt = await self._steps.working(self._spec, known)
-        if known is not None and known.started_at is not None:
-            self._begun_ms = epoch_ms(known.started_at)
+    async def _pass(self, attempt: Attempt) -> None:
+        """Return when the wait is over, whoever has the lease until then."""
         while not await self._is_over(attempt):
-            if self._may_give_the_lease_back(attempt):
+            if attempt.is_asleep:
+                await self._look_while_asleep(attempt)
+            elif self._may_give_the_lease_back(attempt):
                 await self._suspend(attempt)
             else:
                 await self._begin(attempt)
-                await self._watch(attempt)
+                attempt.check()
+                await self._pause(attempt)
 
     # What is waited for.
 
@@ -99,9 +105,12 @@ class Wait:
         return self._deadline_ms - attempt.store_now_ms
 
     async def _event(self, attempt: Attempt) -> EventRecord | None:
-        if self._key is None:
+        key = self._key
+        if key is None:
             return None
-        return await attempt.store.load_event(attempt.run.run_id, self._key)
+        return await patiently(
+            lambda: attempt.store.load_event(attempt.run.run_id, key), for_ms=attempt.lease_ms
+        )
 
     async def _is_over(self, attempt: Attempt) -> bool:
         """The event is looked for before the clock: one that is there wins over any time-out."""
@@ -110,24 +119,21 @@ class Wait:
         remaining_ms = self._remaining_ms(attempt)
         return remaining_ms is not None and remaining_ms <= 0
 
-    async def _finish(self) -> JsonValue:
+    async def _finish(self, attempt: Attempt) -> JsonValue:
         spec = self._spec
-        attempt = await self._steps.working(spec, None)
+        await self._steps.awake(attempt)
         event = await self._event(attempt)
         if self._key is not None and event is None:
             error = AwaitEventTimeoutError(
                 f"no event {self._key!r} arrived within {self._length_ms} ms", intent=spec.intent
             )
-            text = error_text(step_error_of(error))
-            await attempt.write(FailStep(spec.position, spec.intent, text, kind=spec.kind))
-            raise error
-        payload = None if event is None else event.payload
-        text = encode_value(payload, name="payload")
+            text = failure_text(error, taken=spec.position + 1)
+            failed = FailStep(spec.position, spec.intent, text, kind=spec.kind)
+            raise await self._steps.write_failure(attempt, failed)
+        text = encode_value(None if event is None else event.payload, name="payload")
         begun_at = None if self._begun_ms is None else iso_time(self._begun_ms)
-        done = CompleteStep(
-            spec.position, spec.intent, text, kind=spec.kind, started_at=begun_at
-        )
-        written = await attempt.write(done)
+        done = CompleteStep(spec.position, spec.intent, text, kind=spec.kind, started_at=begun_at)
+        written = await self._steps.write(attempt, done)
         return written.steps[0].result
 
     # How the time is spent.
@@ -147,15 +153,17 @@ class Wait:
     async def _begin(self, attempt: Attempt) -> None:
         begin = self._begin_change()
         if begin:
-            await attempt.write(*begin)
+            await self._steps.write(attempt, *begin)
             self._begun_ms = attempt.store_now_ms
 
-    async def _watch(self, attempt: Attempt) -> None:
-        """Keep the lease and look again after a while."""
-        attempt.check()
+    async def _pause(self, attempt: Attempt) -> None:
+        """Let some time pass, at most until there is something to see."""
         remaining_ms = self._remaining_ms(attempt)
         pause_ms = POLL_MS if remaining_ms is None else max(1, min(POLL_MS, remaining_ms))
-        await attempt.store.wait_for_change(attempt.run.run_id, timeout_ms=pause_ms)
+        if self._key is None:
+            await asyncio.sleep(pause_ms / 1_000)
+        else:
+            await attempt.store.wait_for_change(attempt.run.run_id, timeout_ms=pause_ms)
 
     async def _suspend(self, attempt: Attempt) -> None:
         """Give the lease back, in the commit that records the wait."""
@@ -168,56 +176,34 @@ class Wait:
         )
         if begin:
             self._begun_ms = attempt.store_now_ms
-        written = await attempt.leave(*begin, suspend)
         if self._unwinds:
-            message = f"the run {attempt.run.run_id!r} is asleep"
-            self._steps.refusal = Suspended(message, _until(attempt, written.wake_at))
-            raise self._steps.refusal
-        await self._wait_unleased(attempt)
-        await self._claim_again(attempt)
+            await self._unwind(attempt, *begin, suspend)
+        else:
+            await attempt.doze(*begin, suspend)
 
-    async def _wait_unleased(self, attempt: Attempt) -> None:
-        store, run_id = attempt.store, attempt.run.run_id
-        while not await self._is_over(attempt):
-            run = await store.read_run(run_id)
-            asleep = run is not None and run.state in ("sleeping", "waiting")
-            if not asleep or run is None or run.stop_requested_at is not None:
-                return
-            remaining_ms = self._remaining_ms(attempt)
-            pause_ms = POLL_MS if remaining_ms is None else max(1, min(POLL_MS, remaining_ms))
-            await store.wait_for_change(run_id, timeout_ms=pause_ms)
-
-    async def _claim_again(self, attempt: Attempt) -> None:
-        run = attempt.run
-        assert run.manifest is not None
+    async def _unwind(self, attempt: Attempt, *changes: Change) -> NoReturn:
+        suspended = Suspended(f"the run {attempt.run.run_id!r} is asleep")
+        self._steps.refuse(suspended)
         try:
-            claim = await attempt.store.start_or_resume(
-                run.run_id,
-                run.manifest,
-                worker_id=attempt.lease.worker_id,
-                lease_ms=attempt.lease_ms,
-            )
-        except LeaseHeldError as error:
-            raise LeaseLostError(
-                f"another worker went on with run {run.run_id!r} while it was asleep"
-            ) from error
-        if claim.lease is None:
-            raise gone(claim)
-        attempt.readopt(claim)
-        known = attempt.history.get(self._spec.position)
-        if known is not None and known.started_at is not None:
-            self._begun_ms = epoch_ms(known.started_at)
+            written = await attempt.leave(*changes)
+        except Exception as error:
+            self._steps.refusal = error
+            raise
+        if written.wake_at is not None:
+            suspended.wait_ms = max(0, epoch_ms(written.wake_at) - attempt.store_now_ms)
+        self._steps.unwind()
+        raise suspended
+
+    async def _look_while_asleep(self, attempt: Attempt) -> None:
+        """Wait a while; claim the run again if it does not just sleep any more."""
+        await self._pause(attempt)
+        run = await patiently(
+            lambda: attempt.store.read_run(attempt.run.run_id), for_ms=attempt.lease_ms
+        )
+        if attempt.is_asleep and not _is_undisturbed(run):
+            await self._steps.awake(attempt)
 
 
-def _until(attempt: Attempt, wake_at: str | None) -> int | None:
-    return None if wake_at is None else max(0, epoch_ms(wake_at) - attempt.store_now_ms)
-
-
-def gone(claim: Claim) -> Exception:
-    """Return what the owner of a run is told who finds that it ended without him."""
-    run = claim.run
-    if run.state == "stopped":
-        return RunStoppedError(f"the run {run.run_id!r} was stopped")
-    if run.state == "parked":
-        return RunParkedError(f"the run {run.run_id!r} is parked: {run.reason}")
-    return LeaseLostError(f"the run {run.run_id!r} was ended by another worker")
+def _is_undisturbed(run: RunRecord | None) -> bool:
+    asleep = run is not None and run.state in ("sleeping", "waiting")
+    return asleep and run is not None and run.stop_requested_at is None

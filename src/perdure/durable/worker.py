@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from perdure.core import identity
-from perdure.core.effects import jittered
+from perdure.core.effects import jittered, monotonic_ms
 from perdure.core.limits import DRAIN_MS, LEASE_MS, STRIKES_MAX_RUN
 from perdure.core.records import Claim, DeliveryRecord, JsonValue, RunManifest, RunRecord
 from perdure.durable.attempt import Attempt
 from perdure.durable.context import DurableContext
+from perdure.durable.execution import Execution, live_runs
 from perdure.durable.outbox import Outbox
-from perdure.durable.runner import Execution, live_runs
 from perdure.durable.waits import Suspended
-from perdure.errors import PerdureError, StoreError, UsageError
+from perdure.errors import StoreError, UsageError
 from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.worker")
@@ -27,6 +27,11 @@ HINT_PAUSE_MS: Final = 25
 """Hints of other processes are followed at most this often."""
 BATCH_MAX: Final = 16
 """Runs claimed at one go: the other workers want some too."""
+DELIVERIES_MAX: Final = 16
+"""Deliveries that are being made at one time."""
+_OUTAGE_MS: Final = 250
+_OUTAGE_MAX_MS: Final = 5_000
+"""How long a worker leaves a store alone that cannot answer, at first and at most."""
 
 
 class Handler(Protocol):
@@ -35,7 +40,7 @@ class Handler(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def work(self, claim: Claim) -> int | None:
+    def work(self, claim: Claim) -> Awaitable[int | None]:
         """Work on a claimed run until it is over; if it went to sleep, return for how many ms.
 
         Cancelling drains: the lease is given back.
@@ -65,30 +70,28 @@ class TaskHandler:
         self._lease_ms = lease_ms
         self._strikes_max = strikes_max
 
-    async def work(self, claim: Claim) -> int | None:
+    def work(self, claim: Claim) -> Awaitable[int | None]:
+        # Registered at once, not when the coroutine begins: whoever opens the run now may join.
         assert claim.lease is not None
-        handle, stored_id = self._store.handle, claim.lease.run_id
-        attempt = Attempt(self._store, claim, lease_ms=self._lease_ms)
+        live = live_runs.share(self._store.handle, claim.lease.run_id, claim.run.manifest_hash)
         execution = Execution(
-            attempt,
+            Attempt(self._store, claim, lease_ms=self._lease_ms),
             self._task,
             default_outcome=None,
             strikes_max=self._strikes_max,
             unwinds=True,
         )
-        known = live_runs.find(handle, stored_id)
-        live = known or live_runs.enter(handle, stored_id, claim.run.manifest_hash)
-        live.work = execution.start()
+        execution.start(live, self._store.handle)
+        return self._attend(execution, claim.run.run_id)
+
+    async def _attend(self, execution: Execution[JsonValue], run_id: str) -> int | None:
         try:
             await execution.result()
         except Suspended as asleep:
             return asleep.wait_ms
         except Exception as error:
             # How the run ended is recorded; here is nobody to be told but the log.
-            logger.info("run %r of task %r ended: %r", stored_id, self.name, error)
-        finally:
-            if known is None:
-                live_runs.leave(handle, stored_id)
+            logger.info("run %r of task %r ended: %r", run_id, self.name, error)
         return None
 
     async def deliver(self, delivery: DeliveryRecord) -> None:
@@ -119,20 +122,23 @@ class Worker:
         self._lease_ms = lease_ms
         self._concurrency_max = concurrency_max
         self._worker_id = identity.derive_worker_id()
-        self._handlers: dict[str, Handler] = {
-            name: TaskHandler(store, name, task, lease_ms=lease_ms, strikes_max=strikes_max)
-            for name, task in (tasks or {}).items()
-        }
+        self._tasks = frozenset(tasks or ())
+        self._handlers: dict[str, Handler] = {}
+        for name, task in (tasks or {}).items():
+            self._handlers[name] = TaskHandler(
+                store, name, task, lease_ms=lease_ms, strikes_max=strikes_max
+            )
         for engine in engines:
             if engine.name in self._handlers:
                 raise UsageError(f"two handlers are named {engine.name!r}")
             self._handlers[engine.name] = engine
         self._outbox = Outbox(store, {one.name: one.deliver for one in engines})
         self._jobs: set[asyncio.Task[None]] = set()
+        self._deliveries: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._draining = False
-        self._drains_by_call = False
-        self._stopped = asyncio.Event()
+        self._drain_asked = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._outage_ms = _OUTAGE_MS
         self._is_running = False
 
     async def submit(self, task: str, *, run_id: str, manifest: RunManifest) -> RunRecord:
@@ -140,8 +146,8 @@ class Worker:
 
         Raises UsageError for an unknown task, RunInputMismatchError for a taken run id.
         """
-        if task not in self._handlers:
-            known = ", ".join(sorted(self._handlers)) or "none"
+        if task not in self._tasks:
+            known = ", ".join(sorted(self._tasks)) or "none"
             raise UsageError(f"no task {task!r} is registered with this worker (known: {known})")
         run = await self._store.enqueue(run_id, manifest, handler=task)
         self.wake()
@@ -152,33 +158,44 @@ class Worker:
         self._wake.set()
 
     async def run(self) -> None:
-        """Work until `drain` or cancellation; both give back what cannot be finished."""
+        """Work until `drain` or cancellation; both give back what cannot be finished.
+
+        A drained worker has had its time: this then returns at once.
+        """
         if self._is_running:
             raise UsageError("this worker is running already")
         self._is_running = True
-        self._stopped.clear()
+        listening = asyncio.get_running_loop().create_task(self._listen())
         try:
-            while not self._draining:
+            while not self._drain_asked.is_set():
                 await self._round()
+            await self._drained.wait()
         finally:
-            self._draining = True
+            self._drain_asked.set()
             self._is_running = False
-            self._stopped.set()
-            if not self._drains_by_call:
-                await self._give_back()
+            listening.cancel()
+            await asyncio.gather(listening, self._give_back(), return_exceptions=True)
 
     async def drain(self, *, timeout_ms: int = DRAIN_MS) -> None:
-        """Stop claiming; let jobs finish for `timeout_ms`, then give their leases back."""
-        self._draining = self._drains_by_call = True
+        """Stop claiming; let jobs finish for `timeout_ms`, then give their leases back.
+
+        `run` returns when that is done.
+        """
+        self._drain_asked.set()
         self.wake()
-        if self._is_running:
-            await self._stopped.wait()
-        if self._jobs:
-            await asyncio.wait(self._jobs, timeout=timeout_ms / 1_000)
-        await self._give_back()
+        deadline_ms = monotonic_ms() + timeout_ms
+        try:
+            while jobs := self._jobs | self._deliveries:
+                remaining_ms = deadline_ms - monotonic_ms()
+                if remaining_ms <= 0:
+                    break
+                await asyncio.wait(jobs, timeout=remaining_ms / 1_000)
+        finally:
+            await self._give_back()
+            self._drained.set()
 
     async def _give_back(self) -> None:
-        jobs = list(self._jobs)
+        jobs = self._jobs | self._deliveries
         for job in jobs:
             job.cancel()
         if jobs:
@@ -187,58 +204,90 @@ class Worker:
     # Looking for work.
 
     async def _round(self) -> None:
-        """Look for work once, then wait until there may be some again."""
-        self._wake.clear()
-        # Listening begins before looking: what happens in between is then not missed.
-        pause_ms = round(jittered(SWEEP_MS))
-        hinted = self._listen(self._store.wait_for_change(None, timeout_ms=pause_ms))
-        woken = self._listen(self._wake.wait())
-        try:
-            await asyncio.sleep(0)
-            if await self._sweep() or self._draining:
-                return
-            await asyncio.wait((hinted, woken), return_when=asyncio.FIRST_COMPLETED)
-            if not woken.done():
-                await asyncio.wait((woken,), timeout=HINT_PAUSE_MS / 1_000)
-        finally:
-            for listening in (hinted, woken):
-                listening.cancel()
-            await asyncio.gather(hinted, woken, return_exceptions=True)
+        """Look for work once; then wait, unless there may be more, until somebody hints at some.
 
-    def _listen(self, waiting: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
-        return asyncio.get_running_loop().create_task(waiting)
+        What is hinted at while this looks is not missed: it stays known until the next round.
+        """
+        self._wake.clear()
+        try:
+            if not await self._sweep() and not self._drain_asked.is_set():
+                await self._wake.wait()
+            self._outage_ms = _OUTAGE_MS
+        except StoreError as error:
+            logger.warning("looking for due work failed, trying again: %s", error)
+            asked = asyncio.get_running_loop().create_task(self._drain_asked.wait())
+            await asyncio.wait((asked,), timeout=jittered(self._outage_ms) / 1_000)
+            asked.cancel()
+            self._outage_ms = min(2 * self._outage_ms, _OUTAGE_MAX_MS)
+
+    async def _listen(self) -> None:
+        """Wake the worker when any run may have become due, and now and then without a reason.
+
+        One asyncio task does this for as long as the worker runs, since a store tells each what
+        happened since it asked last.
+        """
+        while True:
+            try:
+                pause_ms = round(jittered(SWEEP_MS))
+                await self._store.wait_for_change(None, timeout_ms=pause_ms)
+            except StoreError as error:
+                logger.info("the store gives no hints, looking without: %s", error)
+                await asyncio.sleep(jittered(SWEEP_MS) / 1_000)
+            self.wake()
+            await asyncio.sleep(HINT_PAUSE_MS / 1_000)
 
     async def _sweep(self) -> bool:
         """Claim and deliver what is due; return whether there may be more."""
-        names = tuple(self._handlers)
         room = min(BATCH_MAX, self._concurrency_max - len(self._jobs))
-        try:
-            claims: Sequence[Claim] = ()
-            if room > 0 and names:
-                claims = await self._store.claim_due(
-                    names, worker_id=self._worker_id, lease_ms=self._lease_ms, limit=room
-                )
-            for claim in claims:
-                self._start(self._work(claim))
-            delivered = await self._outbox.deliver_due(limit=BATCH_MAX)
-        except StoreError as error:
-            logger.warning("looking for due work failed, trying again: %s", error)
-            return False
-        return len(claims) == room > 0 or delivered > 0
+        claims = await self._claim(room) if room > 0 and self._handlers else ()
+        space = DELIVERIES_MAX - len(self._deliveries)
+        deliveries = await self._outbox.claim_due(limit=space) if space > 0 else ()
+        for delivery in deliveries:
+            self._start(self._deliver(delivery), self._deliveries)
+        return len(claims) == room > 0 or len(deliveries) == space > 0
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _claim(self, room: int) -> Sequence[Claim]:
+        """Claim due runs and begin with them; a claim is not lost to a cancellation."""
+        with live_runs.sweeping(self._store.handle):
+            claiming = asyncio.get_running_loop().create_task(self._claim_due(room))
+            try:
+                return await asyncio.shield(claiming)
+            except asyncio.CancelledError:
+                await asyncio.wait((claiming,))
+                raise
+
+    async def _claim_due(self, room: int) -> Sequence[Claim]:
+        claims = await self._store.claim_due(
+            tuple(self._handlers), worker_id=self._worker_id, lease_ms=self._lease_ms, limit=room
+        )
+        for claim in claims:
+            assert claim.run.handler is not None
+            work = self._handlers[claim.run.handler].work(claim)
+            self._start(self._work(claim, work), self._jobs)
+        return claims
+
+    def _start(self, work: Coroutine[Any, Any, None], jobs: set[asyncio.Task[None]]) -> None:
         job = asyncio.get_running_loop().create_task(work)
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
+        jobs.add(job)
+        job.add_done_callback(jobs.discard)
 
-    async def _work(self, claim: Claim) -> None:
-        assert claim.run.handler is not None
+    async def _work(self, claim: Claim, work: Awaitable[int | None]) -> None:
         try:
-            asleep_ms = await self._handlers[claim.run.handler].work(claim)
-        except PerdureError as error:
-            logger.warning("run %r could not be worked on: %s", claim.run.run_id, error)
+            asleep_ms = await work
+        except Exception:
+            logger.exception("run %r could not be worked on", claim.run.run_id)
             return
         finally:
             self.wake()
         if asleep_ms is not None:
             asyncio.get_running_loop().call_later(asleep_ms / 1_000, self.wake)
+
+    async def _deliver(self, delivery: DeliveryRecord) -> None:
+        try:
+            await self._outbox.deliver(delivery)
+        except StoreError as error:
+            logger.warning(
+                "delivery %r of run %r is made again: %s", delivery.topic, delivery.run_id, error
+            )
+        finally:
+            self.wake()

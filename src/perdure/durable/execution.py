@@ -1,0 +1,265 @@
+"""One attempt at a task, from its claim to its settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextvars import ContextVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from perdure.core import effects
+from perdure.core.changes import EndRun, Release, Suspend
+from perdure.core.jsonvalue import encode_value
+from perdure.core.recordjson import outcome_to_json, step_error_of
+from perdure.core.records import RunOutcome, RunRecord, StepRecord
+from perdure.durable.attempt import Attempt
+from perdure.durable.context import DurableContext, RunContext
+from perdure.durable.live import LiveRun, LiveRuns
+from perdure.durable.steps import Steps
+from perdure.durable.waits import Suspended
+from perdure.errors import (
+    DivergenceError,
+    DurableRunError,
+    LeaseLostError,
+    PerdureError,
+    RunParkedError,
+    RunStoppedError,
+    StepFailedError,
+    StoreError,
+)
+
+logger = logging.getLogger("perdure.execution")
+
+LATER_MS: Final = 5_000
+"""A worker that met a broken store leaves the run alone for this long, ± half of it."""
+
+T = TypeVar("T")
+Task = Callable[[DurableContext], Awaitable[T]]
+
+
+class RunResult(NamedTuple, Generic[T]):
+    """What a durable run came to: the task's result, the final record, the steps by position."""
+
+    result: T
+    record: RunRecord
+    steps: Sequence[StepRecord]
+
+
+live_runs: Final[LiveRuns[asyncio.Task[RunResult[Any]]]] = LiveRuns()
+
+running: Final[ContextVar[tuple[LiveRun[Any], ...]]] = ContextVar("perdure_runs", default=())
+"""The live runs in whose tasks the code runs: to wait for one of them would take for ever."""
+
+
+class Execution(Generic[T]):
+    """One attempt at a task, from its claim to its settlement.
+
+    The task runs as an asyncio task of its own, so that a stop or a lost lease can interrupt it
+    in the middle of a call. `unwinds`: a wait ends the attempt (a worker has other work to do).
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        task: Task[T],
+        *,
+        default_outcome: RunOutcome | None,
+        strikes_max: int,
+        unwinds: bool,
+    ) -> None:
+        self._attempt = attempt
+        self._task = task
+        self._default_outcome = default_outcome
+        self._strikes_max = strikes_max
+        self._unwinds = unwinds
+        self._steps = Steps(attempt.lease.run_id, attempt, {})
+        self._context = RunContext(attempt.run, self._steps, attempt, unwinds=unwinds)
+        self._work: asyncio.Task[T] | None = None
+        self._settled: asyncio.Task[RunResult[T]] | None = None
+        self._draining = False
+        attempt.on_change = self._interrupt
+        self._steps.on_unwind = self._interrupt_from_aside
+
+    def start(self, live: LiveRun[Any], handle: Hashable) -> None:
+        """Begin, and be in the registry until the end, whoever still waits for it."""
+        stored_id = self._attempt.lease.run_id
+        self._settled = live.work = asyncio.get_running_loop().create_task(self._run(live))
+        self._settled.add_done_callback(lambda _: live_runs.leave(handle, stored_id))
+
+    async def result(self) -> RunResult[T]:
+        """Wait for the end. Cancelling the waiting drains: the lease is given back."""
+        assert self._settled is not None
+        try:
+            return await asyncio.shield(self._settled)
+        except asyncio.CancelledError:
+            if not self._settled.done():
+                self.drain()
+                await asyncio.wait((self._settled,))
+            if not self._settled.cancelled() and self._settled.exception() is not None:
+                logger.debug("the run was drained: %r", self._settled.exception())
+            raise
+
+    def drain(self) -> None:
+        """Interrupt the task and give the lease back; the run stays to be continued."""
+        self._draining = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """A stop was requested, or the lease is lost: no use in going on.
+
+        A task that swallows the cancellation takes no more steps.
+        """
+        if self._work is None or self._work.done():
+            return
+        if not self._attempt.held.lost:
+            self._steps.refuse(asyncio.CancelledError("the run is interrupted"))
+        self._work.cancel()
+
+    def _interrupt_from_aside(self) -> None:
+        """A wait beside the task has given the lease away; the task itself unwinds by raising."""
+        if self._work is not None and asyncio.current_task() is not self._work:
+            self._work.cancel()
+
+    async def _run(self, live: LiveRun[Any]) -> RunResult[T]:
+        attempt = self._attempt
+        if self._draining:
+            await self._release("drained")
+            raise asyncio.CancelledError
+        if attempt.stop_requested:
+            raise await self._stop()
+        if attempt.run.strikes >= self._strikes_max:
+            raise await self._give_up(
+                RunParkedError(
+                    f"the run {attempt.run.run_id!r} is parked: {attempt.run.strikes} attempts "
+                    "crashed without progress"
+                ),
+                "attempts_exhausted",
+            )
+        running.set((*running.get(), live))
+        self._work = asyncio.get_running_loop().create_task(self._call())
+        try:
+            await asyncio.wait((self._work,))
+        except asyncio.CancelledError:
+            # The event loop shuts down.
+            self.drain()
+            await asyncio.wait((self._work,))
+        await self._steps.close()
+        return await self._settle(self._work)
+
+    async def _call(self) -> T:
+        return await self._task(self._context)
+
+    # Settling.
+
+    async def _settle(self, work: asyncio.Task[T]) -> RunResult[T]:
+        """Record how the task ended, and return or raise the same."""
+        attempt, refusal = self._attempt, self._steps.refusal
+        error = _error_of(work, attempt.run.run_id)
+        if isinstance(refusal, Suspended):
+            raise refusal
+        if attempt.is_asleep and not self._draining:
+            await self._steps.awake(attempt)
+        if attempt.held.lost or (attempt.is_over and not attempt.is_asleep):
+            attempt.end()
+            if isinstance(refusal, PerdureError):
+                raise refusal
+            raise LeaseLostError(f"the lease on run {attempt.run.run_id!r} is lost")
+        if isinstance(refusal, DivergenceError):
+            raise await self._give_up(refusal, refusal.code)
+        interrupted = isinstance(refusal, asyncio.CancelledError)
+        if interrupted and attempt.stop_requested:
+            raise await self._stop()
+        if isinstance(refusal, StoreError):
+            await self._leave_to_later("store")
+            raise refusal
+        if error is None:
+            return await self._complete(work.result())
+        if self._draining:
+            await self._release("drained")
+            raise asyncio.CancelledError
+        raise await self._fail(error)
+
+    async def _complete(self, result: T) -> RunResult[T]:
+        attempt = self._attempt
+        text = outcome_text_of(self._default_outcome)
+        await attempt.leave(EndRun("completed", outcome_text=text))
+        run = await attempt.store.read_run(attempt.run.run_id)
+        steps = await attempt.store.read_steps(attempt.run.run_id)
+        return RunResult(result, attempt.run if run is None else run, steps)
+
+    async def _fail(self, error: BaseException) -> BaseException:
+        """End the run as failed and return what the caller is told.
+
+        A store that could not answer says nothing about the task: the run stays as it is.
+        """
+        if isinstance(error, StoreError):
+            await self._leave_to_later("store")
+            return error
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            await self._release("interrupted")
+            return error
+        original = original_of(error)
+        text = outcome_text_of(_failed_outcome(original, self._default_outcome))
+        assert text is not None
+        await self._attempt.fail(original, outcome_text=text)
+        return original
+
+    async def _stop(self) -> RunStoppedError:
+        await self._attempt.leave(EndRun("stopped"))
+        return RunStoppedError(f"the run {self._attempt.run.run_id!r} was stopped")
+
+    async def _give_up(self, error: PerdureError, reason: str) -> RunParkedError:
+        await self._attempt.park(reason, error)
+        if isinstance(error, RunParkedError):
+            return error
+        parked = RunParkedError(f"the run {self._attempt.run.run_id!r} is parked: {error}")
+        parked.__cause__ = error
+        return parked
+
+    async def _leave_to_later(self, reason: str) -> None:
+        """Give the lease back; a worker that finds the run at once would only fail again."""
+        if self._unwinds:
+            pause_ms = round(effects.jittered(LATER_MS))
+            await self._try_to_leave(Suspend("sleeping", wake_in_ms=pause_ms, reason=reason))
+        else:
+            await self._release(reason)
+
+    async def _release(self, reason: str) -> None:
+        await self._try_to_leave(Release(reason))
+
+    async def _try_to_leave(self, change: Suspend | Release) -> None:
+        if self._attempt.is_over:
+            return
+        try:
+            await self._attempt.leave(change)
+        except (LeaseLostError, StoreError) as error:
+            logger.warning("a lease could not be given back, it will lapse: %s", error)
+
+
+def _error_of(work: asyncio.Task[Any], run_id: str) -> BaseException | None:
+    """Return what the task raised; nobody else cancels it but who interrupts it."""
+    if work.cancelled():
+        return DurableRunError(f"the task of run {run_id!r} was cancelled from within")
+    return work.exception()
+
+
+def original_of(error: BaseException) -> BaseException:
+    """Return what the user's own code raised, where it is known."""
+    if isinstance(error, StepFailedError) and isinstance(error.__cause__, Exception):
+        return error.__cause__
+    return error
+
+
+def _failed_outcome(error: BaseException, default: RunOutcome | None) -> RunOutcome:
+    """A failed run did not pass, whatever the default says; its notes are kept beside."""
+    metadata = dict(default.metadata or {}) if default is not None else {}
+    if default is not None and default.notes is not None:
+        metadata["defaultNotes"] = default.notes
+    notes = step_error_of(error).message or type(error).__name__
+    return RunOutcome(passed=False, notes=notes, metadata=metadata or None)
+
+
+def outcome_text_of(outcome: RunOutcome | None) -> str | None:
+    """Return the stored form of an outcome. Raises UsageError, NotSerializableError."""
+    return None if outcome is None else encode_value(outcome_to_json(outcome), name="outcome")

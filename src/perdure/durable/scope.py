@@ -1,0 +1,200 @@
+"""What is known inside the body of a step, and what the body may say of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, NamedTuple, Protocol, TypeVar, get_args
+
+from perdure.core import identity
+from perdure.core.changes import SettleUsage
+from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepKind
+from perdure.errors import StepTimeoutError, UsageError
+
+T = TypeVar("T")
+
+INTENT_CHARS_MAX: Final = 1_000
+LENGTH_MAX_MS: Final = 100 * 365 * 24 * 60 * 60 * 1_000
+"""No store can name a moment behind the year 9999."""
+_KINDS: Final = get_args(StepKind)
+_EFFECTS: Final = get_args(Effect)
+_NOT_IN_INTENTS: Final = re.compile(r"[\x00\ud800-\udfff]")
+
+
+class StepSpec(NamedTuple):
+    """What a task asks for at one position."""
+
+    position: int
+    intent: str
+    kind: str = "logic"
+    input_hash: str = ""
+    effect: Effect = "idempotent"
+    retry: Retry | None = None
+    timeout_ms: int | None = None
+
+
+def step_spec(
+    intent: str,
+    *,
+    kind: StepKind,
+    fingerprint: JsonValue,
+    retry: Retry | None,
+    timeout_ms: int | None,
+    effect: Effect,
+) -> StepSpec:
+    """Return a spec without its position. Raises UsageError, NotSerializableError.
+
+    A misspelt effect or kind must not pass for the harmless one.
+    """
+    check_intent(intent)
+    if kind not in _KINDS:
+        raise UsageError(f"kind must be one of {', '.join(_KINDS)}, it is {kind!r:.40}")
+    if effect not in _EFFECTS:
+        raise UsageError(f"effect must be one of {', '.join(_EFFECTS)}, it is {effect!r:.40}")
+    if timeout_ms is not None:
+        check_length(timeout_ms, name="timeout_ms", least=1)
+    input_hash = "" if fingerprint is None else identity.canonical_hash(fingerprint)
+    return StepSpec(0, intent, kind, input_hash, effect, retry, timeout_ms)
+
+
+def check_intent(intent: object) -> None:
+    """Raise UsageError unless `intent` can stand beside a step in every store."""
+    if type(intent) is not str or not 0 < len(intent) <= INTENT_CHARS_MAX:
+        raise UsageError(
+            f"intent must be a str of 1 to {INTENT_CHARS_MAX} characters, not {intent!r:.60}"
+        )
+    if not intent.isprintable() and _NOT_IN_INTENTS.search(intent):
+        raise UsageError(f"intent {intent!r:.60} must not contain NUL or lone surrogates")
+
+
+def check_length(length_ms: object, *, name: str, least: int = 0) -> None:
+    """Raise UsageError unless `length_ms` is a whole number of milliseconds, up to 100 years."""
+    if type(length_ms) is not int or not least <= length_ms <= LENGTH_MAX_MS:
+        raise UsageError(
+            f"{name} must be an integer from {least} to {LENGTH_MAX_MS}, not {length_ms!r:.40}"
+        )
+
+
+class StepOwner(Protocol):
+    """Who hands out the positions of a run."""
+
+    @property
+    def stored_id(self) -> str: ...
+
+
+class StepScope:
+    """What is known inside the body of a step; `holds_steps`: it may begin steps of its own."""
+
+    __slots__ = ("holds_steps", "owner", "spec", "tries", "usage", "usage_call")
+
+    def __init__(self, owner: StepOwner, spec: StepSpec, *, holds_steps: bool = False) -> None:
+        self.owner = owner
+        self.spec = spec
+        self.holds_steps = holds_steps
+        self.tries = 0
+        self.usage_call: int | None = None
+        self.usage: SettleUsage | None = None
+
+    def call(self) -> StepCall:
+        key = identity.idempotency_key(self.owner.stored_id, self.spec.position)
+        return StepCall(idempotency_key=key, tries=self.tries)
+
+    def settled_usage(self) -> tuple[SettleUsage, ...]:
+        """Return what is recorded of the model call of this step, if it makes one."""
+        if self.usage_call is None:
+            return ()
+        return (self.usage or SettleUsage(self.usage_call, state="unknown"),)
+
+
+current_scope: Final[ContextVar[StepScope | None]] = ContextVar("perdure_step", default=None)
+
+
+@contextmanager
+def inside(scope: StepScope) -> Generator[None, None, None]:
+    """Make `scope` the step whose body is running."""
+    mark = current_scope.set(scope)
+    try:
+        yield
+    finally:
+        current_scope.reset(mark)
+
+
+def current_step() -> StepCall:
+    """Return the idempotency key and the number of tries of the step whose body is running.
+
+    The key is the same in every attempt: hand it to the outside world, so that an effect whose
+    record was lost in a crash is not made twice. Raises UsageError outside a step's body.
+    """
+    scope = current_scope.get()
+    if scope is None:
+        raise UsageError("current_step() works only inside the body of a step")
+    return scope.call()
+
+
+def report_usage(
+    *,
+    model: str | None = None,
+    tokens_in: int | None = None,
+    tokens_out: int | None = None,
+    tokens_cached: int | None = None,
+    tokens_reasoning: int | None = None,
+    request_id: str | None = None,
+) -> None:
+    """Say, inside the body of a step of kind `llm`, what its model call used.
+
+    It is recorded with the step; None stays unknown, and the last report counts. Raises
+    UsageError outside such a step, and for a count that is no integer from 0 on.
+    """
+    scope = current_scope.get()
+    if scope is None or scope.usage_call is None:
+        raise UsageError("report_usage() works only inside the body of a step of kind 'llm'")
+    counts = {
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "tokens_cached": tokens_cached,
+        "tokens_reasoning": tokens_reasoning,
+    }
+    for name, count in counts.items():
+        if count is not None:
+            identity.check_index(count, name=name)
+    scope.usage = SettleUsage(
+        scope.usage_call,
+        model=model,
+        request_id=request_id,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        tokens_cached=tokens_cached,
+        tokens_reasoning=tokens_reasoning,
+    )
+
+
+async def call_body(scope: StepScope, body: Callable[[], Awaitable[T] | T]) -> T:
+    """Run the body with its scope set, within its time-out."""
+    mark = current_scope.set(scope)
+    try:
+        answer = body()
+        if not inspect.isawaitable(answer):
+            return answer
+        if scope.spec.timeout_ms is None:
+            return await answer
+        return await _within(answer, scope.spec)
+    finally:
+        current_scope.reset(mark)
+
+
+async def _within(answer: Awaitable[T], spec: StepSpec) -> T:
+    assert spec.timeout_ms is not None
+    limit = asyncio.timeout(spec.timeout_ms / 1_000)
+    try:
+        async with limit:
+            return await answer
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise StepTimeoutError(
+            f"the step {spec.intent!r} ran longer than {spec.timeout_ms} ms", intent=spec.intent
+        ) from error
