@@ -20,6 +20,7 @@ from perdure.durable.failures import (
     unfinished,
     was_retried,
 )
+from perdure.durable.journal import finish_even_if_cancelled
 from perdure.durable.scope import StepScope as StepScope
 from perdure.durable.scope import StepSpec as StepSpec
 from perdure.durable.scope import call_body, current_scope
@@ -349,7 +350,8 @@ async def _bill(attempt: Attempt, scope: StepScope) -> None:
     if scope.usage is None:
         return
     try:
-        await attempt.store.settle_usage(attempt.lease, scope.usage)
+        settling = attempt.store.settle_usage(attempt.lease, scope.usage)
+        await finish_even_if_cancelled(settling)
     except StoreError as error:
         logger.warning("the usage of step %r is not recorded: %s", scope.spec.intent, error)
 
