@@ -27,6 +27,7 @@ URGENT_KINDS: Final = frozenset(
 """What is flushed without lingering."""
 
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_quote = json.encoder.encode_basestring_ascii
 _CURSOR = re.compile(r"(\d{4,9})_(\d{10})_([0-9a-f]{6})", re.ASCII)
 
 
@@ -131,7 +132,7 @@ def part_frame(element: Mapping[str, JsonValue], *, seq: int = 0, epoch: int = 0
 class RowBuilder:
     """Collects frames that follow each other without a gap, and writes them as one row.
 
-    Each value is encoded once. `size_bytes` is an estimate while deltas are being merged.
+    Each value is encoded once, and `size_bytes` is exactly what `body` has.
     """
 
     def __init__(self, first_seq: int) -> None:
@@ -140,6 +141,7 @@ class RowBuilder:
         self.size_bytes = 2
         self._elements: list[str] = []
         self._open: tuple[str, str] | None = None
+        self._head = ""
         self._pieces: list[str] = []
 
     @property
@@ -148,20 +150,21 @@ class RowBuilder:
 
     def add_delta(self, kind: str, part: str, delta: str) -> None:
         """Add a delta; neighbours of one part become one element."""
-        key = (kind, part)
-        if key != self._open:
+        if (kind, part) != self._open:
             self._close()
-            self._open = key
-            self.size_bytes += 40 + len(part)
-        self._pieces.append(delta)
-        self.size_bytes += len(delta) + 3
+            self._open = (kind, part)
+            self._head = f'{{"k":{_quote(kind)},"part":{_quote(part)},"d":['
+            self.size_bytes += len(self._head) + (2 if self._elements else 1)
+        piece = _quote(delta)
+        self._pieces.append(piece)
+        self.size_bytes += len(piece) + 1
         self.count += 1
 
     def add_element(self, element_text: str) -> None:
         """Add a frame of another kind, encoded."""
         self._close()
+        self.size_bytes += len(element_text) + (1 if self._elements else 0)
         self._elements.append(element_text)
-        self.size_bytes += len(element_text) + 1
         self.count += 1
 
     def body(self) -> str:
@@ -171,8 +174,7 @@ class RowBuilder:
 
     def _close(self) -> None:
         if self._open is not None:
-            kind, part = self._open
-            self._elements.append(_dumps({"k": kind, "part": part, "d": self._pieces}))
+            self._elements.append(f"{self._head}{','.join(self._pieces)}]}}")
             self._open, self._pieces = None, []
 
 

@@ -4,121 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from perdure.core.changes import AppendFrames, Change, Restart
-from perdure.core.effects import jittered
+from perdure.core.effects import monotonic_ms
 from perdure.core.frames import DELTA_KINDS, URGENT_KINDS, Frame, RowBuilder
 from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import (
     FLUSH_BYTES,
     FLUSH_FRAMES,
     FRAME_BYTES_MAX,
-    FRAMES_ROW_BYTES_MAX,
     LINGER_MS,
-    READERS_MAX,
-    RING_BYTES,
     TURN_LOG_BYTES_MAX,
     UNFLUSHED_BYTES_MAX,
 )
 from perdure.core.records import JsonValue, Written
-from perdure.durable.attempt import RETRY_MAX_MS, RETRY_MS, Attempt
-from perdure.errors import (
-    LeaseLostError,
-    NotSerializableError,
-    StoreError,
-    TooManyReadersError,
-    ValueTooLargeError,
-)
+from perdure.durable.attempt import Attempt
+from perdure.durable.ring import Ring
+from perdure.errors import LeaseLostError, NotSerializableError, ValueTooLargeError
 
 logger = logging.getLogger("perdure.journal")
 
 T = TypeVar("T")
 
-_DELTA_CHARS_MAX: Final = 16 * 1024
-"""A longer delta is cut: six bytes a character at worst still fit into a frame."""
-
-
-class Ring:
-    """The newest persisted frames of one live turn, for its readers in this process.
-
-    A reader keeps a cursor, not a queue: a slow one costs nothing, and one that fell behind the
-    ring reads the store.
-    """
-
-    def __init__(self, next_seq: int) -> None:
-        self.closed = False
-        """Nobody here writes to the turn any more: whoever follows it reads the store."""
-        self.readers = 0
-        self._first_seq = next_seq
-        self._frames: deque[Frame] = deque()
-        self._sizes: deque[int] = deque()
-        self._bytes = 0
-        self._news = asyncio.Event()
-
-    @property
-    def last_seq(self) -> int:
-        return self._first_seq + len(self._frames) - 1
-
-    def reaches(self, after: int) -> bool:
-        """Return whether the ring has all frames behind the seq `after`."""
-        return after + 1 >= self._first_seq
-
-    def since(self, after: int) -> list[Frame]:
-        """Return the frames behind the seq `after`, which the ring reaches."""
-        return list(islice(self._frames, max(0, after + 1 - self._first_seq), None))
-
-    def publish(self, frames: Sequence[Frame]) -> None:
-        """Show persisted frames to readers."""
-        for frame in frames:
-            size = len(frame.data["delta"]) if frame.kind in DELTA_KINDS else 1_024
-            self._frames.append(frame)
-            self._sizes.append(size)
-            self._bytes += size
-        while self._bytes > RING_BYTES and len(self._frames) > 1:
-            self._frames.popleft()
-            self._bytes -= self._sizes.popleft()
-            self._first_seq += 1
-        self._wake()
-
-    def close(self) -> None:
-        """Say that nothing more will be published here."""
-        self.closed = True
-        self._wake()
-
-    async def wait(self, timeout_ms: float) -> bool:
-        """Wait for news; False when none came in time."""
-        try:
-            async with asyncio.timeout(timeout_ms / 1_000):
-                await self._news.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def enter(self) -> None:
-        """Count a reader in. Raises TooManyReadersError."""
-        if self.readers >= READERS_MAX:
-            raise TooManyReadersError(f"this turn has {READERS_MAX} readers in this process")
-        self.readers += 1
-
-    def leave(self) -> None:
-        """Count a reader out."""
-        self.readers -= 1
-
-    def _wake(self) -> None:
-        self._news.set()
-        self._news.clear()
+_DELTA_CHARS_MAX: Final = 8 * 1024
+"""A longer delta is cut. A character has at most twelve bytes, so a piece has at most 96 KiB."""
+_ROW_BYTES: Final = 128 * 1024
+"""A row of this length is full; with one more piece it is still within the limit of a frame."""
 
 
 class Journal:
-    """Writes the frames of one attempt at a turn, in order and without a gap.
+    """Writes the frames of one attempt, in order and without a gap.
 
-    One write is in flight at a time; a flush takes everything that waits. Frames linger 20 ms,
-    so that tokens share a commit; what a reader waits for (the first content, tool boundaries,
-    the end) is flushed at once. `on_published` is called with frames that are persisted.
+    One write of frames is in flight at a time; a flush takes everything that waits. Frames linger
+    20 ms, so that tokens share a commit; what a reader waits for (the first content, tool
+    boundaries, the end) is flushed at once. `on_published` is called with frames that are
+    persisted, in order.
     """
 
     def __init__(
@@ -130,14 +52,19 @@ class Journal:
         on_published: Callable[[Sequence[Frame]], None] | None = None,
     ) -> None:
         self.ring = ring
+        self.log_bytes = 0
+        """How much a reader who comes now gets from the store; a turn may have 8 MiB."""
+        self.written_ms = monotonic_ms()
+        """When the store last answered a write of frames."""
         self._attempt = attempt
         self._next_seq = next_seq
-        self.log_bytes = 0
-        """How much the turn has in the store, earlier attempts included."""
         self._on_published = on_published
         self._pending: list[Frame] = []
+        self._sizes: list[int] = []
         self._rows: list[RowBuilder] = []
-        self._pending_bytes = 0
+        self._full_bytes = 0
+        self._restart_seq: int | None = None
+        self._unshown: tuple[list[Frame], list[int]] = ([], [])
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._door = asyncio.Lock()
@@ -160,20 +87,21 @@ class Journal:
         """Whether the attempt has written its last changes."""
         return self._attempt.is_over
 
-    def append(self, frame: Frame) -> list[Frame]:
+    def append(self, frame: Frame) -> Sequence[Frame]:
         """Number a producer's frame and let it be flushed soon; return the frames it became.
 
         A delta without a part joins the part that is being written. Raises NotSerializableError,
-        and ValueTooLargeError for a frame over 256 KiB or a turn over 8 MiB.
+        and ValueTooLargeError for a frame over 256 KiB or a turn over 8 MiB; what was appended
+        before is kept.
         """
-        if frame.kind in DELTA_KINDS:
+        kind = frame.kind
+        if kind in DELTA_KINDS:
             numbered = self._append_delta(frame)
         else:
-            self._part = None
-            numbered = [self._append_element(frame)]
+            numbered = (self._append_element(frame),)
         if self.log_bytes + self._pending_bytes > TURN_LOG_BYTES_MAX:
             raise ValueTooLargeError(f"the turn's frames are over {TURN_LOG_BYTES_MAX} bytes")
-        self._schedule(frame.kind)
+        self._schedule(kind)
         return numbered
 
     async def room(self) -> None:
@@ -188,86 +116,85 @@ class Journal:
         """Write everything that is pending, and `changes` behind it, in one transaction."""
         return await finish_even_if_cancelled(self._write(changes))
 
-    async def leave(self, *changes: Change, last: Frame | None = None) -> list[Frame]:
+    async def leave(self, *changes: Change, last: Frame | None = None) -> None:
         """Write the last changes of the attempt behind everything that is pending.
 
-        `last` is the frame that ends the turn; it is written however full the log is. Returns
-        the frames that are persisted now and not yet published: when readers see the end is the
-        caller's to decide.
+        `last` is the frame that ends the turn; it is written however full the log is, and readers
+        see it when `show_last` is called.
         """
-        self._cancel_timer()
-        async with self._door:
-            if last is not None:
-                self._append_element(last)
-            frames, rows = self._take()
-            await self._attempt.leave(*rows, *changes)
-        return frames
+        await finish_even_if_cancelled(self._leave(changes, last))
 
-    async def restart(
-        self,
-        kept: Sequence[Frame],
-        *changes: Change,
-        reason: str,
-        discarded_from: str,
-    ) -> None:
-        """Write, in one unit, that readers forget everything but the `kept` frames."""
+    def show_last(self) -> None:
+        """Show readers the frame that ends the turn, if there is one."""
+        (frames, sizes), self._unshown = self._unshown, ([], [])
+        self._publish(frames, sizes)
+
+    def begin_again(self, kept: Sequence[Frame], *, reason: str, discarded_from: str) -> None:
+        """Append that readers forget everything of the turn but the `kept` frames.
+
+        It takes effect with the next write, in one unit; nothing else may be pending.
+        """
         assert not self._pending, "a restart is the first thing that an attempt writes"
         restarted = {
             "attempt": self._attempt.lease.epoch,
             "reason": reason,
             "from": discarded_from,
-            "kept": sum(len(_pieces(frame)) for frame in kept),
+            "kept": sum(_count(frame) for frame in kept),
         }
+        self.log_bytes = 0
+        self._restart_seq = self._next_seq
         for frame in (Frame(0, 0, "restarted", restarted), *kept):
             if frame.kind in DELTA_KINDS:
                 self._append_delta(frame)
             else:
                 self._append_element(frame)
         self._part = None
-        async with self._door:
-            frames, rows = self._take()
-            first, *rest = rows
-            restart = Restart(first.first_seq, first.last_seq, first.body)
-            await self._attempt.write(restart, *rest, *changes)
-        self._publish(frames)
 
     async def _write(self, changes: Sequence[Change]) -> Written:
         async with self._door:
-            frames, rows = self._take()
-            written = await self._persist(*rows, *changes)
-        self._publish(frames)
+            frames, sizes, rows = self._take()
+            try:
+                written = await self._attempt.write(*rows, *changes)
+            except Exception:
+                if rows:
+                    # Nothing may be written behind frames that are missing.
+                    self._attempt.held.lose()
+                raise
+        self.written_ms = monotonic_ms()
+        self._publish(frames, sizes)
         return written
 
-    async def _persist(self, *changes: Change) -> Written:
-        """Write, and keep trying while the store cannot and the lease may still hold.
-
-        Frames that were taken must not be lost to a busy moment; a repeated row is no harm.
-        """
-        pause_ms = RETRY_MS
-        while True:
-            try:
-                return await self._attempt.write(*changes)
-            except StoreError as error:
-                if not error.retryable:
-                    raise
-                logger.warning("the frames of a turn wait for the store: %s", error)
-            await asyncio.sleep(jittered(pause_ms) / 1_000)
-            pause_ms = min(2 * pause_ms, RETRY_MAX_MS)
+    async def _leave(self, changes: Sequence[Change], last: Frame | None) -> None:
+        self._cancel_timer()
+        async with self._door:
+            if last is not None:
+                self._append_element(last)
+            frames, sizes, rows = self._take()
+            await self._attempt.leave(*rows, *changes)
+        shown = len(frames) - (last is not None)
+        self._unshown = (frames[shown:], sizes[shown:])
+        self._publish(frames[:shown], sizes[:shown])
 
     # Numbering.
 
-    def _append_delta(self, frame: Frame) -> list[Frame]:
+    @property
+    def _pending_bytes(self) -> int:
+        return self._full_bytes + (self._rows[-1].size_bytes if self._rows else 0)
+
+    def _append_delta(self, frame: Frame) -> Sequence[Frame]:
         kind, delta, part = frame.kind, frame.data["delta"], frame.data["part"]
         if type(delta) is not str or not (part is None or type(part) is str):
             raise NotSerializableError(f"the delta and part of a {kind} frame must be str")
         if part is None:
             part = self._joined_part(kind)
-        numbered: list[Frame] = []
-        for piece in _pieces(frame):
-            self._row_for(len(piece)).add_delta(kind, part, piece)
-            self._pending_bytes += len(piece) + 3
-            numbered.append(self._number(kind, {"part": part, "delta": piece}))
-        return numbered
+        if 0 < len(delta) <= _DELTA_CHARS_MAX:
+            return (self._number_delta(kind, part, delta),)
+        cuts = range(0, len(delta), _DELTA_CHARS_MAX)
+        return [self._number_delta(kind, part, delta[i : i + _DELTA_CHARS_MAX]) for i in cuts]
+
+    def _number_delta(self, kind: str, part: str, delta: str) -> Frame:
+        self._row().add_delta(kind, part, delta)
+        return self._number(kind, {"part": part, "delta": delta}, len(delta))
 
     def _joined_part(self, kind: str) -> str:
         """A part is named after the seq of its first frame: unique over all attempts."""
@@ -279,19 +206,24 @@ class Journal:
         text = encode_value(
             {"k": frame.kind, **frame.data}, name=f"{frame.kind} frame", bytes_max=FRAME_BYTES_MAX
         )
-        self._row_for(len(text)).add_element(text)
-        self._pending_bytes += len(text)
-        return self._number(frame.kind, frame.data)
+        self._part = None
+        self._row(len(text)).add_element(text)
+        return self._number(frame.kind, frame.data, len(text))
 
-    def _number(self, kind: str, data: Mapping[str, JsonValue]) -> Frame:
+    def _number(self, kind: str, data: Mapping[str, JsonValue], size_bytes: int) -> Frame:
         numbered = Frame(self._next_seq, self._attempt.lease.epoch, kind, data)
         self._next_seq += 1
         self._pending.append(numbered)
+        self._sizes.append(size_bytes)
         return numbered
 
-    def _row_for(self, size_bytes: int) -> RowBuilder:
+    def _row(self, size_bytes: int = 0) -> RowBuilder:
+        """Return the row for what comes next; one element may fill a row alone."""
         rows = self._rows
-        if not rows or (rows[-1].size_bytes + size_bytes > FRAMES_ROW_BYTES_MAX // 2):
+        if not rows:
+            rows.append(RowBuilder(self._next_seq))
+        elif rows[-1].size_bytes >= _ROW_BYTES or size_bytes > _ROW_BYTES:
+            self._full_bytes += rows[-1].size_bytes
             rows.append(RowBuilder(self._next_seq))
         return rows[-1]
 
@@ -301,7 +233,7 @@ class Journal:
         urgent = kind in URGENT_KINDS
         if not self._has_content and kind in DELTA_KINDS:
             self._has_content = urgent = True
-        if urgent or self._pending_bytes >= FLUSH_BYTES or len(self._pending) >= FLUSH_FRAMES:
+        if urgent or len(self._pending) >= FLUSH_FRAMES or self._pending_bytes >= FLUSH_BYTES:
             self._flush_now()
         elif self._timer is None and self._flushing is None:
             loop = asyncio.get_running_loop()
@@ -324,11 +256,9 @@ class Journal:
                 if not self._is_pressing():
                     break
         except LeaseLostError:
-            self._attempt.held.lose()
-        except Exception as error:
-            # Frames that were taken cannot be written: this attempt must not go on.
-            logger.exception("the frames of a turn could not be written: %s", error)
-            self._attempt.held.lose()
+            logger.debug("frames of a turn came too late: its lease is lost")
+        except Exception:
+            logger.exception("frames of a turn could not be written: this attempt is given up")
         finally:
             self._flushing = None
             self._room.set()
@@ -339,34 +269,45 @@ class Journal:
     def _is_pressing(self) -> bool:
         """Whether what came in during a write should not linger."""
         return (
-            self._pending_bytes >= FLUSH_BYTES
-            or len(self._pending) >= FLUSH_FRAMES
+            len(self._pending) >= FLUSH_FRAMES
+            or self._pending_bytes >= FLUSH_BYTES
             or any(frame.kind in URGENT_KINDS for frame in self._pending)
         )
 
-    def _take(self) -> tuple[list[Frame], list[AppendFrames]]:
+    def _take(self) -> tuple[list[Frame], list[int], list[AppendFrames | Restart]]:
         frames, self._pending = self._pending, []
+        sizes, self._sizes = self._sizes, []
         builders, self._rows = self._rows, []
-        self._pending_bytes = 0
+        self._full_bytes = 0
         self._room.set()
-        rows = [AppendFrames(row.first_seq, row.last_seq, row.body()) for row in builders]
-        self.log_bytes += sum(len(row.body) for row in rows)
-        return frames, rows
+        rows: list[AppendFrames | Restart] = []
+        for row in builders:
+            kind = Restart if row.first_seq == self._restart_seq else AppendFrames
+            rows.append(kind(row.first_seq, row.last_seq, row.body()))
+            self.log_bytes += row.size_bytes
+        return frames, sizes, rows
 
-    def _publish(self, frames: Sequence[Frame]) -> None:
+    def _publish(self, frames: Sequence[Frame], sizes: Sequence[int]) -> None:
         if not frames:
             return
-        self.ring.publish(frames)
+        self.ring.publish(frames, sizes)
         if self._on_published is not None:
             self._on_published(frames)
 
 
-def _pieces(frame: Frame) -> list[str]:
-    """Return the deltas that `frame` is cut into; for a frame of another kind one stand-in."""
+def _count(frame: Frame) -> int:
+    """Return into how many frames the journal cuts `frame`."""
     if frame.kind not in DELTA_KINDS:
-        return [""]
-    delta: str = frame.data["delta"]
-    return [delta[i : i + _DELTA_CHARS_MAX] for i in range(0, len(delta), _DELTA_CHARS_MAX)]
+        return 1
+    return -(-len(frame.data["delta"]) // _DELTA_CHARS_MAX)
+
+
+def stored_bytes(frames: Iterable[Frame]) -> int:
+    """Return about how much `frames` take up in the store."""
+    return sum(
+        len(frame.data["delta"]) + 3 if frame.kind in DELTA_KINDS else len(str(frame.data))
+        for frame in frames
+    )
 
 
 async def finish_even_if_cancelled(writing: Coroutine[Any, Any, T]) -> T:

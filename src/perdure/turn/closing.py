@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from perdure.core.changes import Change, EndRun, FailStep, Release, SettleUsage, Suspend
+from perdure.core.changes import (
+    AddDelivery,
+    Change,
+    EndRun,
+    FailStep,
+    Release,
+    SettleUsage,
+    Suspend,
+)
 from perdure.core.frames import Frame
 from perdure.core.recordjson import step_error_of
 from perdure.core.records import StepError
 from perdure.durable.attempt import error_text
-from perdure.durable.journal import Journal, finish_even_if_cancelled
+from perdure.durable.journal import Journal
 from perdure.errors import LeaseLostError, PerdureError
 from perdure.turn import ending
-from perdure.turn.handout import Turn, TurnSteps
+from perdure.turn.handout import Turn
 from perdure.turn.hooks import ChatTurnHooks, call_hook
 from perdure.turn.identity import ChatTurnIdentity, intent_of
 from perdure.turn.parts import Content
 from perdure.turn.recovery import Policy
+from perdure.turn.stepping import TurnSteps
 
 logger = logging.getLogger("perdure.turn")
 
@@ -46,7 +56,7 @@ class TurnSettings(NamedTuple):
 
 
 class Closing:
-    """What it takes to end one attempt at a turn."""
+    """What it takes to end one attempt at a turn; `left` is set once the end is recorded."""
 
     def __init__(
         self,
@@ -56,7 +66,7 @@ class Closing:
         stored_id: str,
         journal: Journal,
         steps: TurnSteps,
-        show: Callable[[Sequence[Frame]], None],
+        left: asyncio.Event,
     ) -> None:
         self.content = Content()
         self.tries = 1
@@ -68,10 +78,69 @@ class Closing:
         self._stored_id = stored_id
         self._journal = journal
         self._steps = steps
-        self._show = show
+        self._left = left
 
     async def end(self, status: ending.Status, final_text: str | None = None) -> None:
-        """Record answer, usage, deliveries and end in one write."""
+        """Record answer, usage, deliveries and end in one write; where that is refused, fail.
+
+        A hook may refuse it, or a limit.
+        """
+        try:
+            changes, follow_ups = await self._ending(status, final_text)
+            await self._leave(changes, last=Frame(0, 0, status, {}))
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            if self._journal.is_over:
+                raise
+            await self.fail(error)
+            return
+        if follow_ups:
+            await self._settings.follow_up(self._stored_id)
+        self._journal.show_last()
+
+    async def fail(self, error: BaseException, *also: FailStep) -> None:
+        """End the turn as failed; what there is of it stays readable.
+
+        `also`: steps that were found interrupted.
+        """
+        failure = ending.failure_of(error, expose=self._settings.expose_errors)
+        recorded = step_error_of(error)
+        failed = FailStep(
+            0,
+            intent_of(self._turn.turn_index),
+            error_text(StepError(recorded.message, recorded.code)),
+            kind="llm",
+            input_hash=self.input_hash,
+            tries=self.tries,
+        )
+        end = EndRun("failed", reason=failure.code, error_text=error_text(recorded))
+        await self._leave((*also, failed, *self._usage(), end), last=failure.frame())
+        self._journal.show_last()
+
+    async def park(self, error: PerdureError, reason: str) -> None:
+        """Give the turn up until somebody asks for a retry."""
+        ref = ending.failure_of(error, expose=False).ref
+        failure = ending.Failure("parked", "The turn was given up; retry it.", True, ref)
+        park = Suspend("parked", reason=reason, error_text=error_text(step_error_of(error)))
+        await self._leave((*self._usage(), park), last=failure.frame())
+        self._journal.show_last()
+
+    async def release(self, reason: str) -> None:
+        """Give the lease back; what is pending is written, and somebody else goes on."""
+        await self._leave((*self._usage(), Release(reason)))
+
+    def known_usage(self) -> SettleUsage | None:
+        """Return what is known of call 0, the one of the producer itself."""
+        return self.content.usage(0) if self.has_begun else None
+
+    async def _leave(self, changes: Sequence[Change], *, last: Frame | None = None) -> None:
+        await self._journal.leave(*changes, last=last)
+        self._left.set()
+
+    async def _ending(
+        self, status: ending.Status, final_text: str | None
+    ) -> tuple[Sequence[Change], Sequence[AddDelivery]]:
         settings, turn = self._settings, self._turn
         text = final_text or self.content.text
         told = await self._transformed(text, status)
@@ -92,54 +161,9 @@ class Closing:
             status=status,
             text=told,
         )
+        streams = self._steps.take_held_back(all_of_them=True)
         end = EndRun(status, ending.outcome_text(turn.turn_index, text))
-        last = Frame(0, 0, status, {})
-        frames = await self._leave(last, answer, *self._usage(), *follow_ups, end)
-        if follow_ups:
-            await settings.follow_up(self._stored_id)
-        self._show(frames)
-
-    async def end_or_fail(self, final_text: str | None) -> None:
-        """Complete the turn; where that is refused (a hook, a limit), fail it."""
-        try:
-            await self.end("completed", final_text)
-        except PerdureError as error:
-            if isinstance(error, LeaseLostError) or self._journal.is_over:
-                raise
-            await self.fail(error)
-        except Exception as error:
-            if self._journal.is_over:
-                raise
-            await self.fail(error)
-
-    async def fail(self, error: BaseException) -> None:
-        """End the turn as failed; what there is of it stays readable."""
-        failure = ending.failure_of(error, expose=self._settings.expose_errors)
-        recorded = step_error_of(error)
-        failed = FailStep(
-            0,
-            intent_of(self._turn.turn_index),
-            error_text(StepError(recorded.message, recorded.code)),
-            kind="llm",
-            input_hash=self.input_hash,
-            tries=self.tries,
-        )
-        end = EndRun("failed", reason=failure.code, error_text=error_text(recorded))
-        self._show(await self._leave(failure.frame(), failed, *self._usage(), end))
-
-    async def park(self, error: PerdureError, reason: str) -> None:
-        """Give the turn up until somebody asks for a retry."""
-        ref = ending.failure_of(error, expose=False).ref
-        failure = ending.Failure("parked", "The turn was given up; retry it.", True, ref)
-        park = Suspend("parked", reason=reason, error_text=error_text(step_error_of(error)))
-        self._show(await self._leave(failure.frame(), *self._usage(), park))
-
-    async def release(self, reason: str) -> None:
-        """Give the lease back; what is pending is written, and somebody else goes on."""
-        self._show(await self._leave(None, *self._usage(), Release(reason)))
-
-    async def _leave(self, last: Frame | None, *changes: Change) -> list[Frame]:
-        return await finish_even_if_cancelled(self._journal.leave(*changes, last=last))
+        return (answer, *streams, *self._usage(), *follow_ups, end), follow_ups
 
     async def _transformed(self, text: str, status: ending.Status) -> str:
         """Return the text for hooks. A failing transformation fails a turn, but never a stop."""
@@ -155,7 +179,7 @@ class Closing:
         return told
 
     def _usage(self) -> tuple[SettleUsage, ...]:
-        """Return what is known of call 0, the one of the producer itself."""
+        """Return what is recorded of call 0: what is known of it, or that nobody knows."""
         if not self.has_begun:
             return ()
         used = self.content.usage(0)

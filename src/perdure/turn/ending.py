@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast
 
 from perdure.core import effects, identity
 from perdure.core.changes import AddDelivery, CompleteStep
@@ -12,8 +12,13 @@ from perdure.core.frames import Frame
 from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import TURN_LOG_BYTES_MAX
 from perdure.core.recordjson import outcome_to_json
-from perdure.core.records import DeliveryRecord, JsonValue, RunOutcome
-from perdure.errors import AgentRuntimeError, PerdureError, StepFailedError
+from perdure.core.records import DeliveryRecord, JsonValue, RunOutcome, StepRecord
+from perdure.errors import (
+    AgentRuntimeError,
+    BackendTransportError,
+    PerdureError,
+    StepFailedError,
+)
 from perdure.store.protocol import RunStore
 from perdure.turn.hooks import COMPLETE, PERSIST, ChatTurnHooks, FinishedTurn, has_hook
 from perdure.turn.identity import ChatTurnIdentity, intent_of
@@ -27,7 +32,7 @@ Status = Literal["completed", "stopped"]
 
 
 class IdleTimeoutError(AgentRuntimeError):
-    """The producer of a turn yielded nothing for too long."""
+    """Nothing came from the model for too long."""
 
     code = "idle_timeout"
     retryable = True
@@ -35,7 +40,7 @@ class IdleTimeoutError(AgentRuntimeError):
 
 
 class ProducerLostError(AgentRuntimeError):
-    """An attempt at a turn was lost, and the policy says not to run it again."""
+    """The answer was interrupted, and is not begun again by itself."""
 
     code = "producer_lost"
     retryable = True
@@ -64,7 +69,7 @@ def failure_of(error: BaseException, *, expose: bool) -> Failure:
     logger.error("a turn failed (reference %s)", ref, exc_info=error)
     cause = error.__cause__ if isinstance(error, StepFailedError) else None
     told = cause if isinstance(cause, PerdureError) else error
-    if isinstance(told, AgentRuntimeError):
+    if isinstance(told, BackendTransportError):
         message = str(told) if expose else f"The model did not answer: {_summary(told)}"
         return Failure(told.code, message, told.retryable, ref)
     if isinstance(told, PerdureError):
@@ -133,6 +138,12 @@ def deliveries(
     ]
 
 
+def answer_of(steps: Sequence[StepRecord]) -> Mapping[str, JsonValue]:
+    """Return the recorded answer of a turn; empty while there is none."""
+    result = steps[0].result if steps else None
+    return cast("dict[str, JsonValue]", result) if isinstance(result, dict) else {}
+
+
 async def finished_turn(store: RunStore, delivery: DeliveryRecord) -> FinishedTurn | None:
     """Return the turn that a delivery is about; None if it was deleted since."""
     turn = ChatTurnIdentity(**delivery.payload["identity"])
@@ -141,8 +152,7 @@ async def finished_turn(store: RunStore, delivery: DeliveryRecord) -> FinishedTu
     run = await tenant_store.read_run(run_id)
     if run is None:
         return None
-    steps = await tenant_store.read_steps(run_id)
-    answer = steps[0].result if steps and isinstance(steps[0].result, dict) else {}
+    answer = answer_of(await tenant_store.read_steps(run_id))
     return FinishedTurn(
         identity=turn,
         status=delivery.payload["status"],

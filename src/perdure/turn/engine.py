@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,32 +16,22 @@ from perdure.core.limits import (
     PERSIST_WAIT_MS,
     STRIKES_MAX_TURN,
 )
-from perdure.core.records import Claim, DeliveryRecord, RunManifest, RunRecord
-from perdure.durable.live import LiveRun
+from perdure.core.records import Claim, DeliveryRecord, RunRecord
 from perdure.durable.outbox import Outbox
+from perdure.durable.ring import Ring
 from perdure.durable.worker import Worker
-from perdure.errors import (
-    LeaseHeldError,
-    RunInputMismatchError,
-    StoreUnavailableError,
-    UsageError,
-)
+from perdure.errors import StoreUnavailableError, UsageError
+from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
 from perdure.turn.closing import Produce, TurnSettings
 from perdure.turn.ending import finished_turn
 from perdure.turn.hooks import ChatTurnHooks, call_hook
-from perdure.turn.identity import (
-    ChatTurnIdentity,
-    chat_manifest,
-    check_identity,
-    run_id_of,
-    session_key,
-)
-from perdure.turn.live import LiveTurn
+from perdure.turn.identity import ChatTurnIdentity, chat_manifest, check_identity
+from perdure.turn.owning import OwnedTurns
 from perdure.turn.reading import Reading, Replay, known_turn, lines, open_reading
 from perdure.turn.recovery import Policy
 from perdure.turn.reference import TurnBody, durable_chat_turn_engine
-from perdure.turn.registry import live_turns, ring_of
+from perdure.turn.registry import ring_of
 from perdure.turn.wire.codecs import codec_for
 from perdure.turn.wire.events import Dialect
 
@@ -115,11 +105,12 @@ class ChatTurnEngine:
             expose_errors=expose_errors,
             follow_up=partial(self._outbox.follow_up, wait_ms=PERSIST_WAIT_MS),
         )
-        self._worker_id = ids.derive_worker_id()
-        self._turns: set[LiveTurn] = set()
+        self._turns = OwnedTurns(store, self._settings)
         self._recovery: asyncio.Task[None] | None = None
         self._worker: Worker | None = None
+        self._forget: Callable[[], None] | None = None
         self._closed = False
+        self._cut_off = False
 
     # For users.
 
@@ -146,27 +137,14 @@ class ChatTurnEngine:
             domain=self._domain,
             model=model,
         )
-        store = self._store.for_tenant(identity.tenant_id)
-        stored_id = ids.stored_id(identity.tenant_id, run_id_of(identity))
-        manifest_hash = ids.manifest_hash(manifest)
-        live = live_turns.find(store.handle, stored_id)
-        if live is not None:
-            return await self._attach(store, identity, live, manifest_hash)
-        live = live_turns.enter(store.handle, stored_id, manifest_hash)
-        try:
-            claim = await self._claim(store, identity, manifest, retry=retry)
-        except LeaseHeldError:
-            if live.work is None:
-                live_turns.leave(store.handle, stored_id)
-            return self._submitted(store, await known_turn(store, identity), created=False)
-        except BaseException:
-            live_turns.leave(store.handle, stored_id)
-            raise
-        if claim.lease is None:
-            live_turns.leave(store.handle, stored_id)
-            return self._submitted(store, claim.run, created=False)
-        self._begin(live, LiveTurn(self._settings, self._store, claim), stored_id)
-        return self._submitted(store, claim.run, created=claim.lease.epoch == 1)
+        created, run = await self._turns.open(identity, manifest, retry=retry)
+
+        def read(
+            *, after: str | None = None, wire: str = "ndjson", dialect: Dialect = "perdure"
+        ) -> AsyncIterator[bytes]:
+            return self._lines(identity, run, after, wire, dialect)
+
+        return SubmittedTurn(created, run, read)
 
     def read(
         self,
@@ -193,8 +171,7 @@ class ChatTurnEngine:
         """Return a checked reading, for whoever has to answer before the first line."""
         self._start()
         store = self._store.for_tenant(identity.tenant_id)
-        run = await known_turn(store, identity)
-        return await self._open(store, run, after, dialect)
+        return await self._open(identity, await known_turn(store, identity), after, dialect)
 
     async def stop(self, identity: ChatTurnIdentity) -> RunRecord:
         """Stop a turn durably, wherever it runs; its partial answer is kept.
@@ -202,17 +179,7 @@ class ChatTurnEngine:
         One that is over is returned as it is. Raises RunNotFoundError.
         """
         self._start()
-        store = self._store.for_tenant(identity.tenant_id)
-        run = await known_turn(store, identity)
-        run = await store.request_stop(run.run_id)
-        stored_id = ids.stored_id(run.tenant, run.run_id)
-        live = live_turns.find(store.handle, stored_id)
-        if live is not None and live.work is not None:
-            live.work.stop()
-            await live.gone.wait()
-        elif run.state in ("running", "queued", "sleeping", "waiting", "parked"):
-            await self._stop_abandoned(store, run, stored_id)
-        return await store.read_run(run.run_id) or run
+        return await self._turns.stop(identity)
 
     def run_turn(self, **arguments: Any) -> TurnBody:
         """Run a turn the reference's way: `durable_chat_turn_engine.run_turn` on this store.
@@ -234,17 +201,14 @@ class ChatTurnEngine:
         Readers of turns that were given back are cut off; any engine of the same name goes on.
         """
         self._closed = True
+        if self._forget is not None:
+            self._forget()
+        resting = [self._turns.give_back(drain_ms=drain_ms)]
         if self._worker is not None:
-            await self._worker.drain(timeout_ms=drain_ms)
-        working = [turn.task for turn in self._turns if turn.task is not None]
-        if working:
-            await asyncio.wait(working, timeout=drain_ms / 1_000)
-        for turn in list(self._turns):
-            turn.drain()
-        working = [turn.task for turn in self._turns if turn.task is not None]
-        if working:
-            await asyncio.wait(working)
+            resting.append(self._worker.drain(timeout_ms=drain_ms))
+        await asyncio.gather(*resting)
         await self._outbox.settle(timeout_ms=PERSIST_WAIT_MS)
+        self._cut_off = True
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
@@ -255,23 +219,9 @@ class ChatTurnEngine:
 
     # For a worker.
 
-    async def work(self, claim: Claim) -> int | None:
+    def work(self, claim: Claim) -> Awaitable[None]:
         """Go on with a turn that a worker has claimed."""
-        assert claim.lease is not None
-        stored_id = claim.lease.run_id
-        handle = self._store.handle
-        live = live_turns.find(handle, stored_id) or live_turns.enter(
-            handle, stored_id, claim.run.manifest_hash
-        )
-        turn = LiveTurn(self._settings, self._store, claim)
-        task = self._begin(live, turn, stored_id)
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            turn.drain()
-            await asyncio.wait([task])
-            raise
-        return None
+        return self._turns.work(claim)
 
     async def deliver(self, delivery: DeliveryRecord) -> None:
         """Call the hook that a delivery is for."""
@@ -284,102 +234,52 @@ class ChatTurnEngine:
     def _start(self) -> None:
         if self._closed:
             raise StoreUnavailableError("the engine was closed")
+        if self._forget is None:
+            self._forget = before_close(self._store.handle, partial(self.aclose, drain_ms=0))
         if self._recover and self._recovery is None:
             self._worker = Worker(self._store, engines=(self,), lease_ms=self._settings.lease_ms)
             self._recovery = asyncio.get_running_loop().create_task(self._worker.run())
-
-    def _begin(self, live: LiveRun[LiveTurn], turn: LiveTurn, stored_id: str) -> asyncio.Task[None]:
-        live.work = turn
-        self._turns.add(turn)
-        handle = self._store.handle
-
-        def over(_task: asyncio.Task[None]) -> None:
-            self._turns.discard(turn)
-            live_turns.leave(handle, stored_id)
-
-        task = turn.start()
-        task.add_done_callback(over)
-        return task
-
-    async def _claim(
-        self, store: RunStore, identity: ChatTurnIdentity, manifest: RunManifest, *, retry: bool
-    ) -> Claim:
-        return await store.start_or_resume(
-            run_id_of(identity),
-            manifest,
-            worker_id=self._worker_id,
-            lease_ms=self._settings.lease_ms,
-            handler=self.name,
-            session=session_key(identity),
-            retry=retry,
-        )
-
-    async def _attach(
-        self,
-        store: RunStore,
-        identity: ChatTurnIdentity,
-        live: LiveRun[LiveTurn],
-        manifest_hash: str,
-    ) -> SubmittedTurn:
-        if live.manifest_hash != manifest_hash:
-            raise RunInputMismatchError(
-                f"turn {identity.turn_index} of session {identity.session_id!r} has another message"
-            )
-        await live.opened.wait()
-        return self._submitted(store, await known_turn(store, identity), created=False)
-
-    def _submitted(self, store: RunStore, run: RunRecord, *, created: bool) -> SubmittedTurn:
-        def read(
-            *, after: str | None = None, wire: str = "ndjson", dialect: Dialect = "perdure"
-        ) -> AsyncIterator[bytes]:
-            return self._lines(store, run, after, wire, dialect)
-
-        return SubmittedTurn(created, run, read)
+            self._recovery.add_done_callback(_note_end)
 
     async def _read(
         self, identity: ChatTurnIdentity, after: str | None, wire: str, dialect: Dialect
     ) -> AsyncIterator[bytes]:
         self._start()
-        store = self._store.for_tenant(identity.tenant_id)
-        run = await known_turn(store, identity)
-        async for line in self._lines(store, run, after, wire, dialect):
+        run = await known_turn(self._store.for_tenant(identity.tenant_id), identity)
+        async for line in self._lines(identity, run, after, wire, dialect):
             yield line
 
     async def _lines(
-        self, store: RunStore, run: RunRecord, after: str | None, wire: str, dialect: Dialect
+        self,
+        identity: ChatTurnIdentity,
+        run: RunRecord,
+        after: str | None,
+        wire: str,
+        dialect: Dialect,
     ) -> AsyncIterator[bytes]:
         codec = codec_for(wire)
-        async for line in lines(await self._open(store, run, after, dialect), codec):
+        async for line in lines(await self._open(identity, run, after, dialect), codec):
             yield line
 
     async def _open(
-        self, store: RunStore, run: RunRecord, after: str | None, dialect: Dialect
+        self, identity: ChatTurnIdentity, run: RunRecord, after: str | None, dialect: Dialect
     ) -> Reading:
-        stored_id = ids.stored_id(run.tenant, run.run_id)
-
-        find_ring = partial(ring_of, store.handle, stored_id)
         return await open_reading(
-            store, run, after=after, find_ring=find_ring, dialect=dialect, replay=self._replay
+            self._store.for_tenant(identity.tenant_id),
+            run,
+            after=after,
+            find_ring=partial(self._find_ring, ids.stored_id(run.tenant, run.run_id)),
+            turn=identity,
+            dialect=dialect,
+            replay=self._replay,
         )
 
-    async def _stop_abandoned(self, store: RunStore, run: RunRecord, stored_id: str) -> None:
-        """End a turn that nobody works on as stopped; a live holder elsewhere does it himself."""
-        if run.manifest is None:
-            return
-        try:
-            claim = await store.start_or_resume(
-                run.run_id,
-                run.manifest,
-                worker_id=self._worker_id,
-                lease_ms=self._settings.lease_ms,
-                handler=self.name,
-                retry=run.state == "parked",
-            )
-        except LeaseHeldError:
-            return
-        if claim.lease is None:
-            return
-        live = live_turns.find(store.handle, stored_id) or live_turns.enter(
-            store.handle, stored_id, run.manifest_hash
-        )
-        await self._begin(live, LiveTurn(self._settings, self._store, claim, stop=True), stored_id)
+    def _find_ring(self, stored_id: str) -> Ring | None:
+        if self._cut_off:
+            raise StoreUnavailableError("the engine was closed: read on where another one runs")
+        return ring_of(self._store.handle, stored_id)
+
+
+def _note_end(recovery: asyncio.Task[None]) -> None:
+    if not recovery.cancelled() and recovery.exception() is not None:
+        logger.error("recovery of turns has ended", exc_info=recovery.exception())

@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 from perdure.core import identity
-from perdure.core.changes import CompleteStep, SaveHandle, SettleUsage
+from perdure.core.changes import SaveHandle
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import encode_value
-from perdure.core.records import Effect, JsonValue, Retry, StepKind, Written
-from perdure.durable.attempt import Attempt, started_at
-from perdure.durable.journal import Journal
-from perdure.durable.steps import Steps, StepScope, StepSpec
+from perdure.core.records import Effect, JsonValue, Retry, StepKind
+from perdure.durable.attempt import Attempt
+from perdure.durable.steps import StepSpec
 from perdure.errors import UsageError
 from perdure.turn.identity import ChatTurnIdentity
 from perdure.turn.recovery import Partial
+from perdure.turn.stepping import TurnSteps
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT", covariant=True)
@@ -100,87 +100,16 @@ class Turn(Protocol):
         fingerprint: JsonValue = None,
         effect: Effect | None = None,
     ) -> TurnStream[T]:
-        """Stream something once: a step whose frames readers see while it runs."""
+        """Stream something once: a step whose frames readers see while it runs.
+
+        Iterate it to its end and yield each frame as it comes; `current_step()` in `fn`, and in
+        what it returns, gives its idempotency key.
+        """
         ...
 
     def save_handle(self, handle: JsonValue) -> Awaitable[None]:
         """Keep a handle by which the provider's answer could be joined again; None forgets it."""
         ...
-
-
-class TurnSteps(Steps):
-    """The steps inside a turn: a completed one is written with the frames that belong to it."""
-
-    def __init__(self, stored_id: str, attempt: Attempt, journal: Journal) -> None:
-        super().__init__(stored_id, attempt, {}, first_position=1)
-        self._journal = journal
-        self.answered_position = 0
-        """The highest position that has answered: what is yielded behind it is new."""
-        self.streams = 0
-        self.streamed_frames = 0
-
-    async def commit(self, attempt: Attempt, done: CompleteStep, *usage: SettleUsage) -> Written:
-        done = done._replace(frames_to=self._journal.last_seq)
-        return await self._journal.write(done, *usage)
-
-    async def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
-        try:
-            return await super().run(spec, body)
-        finally:
-            self._answered(spec)
-
-    def _answered(self, spec: StepSpec) -> None:
-        self.answered_position = max(self.answered_position, spec.position)
-
-    async def stream(
-        self,
-        spec: StepSpec,
-        open_stream: Callable[[], AsyncIterator[Frame]],
-        summarize: Callable[[Sequence[Frame]], JsonValue],
-        keep: Callable[[JsonValue], None],
-    ) -> AsyncIterator[Frame]:
-        """Execute or replay a step that yields frames; `keep` gets its recorded result."""
-        self.streams += 1
-        try:
-            known = self.history.get(spec.position)
-            if known is not None and self.replays(known, spec):
-                keep(known.result)
-                return
-            attempt = await self.working(spec, known)
-            scope = StepScope(self, spec)
-            scope.tries = 1 if known is None else known.attempts + 1
-            began_at = started_at(attempt)
-            await self._begin(attempt, scope)
-            frames: list[Frame] = []
-            try:
-                async for frame in open_stream():
-                    frames.append(frame)
-                    if frame.kind == "usage" and scope.usage_call is not None:
-                        scope.usage = usage_of(frame, scope.usage_call)
-                    elif frame.kind != "upstream_end":
-                        self.streamed_frames += 1
-                        yield frame
-                text = encode_value(summarize(frames), name=f"the result of step {spec.intent!r}")
-            except Exception as error:
-                raise await self._record_failure(attempt, scope, error, began_at) from error
-            keep(await self._record(attempt, scope, text, began_at))
-        finally:
-            self.unanswered -= 1
-            self._answered(spec)
-
-
-def usage_of(frame: Frame, call: int) -> SettleUsage:
-    """Return what a usage frame says of a call; what it does not say stays unknown."""
-    known = frame.data
-    return SettleUsage(
-        call,
-        model=known.get("model"),
-        request_id=known.get("request"),
-        tokens_in=known.get("in"),
-        tokens_out=known.get("out"),
-        tokens_cached=known.get("cached"),
-        tokens_reasoning=known.get("reasoning"),
-    )
 
 
 class _StreamedStep(Generic[T]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 from perdure.core.records import JsonValue, RunRecord
 from perdure.store.protocol import RunStore
@@ -52,7 +52,10 @@ def messages_of(runs: Sequence[RunRecord]) -> list[Mapping[str, JsonValue]]:
         if run.manifest is not None:
             message = run.manifest.input.get("userMessage", "")
             messages.append({"role": "user", "content": message})
-        text = run.answer.get("finalText") if isinstance(run.answer, dict) else None
+        answer: object = run.answer
+        text = None
+        if isinstance(answer, dict):
+            text = cast("dict[str, JsonValue]", answer).get("finalText")
         if text:
             messages.append({"role": "assistant", "content": text})
     return messages

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core.records import JsonValue, RunRecord
@@ -15,6 +17,8 @@ logger = logging.getLogger("perdure.turn")
 
 PERSIST: Final = "persist_assistant_message"
 COMPLETE: Final = "on_turn_complete"
+TRACE_FLUSH_MS: Final = 5_000
+"""How long a turn that is over waits for hooks that follow it."""
 NAMES: Final = (
     PERSIST,
     COMPLETE,
@@ -46,7 +50,7 @@ class ChatTurnHooks:
     `persist_assistant_message` and then `on_turn_complete` are delivered from the outbox after a
     completed or stopped turn, at least once, until they succeed. `transform_final_text` runs
     before the end is recorded; raising fails the turn. `on_event` sees each event that the owner
-    of the turn has written, in order; it is plain, never slows a stream, and raising is logged.
+    of the turn has written, in order; it never slows a stream, and raising is logged.
     `trace_flush` runs when an attempt at a turn is over, however it went. `produce`, without
     arguments, is the producer of the reference's `run_turn` and is not used elsewhere.
     """
@@ -65,7 +69,7 @@ class ChatTurnHooks:
     def on_turn_complete(self, turn: FinishedTurn) -> Awaitable[None] | None:
         """Do what else must follow a turn: bill it, notify somebody."""
 
-    def on_event(self, event: Mapping[str, JsonValue]) -> None:
+    def on_event(self, event: Mapping[str, JsonValue]) -> Awaitable[None] | None:
         """Follow the events of turns."""
 
     def transform_final_text(self, text: str) -> Awaitable[str] | str:
@@ -94,6 +98,64 @@ async def call_hook(hook: Callable[..., Any], *values: Any) -> Any:
 async def flush_trace(hooks: ChatTurnHooks) -> None:
     """Call the hook `trace_flush`; its failure is logged and ends nothing."""
     try:
-        await call_hook(hooks.trace_flush)
+        async with asyncio.timeout(TRACE_FLUSH_MS / 1_000):
+            await call_hook(hooks.trace_flush)
     except Exception:
         logger.exception("the hook trace_flush failed")
+
+
+class EventFollower:
+    """Hands the events of a turn to the hook `on_event`, in order, and logs what it raises.
+
+    One that is async is awaited beside the stream, which it never holds up.
+    """
+
+    def __init__(self, hooks: ChatTurnHooks) -> None:
+        self._hook = hooks.on_event if has_hook(hooks, "on_event") else None
+        self._waiting: deque[Mapping[str, JsonValue]] = deque()
+        self._telling: asyncio.Task[None] | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the product gave the hook, so that events need to be made for it."""
+        return self._hook is not None
+
+    def tell(self, events: Iterable[Mapping[str, JsonValue]]) -> None:
+        """Tell the hook of these events, now or when it is done with earlier ones."""
+        for event in events:
+            if self._telling is not None:
+                self._waiting.append(event)
+                continue
+            answer = self._call(event)
+            if inspect.isawaitable(answer):
+                loop = asyncio.get_running_loop()
+                self._telling = loop.create_task(self._tell_one_by_one(answer))
+
+    async def finish(self) -> None:
+        """Wait until the hook has been told of everything; what takes too long is given up."""
+        if self._telling is None:
+            return
+        telling = self._telling
+        await asyncio.wait((telling,), timeout=TRACE_FLUSH_MS / 1_000)
+        if not telling.done():
+            logger.error("the hook on_event is too slow: %d events are lost", len(self._waiting))
+            telling.cancel()
+
+    def _call(self, event: Mapping[str, JsonValue]) -> object:
+        try:
+            return None if self._hook is None else self._hook(event)
+        except Exception:
+            logger.exception("the hook on_event failed")
+            return None
+
+    async def _tell_one_by_one(self, answer: object) -> None:
+        while True:
+            try:
+                if inspect.isawaitable(answer):
+                    await answer
+            except Exception:
+                logger.exception("the hook on_event failed")
+            if not self._waiting:
+                break
+            answer = self._call(self._waiting.popleft())
+        self._telling = None

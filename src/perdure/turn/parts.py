@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Set
+from io import StringIO
+from typing import Final, NamedTuple, cast
 
 from perdure.core import frames
 from perdure.core.changes import SettleUsage
@@ -11,20 +12,21 @@ from perdure.core.frames import DELTA_KINDS, KEPT_KINDS, Frame
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError
 
-_DELTA_EVENT = {"type", "data"}
-_DELTA_DATA = {"delta", "part"}
-_DELTA_PART = {"id", "type"}
+_DELTA_EVENT: Final[Set[str]] = {"type", "data"}
+_DELTA_DATA: Final[Set[str]] = {"delta", "part"}
+_DELTA_PART: Final[Set[str]] = {"id", "type"}
 
 
 def frame_of(item: object) -> Frame:
     """Return the frame that a producer's item stands for.
 
     A reference producer yields events `{type, data}`. One that is nothing but a delta of a known
-    part is kept as text, which merges; any other travels verbatim. Raises UsageError.
+    part is kept as text, which merges; any other travels verbatim. Raises UsageError, also for a
+    frame that a producer cannot make, or that its readers could not be shown.
     """
     if isinstance(item, Frame):
-        return item
-    if not isinstance(item, dict) or not isinstance(item.get("type"), str):
+        return item if item.kind in DELTA_KINDS else _checked(item)
+    if not _is_event(item):
         raise UsageError(
             "a producer yields frames (perdure.frames) or events {type, data}, "
             f"not {type(item).__name__}"
@@ -33,14 +35,55 @@ def frame_of(item: object) -> Frame:
     return _delta_of(event) or frames.event(event)
 
 
+_NEEDED: Final[Mapping[str, frozenset[str]]] = {
+    "tool_call": frozenset({"call", "name", "args"}),
+    "tool_result": frozenset({"call"}),
+    "source": frozenset({"url", "title"}),
+    "data": frozenset({"name", "value"}),
+    "event": frozenset({"event"}),
+    "usage": frozenset(),
+    "upstream_end": frozenset({"finish"}),
+}
+"""What the readers of each kind of frame rely on."""
+_COUNTS: Final = frozenset({"in", "out", "cached", "reasoning"})
+
+
+def _checked(frame: Frame) -> Frame:
+    kind, data = frame.kind, frame.data
+    needed = _NEEDED.get(kind)
+    if needed is None:
+        raise UsageError(f"a producer yields no frames of kind {kind!r}")
+    missing = needed - data.keys()
+    if missing:
+        raise UsageError(f"a {kind} frame lacks {', '.join(sorted(missing))}")
+    if kind == "tool_result" and not data.keys() & {"result", "error"}:
+        raise UsageError("a tool_result frame needs a result or an error")
+    if kind == "event" and not _is_event(data["event"]):
+        raise UsageError("an event frame needs an event {type, data}")
+    if kind == "data" and type(data["name"]) is not str:
+        raise UsageError("the name of a data frame must be a str")
+    if kind == "usage" and not all(type(data.get(name, 0)) is int for name in _COUNTS):
+        raise UsageError("a usage frame counts tokens in integers")
+    return frame
+
+
+def _is_event(event: object) -> bool:
+    return type(_fields(event).get("type")) is str
+
+
+def _fields(value: object) -> Mapping[str, JsonValue]:
+    """Return the fields of a JSON object; none of anything else."""
+    return cast("dict[str, JsonValue]", value) if isinstance(value, dict) else {}
+
+
 def _delta_of(event: Mapping[str, JsonValue]) -> Frame | None:
-    data = event.get("data")
-    if event["type"] != "message.part.updated" or event.keys() != _DELTA_EVENT:
+    if event["type"] != "message.part.updated" or set(event) != _DELTA_EVENT:
         return None
-    if not isinstance(data, dict) or data.keys() != _DELTA_DATA:
+    data = _fields(event["data"])
+    if set(data) != _DELTA_DATA:
         return None
-    delta, part = data["delta"], data["part"]
-    if not isinstance(part, dict) or part.keys() != _DELTA_PART or not isinstance(delta, str):
+    delta, part = data["delta"], _fields(data["part"])
+    if set(part) != _DELTA_PART or not isinstance(delta, str):
         return None
     kind, part_id = part["type"], part["id"]
     if kind not in DELTA_KINDS or not isinstance(part_id, str) or not delta:
@@ -48,20 +91,25 @@ def _delta_of(event: Mapping[str, JsonValue]) -> Frame | None:
     return Frame(0, 0, kind, {"part": part_id, "delta": delta})
 
 
-def text_after(event: Mapping[str, JsonValue], text: str) -> str:
-    """Return the running text after a reference event (its rules)."""
-    data = event.get("data")
-    if not isinstance(data, dict):
-        return text
-    if event.get("type") == "message.part.updated":
-        delta, part = data.get("delta"), data.get("part")
+class TextChange(NamedTuple):
+    """What an event does to the running text: adds to it, or (`replaces`) takes its place."""
+
+    text: str
+    replaces: bool
+
+
+def text_change(event: Mapping[str, JsonValue]) -> TextChange | None:
+    """Return what a reference event does to the running text (its rules); mostly nothing."""
+    kind, data = event.get("type"), _fields(event.get("data"))
+    whole: JsonValue = None
+    if kind == "message.part.updated":
+        delta, part = data.get("delta"), _fields(data.get("part"))
         if isinstance(delta, str) and delta:
-            return text + delta
-        whole = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        return whole if isinstance(whole, str) else text
-    if event.get("type") == "result" and isinstance(data.get("finalText"), str):
-        return str(data["finalText"])
-    return text
+            return TextChange(delta, replaces=False)
+        whole = part.get("text") if part.get("type") == "text" else None
+    elif kind == "result":
+        whole = data.get("finalText")
+    return TextChange(whole, replaces=True) if isinstance(whole, str) else None
 
 
 class Content:
@@ -71,8 +119,8 @@ class Content:
         self.frames = 0
         """How many frames of content there were in this attempt."""
         self._parts: list[dict[str, JsonValue]] = []
-        self._pieces: dict[tuple[str, str], list[str]] = {}
-        self._text: list[str] = []
+        self._texts: dict[tuple[str, str], StringIO] = {}
+        self._text = StringIO()
         self._usage: list[Frame] = []
 
     def add(self, frame: Frame) -> None:
@@ -80,30 +128,42 @@ class Content:
         kind, data = frame.kind, frame.data
         if kind in DELTA_KINDS:
             self.frames += 1
+            delta: str = data["delta"]
             key = (kind, data["part"])
-            pieces = self._pieces.get(key)
-            if pieces is None:
-                pieces = self._pieces[key] = []
-                self._parts.append({"k": kind, "part": key[1], "d": pieces})
-            pieces.append(data["delta"])
+            text = self._texts.get(key)
+            if text is None:
+                text = self._texts[key] = StringIO()
+                self._parts.append({"k": kind, "part": key[1]})
+            text.write(delta)
             if kind == "text":
-                self._text.append(data["delta"])
+                self._text.write(delta)
         elif kind in KEPT_KINDS:
             self.frames += 1
             self._parts.append({"k": kind, **data})
             if kind == "event":
-                self._text = [text_after(data["event"], "".join(self._text))]
+                self._follow(data["event"])
         elif kind == "usage":
             self._usage.append(frame)
 
+    def _follow(self, event: Mapping[str, JsonValue]) -> None:
+        change = text_change(event)
+        if change is not None:
+            if change.replaces:
+                self._text = StringIO()
+            self._text.write(change.text)
+
     @property
     def text(self) -> str:
-        return "".join(self._text)
+        """The final text by the reference's rules: text deltas as they came."""
+        return self._text.getvalue()
 
     @property
     def parts(self) -> list[dict[str, JsonValue]]:
+        """Parts by first appearance, the deltas of each joined."""
         return [
-            {**part, "d": "".join(part["d"])} if part["k"] in DELTA_KINDS else part
+            {**part, "d": self._texts[part["k"], part["part"]].getvalue()}
+            if part["k"] in DELTA_KINDS
+            else part
             for part in self._parts
         ]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core import identity
@@ -17,14 +16,16 @@ from perdure.core.frames import (
     part_frame,
 )
 from perdure.core.limits import HEARTBEAT_MS
-from perdure.core.records import JsonValue, RunRecord
-from perdure.durable.journal import Ring
+from perdure.core.records import RunRecord, StepRecord
+from perdure.core.transitions import RESTING_STATES
+from perdure.durable.ring import Ring
 from perdure.errors import CursorError, FramesExpiredError, RunNotFoundError
 from perdure.store.protocol import RunStore
+from perdure.turn.ending import answer_of
 from perdure.turn.identity import ChatTurnIdentity, check_identity, identity_of, run_id_of
 from perdure.turn.wire import events
 from perdure.turn.wire.codecs import Codec
-from perdure.turn.wire.events import Addressee, Dialect
+from perdure.turn.wire.events import Addressee, Dialect, Event
 
 Replay = Literal["frames", "result"]
 
@@ -36,11 +37,14 @@ _PAGE: Final = 1_000
 class Reading(NamedTuple):
     """A turn that may be read from a certain place on.
 
-    `after` is the seq of the last frame the reader has; None: it has nothing.
+    `after` is the seq of the last frame the reader has; None: it has nothing. `turn` is who the
+    events are addressed to. `find_ring` is asked before each step; what it raises ends the
+    reading.
     """
 
     store: RunStore
     run: RunRecord
+    turn: ChatTurnIdentity
     after: int | None
     dialect: Dialect
     replay: Replay
@@ -70,16 +74,18 @@ async def open_reading(
     *,
     after: str | None,
     find_ring: Callable[[], Ring | None],
+    turn: ChatTurnIdentity | None = None,
     dialect: Dialect = "perdure",
     replay: Replay = "frames",
 ) -> Reading:
     """Return the reading of `run` behind the cursor `after`.
 
-    Raises CursorError (malformed, of another turn, or behind the last frame) and
-    FramesExpiredError (the frames are no longer kept: read the finished turn instead).
+    `turn` None: as the run itself knows it, which one of a TypeScript worker does not. Raises
+    CursorError (malformed, of another turn, or behind the last frame) and FramesExpiredError (the
+    frames are no longer kept: read the finished turn instead).
     """
     seq = None if after is None else await _check_cursor(store, run, after)
-    return Reading(store, run, seq, dialect, replay, find_ring)
+    return Reading(store, run, turn or identity_of(run), seq, dialect, replay, find_ring)
 
 
 async def _check_cursor(store: RunStore, run: RunRecord, after: str) -> int:
@@ -93,8 +99,8 @@ async def _check_cursor(store: RunStore, run: RunRecord, after: str) -> int:
 
 
 async def is_at_end(reading: Reading) -> bool:
-    """Return whether the reader has everything of a turn that is over."""
-    if not reading.is_over or reading.after is None:
+    """Return whether the reader has everything of a turn that nobody works on any more."""
+    if reading.after is None or reading.run.state not in RESTING_STATES:
         return False
     rest = await reading.store.read_frames(reading.run.run_id, after=reading.after, limit=1)
     return not rest
@@ -103,173 +109,190 @@ async def is_at_end(reading: Reading) -> bool:
 async def lines(reading: Reading, codec: Codec) -> AsyncIterator[bytes]:
     """Yield the encoded events of a reading, several at a time, with heartbeats in between.
 
-    Ends only behind the turn's end; a turn that is parked or deleted while it is followed ends by
-    what it says, or by RunNotFoundError. Never ends in the middle.
+    Ends only behind the turn's end, which for a reader who has everything is at once. Raises
+    RunNotFoundError if the turn is deleted meanwhile. Never ends in the middle.
     """
-    to = _addressee(reading)
+    writer = _Writer(reading, codec)
     if reading.after is None:
-        yield codec.encode(events.started(to), _cursor(reading, 1, 0))
+        yield writer.started()
         if reading.is_over:
-            yield await _replay_parts(reading, codec, to)
+            steps = await reading.store.read_steps(reading.run.run_id)
+            yield writer.replay(steps, await _last_frame(reading, steps))
             return
-    async for batch in follow(reading):
-        if batch is None:
-            beat = codec.heartbeat()
-            if beat:
-                yield beat
-        else:
-            encoded = _encode(reading, codec, to, batch)
+    tail = Tail(reading)
+    try:
+        async for batch in tail.follow():
+            encoded = codec.heartbeat() if batch is None else writer.frames(batch)
             if encoded:
                 yield encoded
-
-
-async def follow(reading: Reading) -> AsyncIterator[Sequence[Frame] | None]:
-    """Yield persisted frames in order until the turn's end; None when nothing came for 15 s."""
-    run_id = reading.run.run_id
-    after = max(reading.after or 0, reading.run.live_from - 1)
-    heard_ms = monotonic_ms()
-    entered: Ring | None = None
-    try:
-        while True:
-            ring = reading.find_ring()
-            if ring is not None and ring is not entered:
-                ring.enter()
-                if entered is not None:
-                    entered.leave()
-                entered = ring
-            frames = await _next_frames(reading, ring, after)
-            if frames:
-                after, heard_ms = frames[-1].seq, monotonic_ms()
-                ended = frames[-1].kind in TERMINAL_KINDS
-                over = ended and await _is_settled(reading.store, run_id, after)
-                told = _still_true(frames, is_over=over)
-                if told:
-                    yield told
-                if over:
-                    return
-            elif monotonic_ms() - heard_ms >= reading.heartbeat_ms:
-                heard_ms = monotonic_ms()
-                yield None
     finally:
-        if entered is not None:
-            entered.leave()
+        tail.leave()
+    if tail.ended_as is not None and not await tail.has_end():
+        steps = await reading.store.read_steps(reading.run.run_id)
+        yield writer.ending_of_others(tail.ended_as, steps)
 
 
-def _still_true(frames: Sequence[Frame], *, is_over: bool) -> Sequence[Frame]:
-    """Return what a reader should still be told of `frames`.
-
-    What stands before a restart is to be forgotten anyway. An end behind which a retry went on is
-    none: a client that believed it would leave.
-    """
-    for index in range(len(frames) - 1, -1, -1):
-        if frames[index].kind == "restarted":
-            frames = frames[index:]
-            break
-    if frames[-1].kind in TERMINAL_KINDS and not is_over:
-        return frames[:-1]
-    return frames
-
-
-async def _next_frames(reading: Reading, ring: Ring | None, after: int) -> Sequence[Frame]:
-    """Return what stands behind `after`, after waiting for it for a while."""
-    store, run_id = reading.store, reading.run.run_id
-    if ring is not None and ring.reaches(after):
-        frames = ring.since(after)
-        if frames or ring.closed:
-            return frames or await _poll(reading, after)
-        await ring.wait(reading.heartbeat_ms)
-        return ring.since(after) if ring.reaches(after) else ()
-    frames_stored = await store.read_frames(run_id, after=after, limit=_PAGE)
-    return frames_stored or await _poll(reading, after)
-
-
-async def _poll(reading: Reading, after: int) -> Sequence[Frame]:
-    """Wait for frames of another process. Raises RunNotFoundError if the run is gone."""
-    store, run_id = reading.store, reading.run.run_id
-    waiting = asyncio.ensure_future(store.wait_for_change(run_id, timeout_ms=POLL_MS))
-    try:
-        # Listening begins before looking, so that nothing falls in between.
-        await asyncio.sleep(0)
-        frames = await store.read_frames(run_id, after=after, limit=_PAGE)
-        if frames:
-            return frames
-        if await store.read_run(run_id) is None:
-            raise RunNotFoundError(f"the run {run_id!r} was deleted")
-        await waiting
-    finally:
-        waiting.cancel()
-    return await store.read_frames(run_id, after=after, limit=_PAGE)
-
-
-async def _is_settled(store: RunStore, run_id: str, last_seq: int) -> bool:
-    """Return whether the terminal frame is the turn's end: a retry may have gone on behind it."""
-    run = await store.read_run(run_id)
-    if run is None:
-        return True
-    if run.state in ("running", "queued"):
-        return False
-    return not await store.read_frames(run_id, after=last_seq, limit=1)
-
-
-# Encoding.
-
-
-def _addressee(reading: Reading) -> Addressee:
-    turn = identity_of(reading.run)
-    return Addressee(
-        turn.tenant_id,
-        turn.session_id,
-        turn.turn_index,
-        dialect=reading.dialect,
-        replayed=reading.is_over,
-    )
-
-
-def _cursor(reading: Reading, epoch: int, seq: int) -> str:
-    stored = identity.stored_id(reading.run.tenant, reading.run.run_id)
-    return format_cursor(epoch, seq, cursor_mark(stored))
-
-
-def _encode(reading: Reading, codec: Codec, to: Addressee, frames: Sequence[Frame]) -> bytes:
-    mark = cursor_mark(identity.stored_id(reading.run.tenant, reading.run.run_id))
-    pieces: list[bytes] = []
-    for frame in frames:
-        told = events.events_of(frame, to)
-        # A reader that breaks off before the last event of a frame must get the frame again.
-        pieces.extend(codec.encode(event, None) for event in told[:-1])
-        if told:
-            pieces.append(codec.encode(told[-1], format_cursor(frame.epoch, frame.seq, mark)))
-    return b"".join(pieces)
-
-
-async def _replay_parts(reading: Reading, codec: Codec, to: Addressee) -> bytes:
-    """Return a finished turn from its parts. Only its last line has a cursor: whoever breaks off
-    before begins anew."""
-    steps = await reading.store.read_steps(reading.run.run_id)
-    answer: Mapping[str, JsonValue] = {}
-    if steps and isinstance(steps[0].result, dict):
-        answer = steps[0].result
-    pieces: list[bytes] = []
-    parts: Any = answer.get("parts")
-    if parts is None or reading.replay == "result":
-        pieces.append(codec.encode(events.result(str(answer.get("finalText", ""))), None))
-    else:
-        for part in parts:
-            pieces.extend(
-                codec.encode(event, None) for event in events.events_of(part_frame(part), to)
-            )
-    last = await _last_frame(reading)
-    cursor = None if last is None else _cursor(reading, last.epoch, last.seq)
-    kind = "completed" if reading.replay == "result" else reading.run.state
-    ending = events.events_of(Frame(0, 0, kind, {}), to)
-    pieces.append(codec.encode(ending[-1], cursor))
-    return b"".join(pieces)
-
-
-async def _last_frame(reading: Reading) -> Frame | None:
-    steps = await reading.store.read_steps(reading.run.run_id)
+async def _last_frame(reading: Reading, steps: Sequence[StepRecord]) -> Frame | None:
     frames_to = steps[0].frames_to if steps else None
     if frames_to is None:
         return None
     frames = await reading.store.read_frames(reading.run.run_id, after=frames_to - 1, limit=1)
     return frames[-1] if frames else None
+
+
+class Tail:
+    """A reader's place in a turn that may still grow."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.ended_as: RunRecord | None = None
+        """The run, once it was found at rest with nothing behind the reader's place."""
+        self._reading = reading
+        self._store = reading.store
+        self._run_id = reading.run.run_id
+        self._after = max(reading.after or 0, reading.run.live_from - 1)
+        self._entered: Ring | None = None
+        self._looked_ms = 0.0
+
+    async def follow(self) -> AsyncIterator[Sequence[Frame] | None]:
+        """Yield persisted frames in order until the turn's end; None when nothing came for 15 s."""
+        heartbeat_ms = self._reading.heartbeat_ms
+        heard_ms = monotonic_ms()
+        while self.ended_as is None:
+            patience_ms = max(1.0, heard_ms + heartbeat_ms - monotonic_ms())
+            frames = await self._next(patience_ms)
+            if frames:
+                self._after, heard_ms = frames[-1].seq, monotonic_ms()
+                if frames[-1].kind in TERMINAL_KINDS:
+                    await self._look_for_end()
+                shown = [frame for frame in frames if self._is_shown(frame)]
+                if shown:
+                    yield shown
+            elif monotonic_ms() - heard_ms >= heartbeat_ms:
+                heard_ms = monotonic_ms()
+                yield None
+
+    def _is_shown(self, frame: Frame) -> bool:
+        """An end that a retry has gone on behind is none: whoever believed it would leave."""
+        if frame.kind not in TERMINAL_KINDS:
+            return True
+        return self.ended_as is not None and frame.seq == self._after
+
+    def leave(self) -> None:
+        """Count this reader out of the ring that it follows."""
+        if self._entered is not None:
+            self._entered.leave()
+            self._entered = None
+
+    async def has_end(self) -> bool:
+        """Return whether the last frame that the reader has is the turn's end."""
+        last = await self._store.read_frames(self._run_id, after=self._after - 1, limit=1)
+        return bool(last) and last[0].kind in TERMINAL_KINDS
+
+    async def _next(self, patience_ms: float) -> Sequence[Frame]:
+        """Return what stands behind the reader's place, after waiting for it for a while."""
+        ring = self._enter(self._reading.find_ring())
+        if ring is None or ring.closed or not ring.reaches(self._after):
+            return await self._stored(patience_ms)
+        frames = ring.since(self._after)
+        if frames or not await ring.wait(patience_ms) or not ring.reaches(self._after):
+            return frames
+        return ring.since(self._after)
+
+    def _enter(self, ring: Ring | None) -> Ring | None:
+        if ring is not None and ring is not self._entered:
+            ring.enter()
+            self.leave()
+            self._entered = ring
+        return ring
+
+    async def _stored(self, patience_ms: float) -> Sequence[Frame]:
+        frames = await self._store.read_frames(self._run_id, after=self._after, limit=_PAGE)
+        if frames:
+            return frames
+        if monotonic_ms() - self._looked_ms >= POLL_MS:
+            self._looked_ms = monotonic_ms()
+            await self._look_for_end()
+        if self.ended_as is None:
+            # In the reader's own task: a store remembers for each what it has been told of.
+            timeout_ms = round(min(patience_ms, POLL_MS))
+            await self._store.wait_for_change(self._run_id, timeout_ms=max(1, timeout_ms))
+        return ()
+
+    async def _look_for_end(self) -> None:
+        """Note that the turn is over, unless a retry went on behind the end.
+
+        Raises RunNotFoundError if it was deleted.
+        """
+        run = await self._store.read_run(self._run_id)
+        if run is None:
+            raise RunNotFoundError(f"the run {self._run_id!r} was deleted")
+        if run.state in RESTING_STATES and not await self._store.read_frames(
+            self._run_id, after=self._after, limit=1
+        ):
+            self.ended_as = run
+
+
+class _Writer:
+    """Encodes what one reader sees."""
+
+    def __init__(self, reading: Reading, codec: Codec) -> None:
+        run, turn = reading.run, reading.turn
+        self._codec = codec
+        self._shows_result = reading.replay == "result"
+        self._mark = cursor_mark(identity.stored_id(run.tenant, run.run_id))
+        self._state = run.state
+        self._to = Addressee(
+            turn.tenant_id,
+            turn.session_id,
+            turn.turn_index,
+            dialect=reading.dialect,
+            replayed=reading.is_over,
+        )
+
+    def started(self) -> bytes:
+        return self._codec.encode(events.started(self._to), format_cursor(1, 0, self._mark))
+
+    def frames(self, frames: Sequence[Frame]) -> bytes:
+        """Encode frames; the cursor of each stands at its last event.
+
+        A reader that breaks off before that event must get the frame again.
+        """
+        pieces: list[bytes] = []
+        for frame in frames:
+            told = events.events_of(frame, self._to)
+            if told:
+                cursor = format_cursor(frame.epoch, frame.seq, self._mark)
+                pieces.append(self._told(told, cursor))
+        return b"".join(pieces)
+
+    def replay(self, steps: Sequence[StepRecord], last: Frame | None) -> bytes:
+        """Encode a finished turn from its parts.
+
+        Only the last line has a cursor: whoever breaks off before begins anew.
+        """
+        answer = answer_of(steps)
+        parts: Any = answer.get("parts")
+        if parts is None or self._shows_result:
+            told: list[Event] = [events.result(str(answer.get("finalText", "")))]
+        else:
+            told = [
+                event for part in parts for event in events.events_of(part_frame(part), self._to)
+            ]
+        told += events.events_of(Frame(0, 0, self._state, {}), self._to)
+        cursor = None if last is None else format_cursor(last.epoch, last.seq, self._mark)
+        return self._told(told, cursor)
+
+    def ending_of_others(self, run: RunRecord, steps: Sequence[StepRecord]) -> bytes:
+        """Encode the end of a turn that another runtime has ended, without a frame that says so."""
+        if run.state in ("completed", "stopped"):
+            text = str(answer_of(steps).get("finalText", ""))
+            told = (events.result(text), *events.events_of(Frame(0, 0, run.state, {}), self._to))
+        else:
+            told = events.refused(
+                self._to, code=run.reason or "internal", message="The turn failed.", retryable=True
+            )
+        return self._told(told, None)
+
+    def _told(self, told: Sequence[Event], cursor: str | None) -> bytes:
+        encode = self._codec.encode
+        return b"".join([*(encode(event, None) for event in told[:-1]), encode(told[-1], cursor)])

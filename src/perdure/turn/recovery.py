@@ -7,6 +7,8 @@ from typing import Final, Literal, NamedTuple
 
 from perdure.core.frames import KEPT_KINDS, TERMINAL_KINDS, Frame, fold_parts, text_of
 from perdure.core.records import JsonValue, StepRecord
+from perdure.durable.failures import is_settled
+from perdure.errors import UsageError
 from perdure.turn.identity import ChatTurnIdentity
 
 Rung = Literal["begin", "finish", "rerun_unseen", "rerun", "fail"]
@@ -26,8 +28,9 @@ class Partial(NamedTuple):
 class InterruptedTurn(NamedTuple):
     """What a policy is asked about: an attempt was lost after readers had seen some of it.
 
-    `seen` is everything they saw, `kept` what stays in any case (the frames of completed steps).
-    `open_tool_call` names a tool call that may have taken effect without being answered.
+    `seen` is everything they saw, `kept` what stays in any case (the frames of recorded steps).
+    `open_tool_call` names a tool call that may have taken effect without being answered: "rerun"
+    makes it again.
     """
 
     identity: ChatTurnIdentity
@@ -73,11 +76,19 @@ class Evidence(NamedTuple):
         return sum(1 for frame in self.frames if frame.seq <= last)
 
     @property
+    def open_steps(self) -> Sequence[StepRecord]:
+        """Steps that were interrupted and must not simply be executed again."""
+        return [
+            step
+            for step in self.steps.values()
+            if step.step_index > 0 and step.status == "running" and step.effect == "at_most_once"
+        ]
+
+    @property
     def open_tool_call(self) -> str | None:
         """A tool call that may have happened and is not declared repeatable."""
-        for step in self.steps.values():
-            if step.step_index > 0 and step.status == "running" and step.effect == "at_most_once":
-                return step.intent
+        if self.open_steps:
+            return self.open_steps[0].intent
         calls: dict[str, Frame] = {}
         for frame in self.frames[self._kept_count :]:
             if frame.kind == "tool_call":
@@ -95,25 +106,28 @@ def gather_evidence(
 ) -> Evidence:
     """Return what `frames` (from the last restart on) and `steps` say of earlier attempts.
 
-    What is kept is all content up to the end of the unbroken prefix of completed steps, and what
+    What is kept is all content up to the end of the unbroken prefix of recorded steps, and what
     an earlier restart kept for the same reason.
     """
     kept_to = 0
     if frames and frames[0].kind == "restarted":
         kept_to = frames[0].seq + frames[0].data.get("kept", 0)
-    for position in range(1, len(steps) + 1):
-        step = steps.get(position)
-        if step is None or step.status != "completed":
-            break
-        kept_to = max(kept_to, step.frames_to or 0)
+    for position in range(1, settled_prefix(steps) + 1):
+        kept_to = max(kept_to, steps[position].frames_to or 0)
     kept = [frame for frame in frames if frame.seq <= kept_to and frame.kind in KEPT_KINDS]
     return Evidence(is_first, frames, kept, steps)
 
 
-def last_kept_position(steps: Mapping[int, StepRecord]) -> int:
-    """Return the last position of the unbroken prefix of completed steps; 0 for none."""
-    position = 0
-    while position + 1 in steps and steps[position + 1].status == "completed":
+def settled_prefix(steps: Mapping[int, StepRecord]) -> int:
+    """Return the last position of the unbroken prefix of steps that only replay; 0 for none."""
+    last_position, position = max(steps, default=0), 0
+    while position + 1 in steps:
+        step = steps[position + 1]
+        replays = step.status == "completed" or (
+            step.status == "failed" and is_settled(step, last_position=last_position)
+        )
+        if not replays:
+            break
         position += 1
     return position
 
@@ -134,15 +148,18 @@ async def choose_rung(
     open_tool_call = evidence.open_tool_call
     if open_tool_call is None and not evidence.shows_more_than_is_kept:
         return "rerun_unseen"
-    if callable(policy):
-        seen, kept = fold_parts(evidence.frames), fold_parts(evidence.kept)
-        return await policy(
-            InterruptedTurn(
-                identity=identity,
-                attempt=attempt,
-                seen=Partial(text_of(seen), seen),
-                kept=Partial(text_of(kept), kept),
-                open_tool_call=open_tool_call,
-            )
+    if not callable(policy):
+        return "fail" if open_tool_call is not None else policy
+    seen, kept = fold_parts(evidence.frames), fold_parts(evidence.kept)
+    decision = await policy(
+        InterruptedTurn(
+            identity=identity,
+            attempt=attempt,
+            seen=Partial(text_of(seen), seen),
+            kept=Partial(text_of(kept), kept),
+            open_tool_call=open_tool_call,
         )
-    return "fail" if open_tool_call is not None else policy
+    )
+    if decision not in ("rerun", "fail"):
+        raise UsageError(f"on_interrupted must decide for 'rerun' or 'fail', not {decision!r}")
+    return decision

@@ -33,7 +33,7 @@ from perdure.errors import LeaseHeldError, RunInputMismatchError, StoreError
 from perdure.store.protocol import RunStore
 from perdure.turn import ending
 from perdure.turn.closing import TurnSettings
-from perdure.turn.hooks import ChatTurnHooks, call_hook, flush_trace
+from perdure.turn.hooks import ChatTurnHooks, EventFollower, call_hook, flush_trace
 from perdure.turn.identity import ChatTurnIdentity, chat_manifest, check_identity, run_id_of
 from perdure.turn.live import LiveTurn
 from perdure.turn.reading import lines, open_reading
@@ -160,7 +160,12 @@ class _Call:
             run = await asyncio.shield(opening)
             find_ring = partial(ring_of, self._store.handle, self._stored_id)
             reading = await open_reading(
-                self._store, run, after=None, find_ring=find_ring, replay="result"
+                self._store,
+                run,
+                after=None,
+                find_ring=find_ring,
+                turn=self._identity,
+                replay="result",
             )
             is_first = True
             async for line in lines(reading, codec):
@@ -257,11 +262,9 @@ class _Call:
         answer = claim.steps[0].result if claim.steps else None
         text = str(answer.get("finalText", "")) if isinstance(answer, dict) else ""
         to = self._to._replace(replayed=True)
-        for event in (events.started(to), events.result(text), events.completed(to)):
-            try:
-                self._hooks.on_event(event)
-            except Exception:
-                logger.exception("the hook on_event failed")
+        follower = EventFollower(self._hooks)
+        follower.tell((events.started(to), events.result(text), events.completed(to)))
+        await follower.finish()
         await flush_trace(self._hooks)
         await self._deliver_until_settled(claim.run.run_id)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
-from perdure.durable.journal import Ring
 from perdure.durable.live import LiveRuns
+from perdure.durable.ring import Ring
 from perdure.turn.live import LiveTurn
 
 live_turns: Final[LiveRuns[LiveTurn]] = LiveRuns()

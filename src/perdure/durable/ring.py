@@ -1,0 +1,86 @@
+"""The ring of a live turn: its newest persisted frames, for readers in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final
+
+from perdure.core.frames import Frame
+from perdure.core.limits import READERS_MAX, RING_BYTES
+from perdure.errors import TooManyReadersError
+
+FRAME_WEIGHT_BYTES: Final = 384
+"""What a frame costs in memory beside its content: without it a ring of tokens would be huge."""
+
+
+class Ring:
+    """The newest persisted frames of one live turn.
+
+    A reader keeps a cursor, not a queue: a slow one costs nothing, and one that fell behind the
+    ring reads the store.
+    """
+
+    def __init__(self, next_seq: int) -> None:
+        self.closed = False
+        """Nobody here writes to the turn any more: whoever follows it reads the store."""
+        self.readers = 0
+        self._first_seq = next_seq
+        self._frames: deque[Frame] = deque()
+        self._weights: deque[int] = deque()
+        self._bytes = 0
+        self._news = asyncio.Event()
+
+    @property
+    def last_seq(self) -> int:
+        return self._first_seq + len(self._frames) - 1
+
+    def reaches(self, after: int) -> bool:
+        """Return whether the ring has all frames behind the seq `after`."""
+        return after + 1 >= self._first_seq
+
+    def since(self, after: int) -> list[Frame]:
+        """Return the frames behind the seq `after`, which the ring reaches."""
+        return list(islice(self._frames, max(0, after + 1 - self._first_seq), None))
+
+    def publish(self, frames: Sequence[Frame], sizes: Iterable[int]) -> None:
+        """Show persisted frames to readers; `sizes` says how many bytes each of them holds."""
+        weights = [size + FRAME_WEIGHT_BYTES for size in sizes]
+        self._frames.extend(frames)
+        self._weights.extend(weights)
+        self._bytes += sum(weights)
+        while self._bytes > RING_BYTES and len(self._frames) > 1:
+            self._frames.popleft()
+            self._bytes -= self._weights.popleft()
+            self._first_seq += 1
+        self._wake()
+
+    def close(self) -> None:
+        """Say that nothing more will be published here."""
+        self.closed = True
+        self._wake()
+
+    async def wait(self, timeout_ms: float) -> bool:
+        """Wait for news; False when none came in time."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1_000):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def enter(self) -> None:
+        """Count a reader in. Raises TooManyReadersError."""
+        if self.readers >= READERS_MAX:
+            raise TooManyReadersError(f"this turn has {READERS_MAX} readers in this process")
+        self.readers += 1
+
+    def leave(self) -> None:
+        """Count a reader out."""
+        self.readers -= 1
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news.clear()

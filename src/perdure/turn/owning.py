@@ -1,0 +1,207 @@
+"""The turns that an engine owns: opened once, worked on to their end, or given back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any, Final, NamedTuple
+
+from perdure.core import identity as ids
+from perdure.core.effects import monotonic_ms
+from perdure.core.records import Claim, RunManifest, RunRecord
+from perdure.core.transitions import ENDED_STATES
+from perdure.durable.live import LiveRun
+from perdure.errors import LeaseHeldError, RunInputMismatchError
+from perdure.store.protocol import RunStore
+from perdure.turn.closing import TurnSettings
+from perdure.turn.identity import ChatTurnIdentity, run_id_of, session_key
+from perdure.turn.live import LiveTurn
+from perdure.turn.reading import known_turn
+from perdure.turn.registry import live_turns
+
+logger = logging.getLogger("perdure.turn")
+
+GIVE_BACK_MS: Final = 10_000
+"""How long turns that were drained may take to clean up and to give their leases back."""
+
+
+class Opened(NamedTuple):
+    """A turn that was accepted; `created`: by this call."""
+
+    created: bool
+    run: RunRecord
+
+
+class OwnedTurns:
+    """Claims turns for one engine and works on them, whoever reads them."""
+
+    def __init__(self, store: RunStore, settings: TurnSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._worker_id = ids.derive_worker_id()
+        self._turns: set[LiveTurn] = set()
+        self._openings: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    async def open(self, turn: ChatTurnIdentity, manifest: RunManifest, *, retry: bool) -> Opened:
+        """Claim the turn and begin it, attach to the live one, or find it at rest.
+
+        A caller that is cancelled tears nothing: what was claimed is worked on. Raises what
+        `RunStore.start_or_resume` raises, but not LeaseHeldError.
+        """
+        opening = asyncio.get_running_loop().create_task(self._open(turn, manifest, retry))
+        self._openings.add(opening)
+        opening.add_done_callback(self._opened)
+        return await asyncio.shield(opening)
+
+    def work(self, claim: Claim) -> Awaitable[None]:
+        """Go on with a turn that a worker has claimed; cancelling the waiting drains it."""
+        assert claim.lease is not None
+        handle, stored_id = self._store.handle, claim.lease.run_id
+        live = live_turns.share(handle, stored_id, claim.run.manifest_hash)
+        return _attend(self._begin(live, claim))
+
+    async def stop(self, turn: ChatTurnIdentity) -> RunRecord:
+        """Stop a turn wherever it runs; return it as it is then.
+
+        A live holder in another process ends it soon. Raises RunNotFoundError.
+        """
+        store = self._store.for_tenant(turn.tenant_id)
+        run = await known_turn(store, turn)
+        run = await store.request_stop(run.run_id)
+        live = live_turns.find(store.handle, self._stored_id(turn))
+        if live is not None:
+            await live.opened.wait()
+        if live is not None and live.work is not None:
+            live.work.stop()
+            await live.work.left.wait()
+        elif run.state not in ENDED_STATES:
+            await self._stop_abandoned(store, run)
+        return await store.read_run(run.run_id) or run
+
+    async def give_back(self, *, drain_ms: int) -> None:
+        """Let the turns finish for `drain_ms`; then give back what is not finished."""
+        deadline_ms = monotonic_ms() + drain_ms
+        while (work := self._unfinished()) and (left_ms := deadline_ms - monotonic_ms()) > 0:
+            await asyncio.wait(work, timeout=left_ms / 1_000)
+        self._draining = True
+        for turn in self._turns:
+            turn.drain()
+        deadline_ms = monotonic_ms() + GIVE_BACK_MS
+        while (work := self._unfinished()) and (left_ms := deadline_ms - monotonic_ms()) > 0:
+            await asyncio.wait(work, timeout=left_ms / 1_000)
+        for task in self._unfinished():
+            logger.error("a turn does not come to rest: its lease will lapse")
+            task.cancel()
+
+    # Parts of the above.
+
+    def _unfinished(self) -> set[asyncio.Task[Any]]:
+        return self._openings | {turn.task for turn in self._turns if turn.task is not None}
+
+    def _opened(self, opening: asyncio.Task[Any]) -> None:
+        self._openings.discard(opening)
+        if not opening.cancelled() and opening.exception() is not None:
+            logger.debug("a turn was not opened: %r", opening.exception())
+
+    def _stored_id(self, turn: ChatTurnIdentity) -> str:
+        return ids.stored_id(turn.tenant_id, run_id_of(turn))
+
+    async def _open(self, turn: ChatTurnIdentity, manifest: RunManifest, retry: bool) -> Opened:
+        store = self._store.for_tenant(turn.tenant_id)
+        handle, stored_id = store.handle, self._stored_id(turn)
+        manifest_hash = ids.manifest_hash(manifest)
+        while (live := live_turns.find(handle, stored_id)) is not None:
+            await live.opened.wait()
+            if live.work is not None:
+                run = await known_turn(store, turn)
+                if live.manifest_hash != manifest_hash:
+                    raise _other_message(turn)
+                return Opened(False, run)
+        live = live_turns.enter(handle, stored_id, manifest_hash)
+        claim: Claim | None = None
+        try:
+            claim = await self._claim(store, turn, manifest, retry)
+        finally:
+            if claim is None or claim.lease is None:
+                live_turns.leave(handle, stored_id)
+        if claim is None:
+            return Opened(False, await known_turn(store, turn))
+        if claim.lease is not None:
+            self._begin(live, claim)
+        return Opened(claim.lease is not None and claim.lease.epoch == 1, claim.run)
+
+    async def _claim(
+        self, store: RunStore, turn: ChatTurnIdentity, manifest: RunManifest, retry: bool
+    ) -> Claim | None:
+        """Return the claim; None if somebody else works on the turn."""
+        try:
+            return await store.start_or_resume(
+                run_id_of(turn),
+                manifest,
+                worker_id=self._worker_id,
+                lease_ms=self._settings.lease_ms,
+                handler=self._settings.name,
+                session=session_key(turn),
+                retry=retry,
+            )
+        except LeaseHeldError:
+            return None
+        except RunInputMismatchError as error:
+            # Whoever does not own the session must not even learn that the turn is there.
+            await known_turn(store, turn)
+            raise _other_message(turn) from error
+
+    def _begin(self, live: LiveRun[LiveTurn], claim: Claim, *, stop: bool = False) -> LiveTurn:
+        assert claim.lease is not None
+        handle, stored_id = self._store.handle, claim.lease.run_id
+        turn = live.work = LiveTurn(self._settings, self._store, claim, stop=stop)
+        self._turns.add(turn)
+
+        def over(_task: asyncio.Task[None]) -> None:
+            self._turns.discard(turn)
+            live_turns.leave(handle, stored_id)
+
+        turn.start().add_done_callback(over)
+        if self._draining:
+            turn.drain()
+        return turn
+
+    async def _stop_abandoned(self, store: RunStore, run: RunRecord) -> None:
+        """End a turn that nobody works on as stopped.
+
+        A live holder elsewhere does it himself, and whoever has the turn's hooks where we do not.
+        """
+        if run.manifest is None or run.handler not in (None, self._settings.name):
+            return
+        try:
+            claim = await store.start_or_resume(
+                run.run_id,
+                run.manifest,
+                worker_id=self._worker_id,
+                lease_ms=self._settings.lease_ms,
+                handler=self._settings.name,
+                retry=run.state == "parked",
+            )
+        except LeaseHeldError:
+            return
+        if claim.lease is not None:
+            live = live_turns.share(store.handle, claim.lease.run_id, run.manifest_hash)
+            await self._begin(live, claim, stop=True).left.wait()
+
+
+async def _attend(turn: LiveTurn) -> None:
+    assert turn.task is not None
+    try:
+        await asyncio.shield(turn.task)
+    except asyncio.CancelledError:
+        turn.drain()
+        await asyncio.wait((turn.task,))
+        raise
+
+
+def _other_message(turn: ChatTurnIdentity) -> RunInputMismatchError:
+    return RunInputMismatchError(
+        f"turn {turn.turn_index} of session {turn.session_id!r} has another message or model"
+    )

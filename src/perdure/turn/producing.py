@@ -1,0 +1,213 @@
+"""Driving the producer of one attempt at a turn, and interrupting it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import AsyncIterator
+from typing import Final, cast
+
+from perdure.core.effects import monotonic_ms
+from perdure.durable.attempt import Attempt
+from perdure.durable.journal import Journal
+from perdure.durable.steps import StepScope, inside
+from perdure.errors import DurableRunError, PerdureError, UsageError
+from perdure.turn.closing import Produce
+from perdure.turn.handout import Turn
+from perdure.turn.hooks import call_hook
+from perdure.turn.parts import Content, frame_of
+from perdure.turn.stepping import TurnSteps
+
+logger = logging.getLogger("perdure.turn")
+
+GRACE_MS: Final = 5_000
+"""How long an interrupted producer may take to clean up before it is left behind."""
+LOOK_MS: Final = 1_000
+"""A turn that writes nothing looks this often whether a stop was asked for elsewhere."""
+
+
+class Producing:
+    """Drives a producer to its end: what it yields is journaled and counted as the answer.
+
+    `swallow_to`: up to this position recorded steps replay, and what is yielded between them is
+    with the readers already.
+    """
+
+    def __init__(
+        self,
+        produce: Produce,
+        scope: StepScope,
+        *,
+        attempt: Attempt,
+        journal: Journal,
+        steps: TurnSteps,
+        content: Content,
+        idle_timeout_ms: int,
+    ) -> None:
+        self.swallow_to = 0
+        self.is_idle = False
+        """Nothing came for too long."""
+        self.was_interrupted = False
+        self._produce = produce
+        self._scope = scope
+        self._attempt = attempt
+        self._journal = journal
+        self._steps = steps
+        self._content = content
+        self._idle_timeout_ms = idle_timeout_ms
+        self._interrupted = asyncio.Event()
+        self._work: asyncio.Task[str | None] | None = None
+        self._active_ms = 0.0
+
+    async def run(self, turn: Turn) -> None:
+        """Return when the producer is over, or was interrupted and had time to clean up.
+
+        Cancelling this interrupts the producer too.
+        """
+        if self.was_interrupted:
+            return
+        loop = asyncio.get_running_loop()
+        self._work = work = loop.create_task(self._drive(turn))
+        work.add_done_callback(_note_failure)
+        interrupted = loop.create_task(self._interrupted.wait())
+        watching = loop.create_task(self._watch())
+        try:
+            await asyncio.wait((work, interrupted), return_when=asyncio.FIRST_COMPLETED)
+            await self._clean_up(work)
+        except asyncio.CancelledError:
+            self.interrupt()
+            await self._clean_up(work)
+            raise
+        finally:
+            interrupted.cancel()
+            watching.cancel()
+
+    def interrupt(self) -> None:
+        """Cancel the producer, once: it may need the time to clean up."""
+        if not self.was_interrupted:
+            self.was_interrupted = True
+            self._interrupted.set()
+            if not self._attempt.held.lost:
+                self._steps.refuse(asyncio.CancelledError("the turn is interrupted"))
+            if self._work is not None:
+                self._work.cancel()
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether the producer came to its own end."""
+        work = self._work
+        return (
+            work is not None and work.done() and not work.cancelled() and work.exception() is None
+        )
+
+    @property
+    def final_text(self) -> str | None:
+        """The producer's own final text, if it has one."""
+        return self._work.result() if self._work is not None and self.has_finished else None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the producer raised; None while nobody knows, or when it was interrupted."""
+        work = self._work
+        if work is None or not work.done():
+            return None
+        if not work.cancelled():
+            return work.exception()
+        return None if self.was_interrupted else DurableRunError("the producer cancelled itself")
+
+    async def _clean_up(self, work: asyncio.Task[str | None]) -> None:
+        if not work.done():
+            await asyncio.wait((work,), timeout=GRACE_MS / 1_000)
+        try:
+            async with asyncio.timeout(GRACE_MS / 1_000):
+                await self._steps.close()
+        except TimeoutError:
+            logger.debug("steps of turn %r are left behind", self._attempt.lease.run_id)
+        if not work.done():
+            logger.warning(
+                "the producer of turn %r does not let itself be cancelled: it is left behind",
+                self._attempt.lease.run_id,
+            )
+
+    # The producer.
+
+    async def _drive(self, turn: Turn) -> str | None:
+        with inside(self._scope):
+            made = self._produce(turn)
+            if inspect.isawaitable(made):
+                made = await made
+            items = cast(AsyncIterator[object], getattr(made, "stream", made))
+            async with contextlib.AsyncExitStack() as stack:
+                close = getattr(items, "aclose", None)
+                if close is not None:
+                    stack.push_async_callback(close)
+                async for item in items:
+                    self._take(item)
+                    if self._journal.is_full:
+                        await self._journal.room()
+            if self.was_interrupted:
+                # It made a normal end of the interruption, but its answer is not whole.
+                raise asyncio.CancelledError
+            return await _final_text(made)
+
+    def _take(self, item: object) -> None:
+        if self.was_interrupted:
+            raise asyncio.CancelledError
+        self._active_ms = monotonic_ms()
+        frame = frame_of(item)
+        if self.swallow_to and not self._is_past_replay():
+            return
+        for numbered in self._journal.append(frame):
+            self._content.add(numbered)
+
+    def _is_past_replay(self) -> bool:
+        if self._steps.answered_position >= self.swallow_to:
+            self.swallow_to = 0
+        return self.swallow_to == 0
+
+    # Watching over it.
+
+    async def _watch(self) -> None:
+        """One timer for the whole turn: a time-out around each item would cost more than it."""
+        self._active_ms = monotonic_ms()
+        while True:
+            if self._steps.executing or self._journal.is_full:
+                self._active_ms = monotonic_ms()
+            silent_ms = monotonic_ms() - max(self._active_ms, self._steps.active_ms)
+            remaining_ms = self._idle_timeout_ms - silent_ms
+            if remaining_ms <= 0:
+                self.is_idle = True
+                self.interrupt()
+                return
+            await asyncio.sleep(min(remaining_ms, LOOK_MS) / 1_000)
+            await self._listen()
+
+    async def _listen(self) -> None:
+        """A write hears of a stop, and a beat does; without a write, look in between."""
+        if monotonic_ms() - self._journal.written_ms < LOOK_MS:
+            return
+        try:
+            run = await self._attempt.store.read_run(self._attempt.run.run_id)
+        except PerdureError as error:
+            logger.debug("a turn could not look whether it should stop: %s", error)
+            return
+        if run is not None and run.stop_requested_at is not None:
+            self._attempt.held.ask_to_stop()
+
+
+async def _final_text(made: object) -> str | None:
+    final_text = getattr(made, "final_text", None)
+    if not callable(final_text):
+        return None
+    text = await call_hook(final_text)
+    if text is not None and not isinstance(text, str):
+        raise UsageError(f"final_text() returned {type(text).__name__}, not str")
+    return text
+
+
+def _note_failure(work: asyncio.Task[str | None]) -> None:
+    """A producer that was left behind has nobody else who asks how it ended."""
+    if not work.cancelled() and work.exception() is not None:
+        logger.debug("a producer ended: %r", work.exception())

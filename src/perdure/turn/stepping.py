@@ -1,0 +1,204 @@
+"""The steps inside a turn: each is recorded along with the frames that belong to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from typing import TypeVar
+
+from perdure.core.changes import CompleteStep, SettleUsage
+from perdure.core.effects import monotonic_ms
+from perdure.core.frames import Frame
+from perdure.core.jsonvalue import decode_value, encode_value
+from perdure.core.records import JsonValue, StepRecord, Written
+from perdure.durable.attempt import Attempt, started_at
+from perdure.durable.journal import Journal
+from perdure.durable.steps import Steps, StepScope, StepSpec, inside
+from perdure.errors import StepFailedError, StoreError
+from perdure.turn.recovery import settled_prefix
+
+logger = logging.getLogger("perdure.turn")
+
+T = TypeVar("T")
+
+
+class TurnSteps(Steps):
+    """The steps of one attempt at a turn, from position 1 on; step 0 is the turn itself.
+
+    What a later attempt keeps of the stream is what stands before the end of the unbroken prefix
+    of recorded steps, and a recorded stream yields nothing again. So a stream that ends before an
+    earlier step does is recorded only once that one is: else its frames would be lost.
+    """
+
+    def __init__(self, stored_id: str, attempt: Attempt, journal: Journal) -> None:
+        super().__init__(stored_id, attempt, {}, first_position=1)
+        self.answered_position = 0
+        """The highest position that has answered: what is yielded behind it is new."""
+        self.executing = 0
+        """Steps that run now under time limits of their own, while the model is not asked."""
+        self.active_ms = monotonic_ms()
+        """When a step last began or answered."""
+        self.streams = 0
+        self.streamed_frames = 0
+        self.repeatable: frozenset[int] = frozenset()
+        """Positions whose interrupted step may be executed again, whatever its effect."""
+        self._journal = journal
+        self._settled_to = settled_prefix(attempt.history)
+        self._settled: set[int] = set()
+        self._held_back: dict[int, CompleteStep] = {}
+
+    async def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
+        is_timed = spec.kind != "llm"
+        self.active_ms = monotonic_ms()
+        self.executing += is_timed
+        try:
+            return await super().run(spec, body)
+        finally:
+            self.executing -= is_timed
+
+    def answered(self, spec: StepSpec) -> None:
+        super().answered(spec)
+        self.active_ms = monotonic_ms()
+        self.answered_position = max(self.answered_position, spec.position)
+
+    async def working(self, spec: StepSpec, known: StepRecord | None) -> Attempt:
+        if known is not None and known.status == "running" and spec.position in self.repeatable:
+            known = None
+        return await super().working(spec, known)
+
+    async def commit(self, attempt: Attempt, done: CompleteStep, *usage: SettleUsage) -> Written:
+        done = done._replace(frames_to=self._journal.last_seq)
+        self._settle(done.position)
+        return await self._journal.write(done, *self.take_held_back(), *usage)
+
+    def take_held_back(self, *, all_of_them: bool = False) -> list[CompleteStep]:
+        """Return the streams that may be recorded now, since all steps before them are."""
+        ready: list[CompleteStep] = []
+        for position in sorted(self._held_back):
+            if all_of_them or position == self._settled_to + 1:
+                ready.append(self._held_back.pop(position))
+                self._settle(position)
+        return ready
+
+    def _settle(self, position: int) -> None:
+        self._settled.add(position)
+        while self._settled_to + 1 in self._settled:
+            self._settled_to += 1
+
+    async def _record_failure(
+        self, attempt: Attempt, scope: StepScope, error: Exception, began_at: str
+    ) -> StepFailedError:
+        failure = await super()._record_failure(attempt, scope, error, began_at)
+        self._settle(scope.spec.position)
+        return failure
+
+    # Streams.
+
+    async def stream(
+        self,
+        spec: StepSpec,
+        open_stream: Callable[[], AsyncIterator[Frame]],
+        summarize: Callable[[Sequence[Frame]], JsonValue],
+        keep: Callable[[JsonValue], None],
+    ) -> AsyncIterator[Frame]:
+        """Execute or replay a step that yields frames; `keep` gets its recorded result."""
+        self.streams += 1
+        try:
+            known = self.history.get(spec.position)
+            if known is not None and self.replays(known, spec):
+                keep(known.result)
+                return
+            attempt = await self.working(spec, known)
+            scope = StepScope(self, spec)
+            scope.tries = 1 if known is None else known.attempts + 1
+            began_at = started_at(attempt)
+            await self._begin(attempt, scope)
+            frames: list[Frame] = []
+            try:
+                async with aclosing(self._seen(scope, open_stream, frames)) as seen:
+                    async for frame in seen:
+                        yield frame
+                text = encode_value(summarize(frames), name=f"the result of step {spec.intent!r}")
+            except asyncio.CancelledError:
+                await settle_late(attempt, scope.usage)
+                raise
+            except Exception as error:
+                raise await self._record_failure(attempt, scope, error, began_at) from error
+            keep(await self._record_stream(attempt, scope, text, began_at))
+        finally:
+            self.answered(spec)
+
+    async def _seen(
+        self,
+        scope: StepScope,
+        open_stream: Callable[[], AsyncIterator[Frame]],
+        frames: list[Frame],
+    ) -> AsyncGenerator[Frame, None]:
+        """Collect what the body yields, and yield on what is for readers.
+
+        What a call used, and that it ended, is the step's own business. Only while the body runs,
+        it is inside its step: a generator shares its context with whoever drives it.
+        """
+        async with AsyncExitStack() as stack:
+            with inside(scope):
+                body = aiter(open_stream())
+            close = getattr(body, "aclose", None)
+            if close is not None:
+                stack.push_async_callback(close)
+            while True:
+                with inside(scope):
+                    frame = await anext(body, None)
+                if frame is None:
+                    return
+                frames.append(frame)
+                if frame.kind == "usage" and scope.usage_call is not None:
+                    scope.usage = usage_of(frame, scope.usage_call)
+                elif frame.kind != "upstream_end":
+                    self.streamed_frames += 1
+                    yield frame
+
+    async def _record_stream(
+        self, attempt: Attempt, scope: StepScope, text: str, began_at: str
+    ) -> JsonValue:
+        spec = scope.spec
+        if spec.position == self._settled_to + 1:
+            return await self._record(attempt, scope, text, began_at)
+        self._held_back[spec.position] = CompleteStep(
+            spec.position,
+            spec.intent,
+            text,
+            kind=spec.kind,
+            input_hash=spec.input_hash,
+            tries=scope.tries,
+            effect=spec.effect,
+            started_at=began_at,
+            frames_to=self._journal.last_seq,
+        )
+        await self._journal.write(*scope.settled_usage())
+        return decode_value(text)
+
+
+def usage_of(frame: Frame, call: int) -> SettleUsage:
+    """Return what a usage frame says of a call; what it does not say stays unknown."""
+    known = frame.data
+    return SettleUsage(
+        call,
+        model=known.get("model"),
+        request_id=known.get("request"),
+        tokens_in=known.get("in"),
+        tokens_out=known.get("out"),
+        tokens_cached=known.get("cached"),
+        tokens_reasoning=known.get("reasoning"),
+    )
+
+
+async def settle_late(attempt: Attempt, usage: SettleUsage | None) -> None:
+    """Record what a call used though nothing else is recorded: a lost worker has the bill."""
+    if usage is None:
+        return
+    try:
+        await attempt.store.settle_usage(attempt.lease, usage)
+    except StoreError as error:
+        logger.warning("the usage of a call is not recorded: %s", error)
