@@ -1,0 +1,145 @@
+"""`perdure serve`: store, backend, engine and page in one process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+from perdure.backends.protocol import Backend
+from perdure.errors import UsageError
+from perdure.store.opening import open_store
+from perdure.turn.answering import answer_with
+from perdure.turn.engine import ChatTurnEngine
+
+logger = logging.getLogger("perdure.serve")
+
+SHUTDOWN_GRACE_MS: Final = 2_000
+"""Beyond draining, how long a server may take to let go of its connections."""
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until a signal; raise what keeps it from beginning."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _check(options)
+    asyncio.run(_serve(options))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not 0 <= options.port <= 65_535:
+        raise UsageError(f"--port must be from 0 to 65535, it is {options.port}")
+    for name in ("token_delay_ms", "drain_ms"):
+        if getattr(options, name) < 0:
+            raise UsageError(f"--{name.replace('_', '-')} must not be negative")
+    if options.lease_ms < 100:
+        raise UsageError(f"--lease-ms must be at least 100, it is {options.lease_ms}")
+    if options.authorize is None and not is_loopback(options.host):
+        raise UsageError(
+            f"everybody could read and write every session on {options.host}: name who may with "
+            "--authorize module:callable, or listen on 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    from perdure.web.server import StreamingServer
+
+    listener = _listen(options.host, options.port)
+    with contextlib.closing(listener):
+        async with _app(options) as (app, close_streams, backend_name):
+            _announce(options, listener, backend_name)
+            grace_ms = options.drain_ms + SHUTDOWN_GRACE_MS
+            server = StreamingServer(app, close_streams=close_streams, grace_ms=grace_ms)
+            await server.serve_on(listener)
+
+
+@contextlib.asynccontextmanager
+async def _app(
+    options: argparse.Namespace,
+) -> AsyncIterator[tuple[Any, Callable[[], None], str]]:
+    from perdure.web.app import LOOPBACK_CALLER, create_app
+    from perdure.web.loopback import LoopbackGuard
+
+    backend = _backend(options)
+    store = await open_store(options.store, durability=options.durability)
+    try:
+        engine = ChatTurnEngine(store, produce=answer_with(backend), lease_ms=options.lease_ms)
+        authorize = (
+            (lambda _: LOOPBACK_CALLER) if options.authorize is None else _load(options.authorize)
+        )
+        app: Any = create_app(engine, store, authorize=authorize, drain_ms=options.drain_ms)
+        close_streams = app.state.close_streams
+        if options.authorize is None:
+            app = LoopbackGuard(app)
+        yield app, close_streams, f"{backend.name} ({backend.model or 'no model named'})"
+    finally:
+        await store.close()
+        await backend.aclose()
+
+
+def _backend(options: argparse.Namespace) -> Backend:
+    key, base_url = os.environ.get("OPENAI_API_KEY"), os.environ.get("OPENAI_BASE_URL")
+    chosen = options.backend
+    if chosen == "auto":
+        chosen = "openai" if key or base_url else "scripted"
+    if chosen == "scripted":
+        from perdure.backends.scripted import ScriptedBackend
+
+        return ScriptedBackend(token_delay_ms=options.token_delay_ms)
+    from perdure.backends.openai import OpenAIBackend
+
+    if not key and not base_url:
+        raise UsageError("the backend 'openai' needs OPENAI_API_KEY or OPENAI_BASE_URL")
+    model = os.environ.get("OPENAI_MODEL")
+    if model is None:
+        raise UsageError("set OPENAI_MODEL to the name of the model that should answer")
+    return OpenAIBackend(key, base_url=base_url or "https://api.openai.com/v1", model=model)
+
+
+def _load(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--authorize {name!r} cannot be loaded: {error}") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; "
+            "choose another with --port"
+        ) from error
+    return listener
+
+
+def _announce(options: argparse.Namespace, listener: socket.socket, backend: str) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"backend  {backend}")
+    print(f"store    {options.store} (durability {options.durability})")
+    print(f"address  http://{shown}:{port}/", flush=True)

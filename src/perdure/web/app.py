@@ -1,0 +1,219 @@
+"""The service as a Starlette app: submit, stream, read and stop chat turns over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, NamedTuple
+
+from perdure.core.limits import DRAIN_MS
+from perdure.core.records import RunRecord
+from perdure.errors import PerdureError, RunNotFoundError
+from perdure.store.protocol import RunStore
+from perdure.turn.engine import ChatTurnEngine
+from perdure.turn.identity import ChatTurnIdentity
+from perdure.turn.reading import Reading, is_at_end, known_turn, lines
+from perdure.turn.wire.codecs import codec_for
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import BaseRoute, Route
+except ImportError as error:
+    raise ImportError("the web app needs Starlette: pip install 'perdure[serve]'") from error
+
+from perdure.web.page import page_routes
+from perdure.web.requests import (
+    cursor_of,
+    format_of,
+    session_id_of,
+    submission_of,
+    turn_index_of,
+)
+from perdure.web.responses import (
+    StreamAnswer,
+    Unauthorized,
+    error_answer,
+    json_answer,
+    unexpected_answer,
+)
+from perdure.web.views import session_view, turn_view
+
+logger = logging.getLogger("perdure.web")
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Caller(NamedTuple):
+    """Who makes a request: the tenant ('' is the default one) and the user in it."""
+
+    tenant_id: str
+    user_id: str
+
+
+Authorize = Callable[[Request], Caller | Awaitable[Caller | None] | None]
+
+
+def create_app(
+    engine: ChatTurnEngine,
+    store: RunStore,
+    *,
+    authorize: Authorize,
+    page: bool = True,
+    drain_ms: int = DRAIN_MS,
+) -> Starlette:
+    """Return an app that serves `engine`, whose store is `store`; mount it or run it.
+
+    `authorize(request)` says who asks, or None (401); it may be a coroutine function. A session
+    belongs to the user of its first turn: to everybody else it does not exist.
+
+    The app's lifespan starts the engine's recovery and, at its end, gives turns back. A server
+    that waits for open responses before it ends the lifespan would wait for every live stream, so
+    call `app.state.close_streams()` when the server is told to stop (`perdure serve` does).
+    """
+    service = Service(engine, store, authorize)
+    routes = service.routes()
+    if page:
+        routes += page_routes()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        service.close_streams()
+        await engine.aclose(drain_ms=drain_ms)
+
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.state.close_streams = service.close_streams
+    return app
+
+
+class Service:
+    """The endpoints. Each is a reader or a command; turns belong to the engine."""
+
+    def __init__(self, engine: ChatTurnEngine, store: RunStore, authorize: Authorize) -> None:
+        self._engine = engine
+        self._store = store
+        self._authorize = authorize
+        self._closing = asyncio.Event()
+
+    def routes(self) -> list[BaseRoute]:
+        turns = "/v1/sessions/{session_id}/turns"
+        turn = turns + "/{turn_index}"
+        return [
+            Route(turns, self._guarded(self.submit), methods=["POST"]),
+            Route(turn + "/stream", self._guarded(self.stream), methods=["GET"]),
+            Route(turn + "/stop", self._guarded(self.stop), methods=["POST"]),
+            Route(turn, self._guarded(self.turn), methods=["GET"]),
+            Route("/v1/sessions/{session_id}", self._guarded(self.session), methods=["GET"]),
+            Route("/healthz", self._guarded(self.alive), methods=["GET"]),
+            Route("/readyz", self._guarded(self.ready), methods=["GET"]),
+        ]
+
+    def close_streams(self) -> None:
+        """Cut every stream: its client reconnects, here or elsewhere, and misses nothing."""
+        self._closing.set()
+
+    # Commands.
+
+    async def submit(self, request: Request) -> Response:
+        """Accept a turn and stream it."""
+        caller, session_id = await self._caller(request), session_id_of(request)
+        format, asked = format_of(request), await submission_of(request)
+        identity = ChatTurnIdentity(caller.tenant_id, session_id, caller.user_id, asked.turn_index)
+        submitted = await self._engine.submit(
+            identity, asked.message, model=asked.model, retry=asked.retry
+        )
+        reading = await self._engine.open(identity, dialect=format.dialect)
+        return self._streamed(reading, format.wire, 201 if submitted.created else 200)
+
+    async def stop(self, request: Request) -> Response:
+        """Stop a turn durably; one that is over stays as it is."""
+        caller = await self._caller(request)
+        run = await self._engine.stop(self._identity(caller, request))
+        return json_answer(await turn_view(self._view(caller), run))
+
+    # Readers.
+
+    async def stream(self, request: Request) -> Response:
+        """Stream a turn from behind a cursor, wherever it runs."""
+        caller, format = await self._caller(request), format_of(request)
+        reading = await self._engine.open(
+            self._identity(caller, request), after=cursor_of(request), dialect=format.dialect
+        )
+        if await is_at_end(reading):
+            return Response(status_code=204)  # It tells an EventSource not to come back.
+        return self._streamed(reading, format.wire, 200)
+
+    async def turn(self, request: Request) -> Response:
+        """Show a turn."""
+        caller = await self._caller(request)
+        run = await self._run(caller, request)
+        return json_answer(await turn_view(self._view(caller), run))
+
+    async def session(self, request: Request) -> Response:
+        """Show a conversation."""
+        caller, session_id = await self._caller(request), session_id_of(request)
+        view = await session_view(self._view(caller), session_id, caller.user_id)
+        if view is None:
+            raise RunNotFoundError(f"there is no session {session_id!r}")
+        return json_answer(view)
+
+    async def alive(self, request: Request) -> Response:
+        """Say that the process answers."""
+        return json_answer({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Say that the store can be read, at the schema that this version needs."""
+        await self._store.list_runs(limit=1)
+        return json_answer({"status": "ok"})
+
+    # Parts of the above.
+
+    def _guarded(self, handler: Handler) -> Handler:
+        """Turn what goes wrong into an answer; nothing of the inside gets out."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except PerdureError as error:
+                return error_answer(error)
+            except Exception as error:
+                return unexpected_answer(error)
+
+        return guarded
+
+    async def _caller(self, request: Request) -> Caller:
+        known = self._authorize(request)
+        caller = await known if inspect.isawaitable(known) else known
+        if caller is None:
+            raise Unauthorized("nobody is known to have made this request")
+        return caller
+
+    def _identity(self, caller: Caller, request: Request) -> ChatTurnIdentity:
+        return ChatTurnIdentity(
+            caller.tenant_id, session_id_of(request), caller.user_id, turn_index_of(request)
+        )
+
+    def _view(self, caller: Caller) -> RunStore:
+        return self._store.for_tenant(caller.tenant_id)
+
+    async def _run(self, caller: Caller, request: Request) -> RunRecord:
+        return await known_turn(self._view(caller), self._identity(caller, request))
+
+    def _streamed(self, reading: Reading, wire: str, status: int) -> Response:
+        codec = codec_for(wire)
+        return StreamAnswer(
+            lines(reading, codec),
+            status=status,
+            content_type=codec.content_type,
+            closing=self._closing,
+        )
+
+
+LOOPBACK_CALLER: Final = Caller("", "local")
+"""Whom an anonymous service on loopback takes everybody for."""

@@ -1,0 +1,118 @@
+"""Reading requests: every part is checked, and a refusal names the part."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from starlette.requests import Request
+
+from perdure.core import identity
+from perdure.core.jsonvalue import parse_json
+from perdure.core.limits import BODY_BYTES_MAX
+from perdure.errors import UsageError, ValueTooLargeError
+from perdure.turn.wire.events import Dialect
+from perdure.web.responses import UnsupportedMediaType
+
+_DIGITS_MAX: Final = 16
+_FIELDS: Final = ("turnIndex", "message", "model", "retry")
+
+
+class Submission(NamedTuple):
+    """The body of a submit."""
+
+    turn_index: int
+    message: str
+    model: str | None
+    retry: bool
+
+
+class Format(NamedTuple):
+    """How a client wants its stream."""
+
+    wire: str
+    dialect: Dialect
+
+
+def session_id_of(request: Request) -> str:
+    """Return the session id of the path: printable, at most 200 bytes, without a slash."""
+    raw: bytes = request.scope.get("raw_path") or request.url.path.encode()
+    mounted = len(request.scope.get("root_path", "").encode())
+    pieces = raw.split(b"?")[0][mounted:].split(b"/")
+    try:
+        text = unquote_to_bytes(pieces[pieces.index(b"sessions") + 1]).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError("the session id in the path is not UTF-8") from None
+    if "/" in text or not text.isprintable():
+        raise UsageError("the session id must be printable text without a slash")
+    return identity.check_session_id(text)
+
+
+def turn_index_of(request: Request) -> int:
+    """Return the turn index of the path."""
+    text = request.path_params["turn_index"]
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX):
+        raise UsageError(f"the turn index in the path must be a number from 0 on, not {text!r:.40}")
+    return identity.check_index(int(text), name="the turn index in the path")
+
+
+def format_of(request: Request) -> Format:
+    """Return the wire and dialect that a client asks for."""
+    query = request.query_params
+    dialect = query.get("wire", "perdure")
+    if dialect not in ("perdure", "reference"):
+        raise UsageError(f"the query's `wire` must be 'reference' or absent, not {dialect!r:.40}")
+    envelope = query.get("envelope", "0")
+    if envelope not in ("0", "1"):
+        raise UsageError(f"the query's `envelope` must be 0 or 1, not {envelope!r:.40}")
+    told: Dialect = "reference" if dialect == "reference" else "perdure"
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return Format("sse", told)
+    return Format("envelope" if envelope == "1" else "ndjson", told)
+
+
+def cursor_of(request: Request) -> str | None:
+    """Return the cursor behind which a client wants to go on, if it has one."""
+    return request.query_params.get("after") or request.headers.get("last-event-id") or None
+
+
+async def submission_of(request: Request) -> Submission:
+    """Return the checked body of a submit. Raises UsageError, ValueTooLargeError."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise UnsupportedMediaType(
+            f"the content type must be application/json, not {content_type!r}"
+        )
+    body = parse_json(await _read_body(request), name="body")
+    if not isinstance(body, dict):
+        raise UsageError("the body must be an object")
+    for field in body:
+        if field not in _FIELDS:
+            raise UsageError(f"there is no field {field!r:.60} (known: {', '.join(_FIELDS)})")
+    for field in ("turnIndex", "message"):
+        if field not in body:
+            raise UsageError(f"the field `{field}` is missing")
+    message, model, retry = body["message"], body.get("model"), body.get("retry", False)
+    if not isinstance(message, str) or not message:
+        raise UsageError("the field `message` must be a text that is not empty")
+    if model is not None and (not isinstance(model, str) or not model):
+        raise UsageError("the field `model` must be a text, or null")
+    if not isinstance(retry, bool):
+        raise UsageError("the field `retry` must be true or false")
+    index = identity.check_index(body["turnIndex"], name="the field `turnIndex`")
+    return Submission(index, message, model, retry)
+
+
+async def _read_body(request: Request) -> bytes:
+    """Read the body, and refuse one that is too long as soon as that is known."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isascii() and declared.isdigit() and int(declared) > BODY_BYTES_MAX:
+        raise ValueTooLargeError(f"the body is over {BODY_BYTES_MAX} bytes")
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > BODY_BYTES_MAX:
+            raise ValueTooLargeError(f"the body is over {BODY_BYTES_MAX} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -1,0 +1,157 @@
+"""Answers: JSON, errors that name the way out, and streams that a leaving client cannot hurt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from perdure.core import effects
+from perdure.errors import PerdureError
+
+logger = logging.getLogger("perdure.web")
+
+WRITE_STALL_MS: Final = 30_000
+"""A client that takes nothing for this long is cut off; its turn goes on."""
+
+STATUS_OF: Final[Mapping[str, int]] = {
+    "bad_request": 400,
+    "bad_cursor": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "lease_held": 409,
+    "manifest_mismatch": 409,
+    "session_busy": 409,
+    "parked": 409,
+    "frames_expired": 410,
+    "value_too_large": 413,
+    "unsupported_media_type": 415,
+    "not_serializable": 422,
+    "too_many_readers": 429,
+    "store_busy": 503,
+    "store_full": 503,
+    "store_unavailable": 503,
+}
+RETRY_AFTER_S: Final = 1
+
+STREAM_HEADERS: Final[Mapping[str, str]] = {
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+}
+"""What keeps proxies from holding tokens back."""
+
+
+class Unauthorized(PerdureError):
+    """Nobody is known to have asked."""
+
+    code = "unauthorized"
+    hint = "Send the credentials that this service asks for."
+
+
+class Forbidden(PerdureError):
+    """This request may not be made from there."""
+
+    code = "forbidden"
+    hint = "Open the service under the address it was started with."
+
+
+class UnsupportedMediaType(PerdureError):
+    """The body has another content type than JSON."""
+
+    code = "unsupported_media_type"
+    hint = "Send the header `Content-Type: application/json`."
+
+
+def json_answer(
+    value: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return `value` as JSON in ASCII."""
+    known = {"cache-control": "no-store", **(headers or {})}
+    body = json.dumps(value, separators=(",", ":"))
+    return Response(body, status, known, media_type="application/json")
+
+
+def error_answer(error: PerdureError) -> Response:
+    """Return the JSON form of an error: code, message, hint."""
+    status = STATUS_OF.get(error.code, 500)
+    headers = {}
+    if error.retryable and status in (409, 429, 503):
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    told = {"code": error.code, "message": str(error), "hint": error.hint}
+    if status >= 500:
+        ref = effects.new_reference()
+        logger.error("a request failed (reference %s)", ref, exc_info=error)
+        summary = (type(error).__doc__ or "It failed.").strip().splitlines()[0]
+        told |= {"message": f"{summary} Its reference is {ref}."}
+    return json_answer({"error": told}, status=status, headers=headers)
+
+
+def unexpected_answer(error: Exception) -> Response:
+    """Return what a client is told of an error of ours: only where it is logged."""
+    ref = effects.new_reference()
+    logger.error("a request failed (reference %s)", ref, exc_info=error)
+    told = {
+        "code": "internal",
+        "message": f"Something went wrong. Its reference is {ref}.",
+        "hint": "Look for the reference in the server's log.",
+    }
+    return json_answer({"error": told}, status=500)
+
+
+class StreamAnswer(Response):
+    """A body that is written as it comes, to a client who may leave, stall or be cut off.
+
+    It only reads: that it ends early ends nothing else. A stream that does not come to its own
+    end is never closed cleanly, so that no client takes half an answer for a whole one.
+    """
+
+    def __init__(
+        self,
+        lines: AsyncIterator[bytes],
+        *,
+        status: int,
+        content_type: str,
+        closing: asyncio.Event,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._lines = lines
+        self._closing = closing
+        self.status_code = status
+        self.background = None
+        self.init_headers({"content-type": content_type, **STREAM_HEADERS, **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        pump = loop.create_task(self._pump(send))
+        waits = [loop.create_task(_until_gone(receive)), loop.create_task(self._closing.wait())]
+        try:
+            await asyncio.wait((pump, *waits), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (pump, *waits):
+                task.cancel()
+            await asyncio.gather(pump, *waits, return_exceptions=True)
+        if not pump.cancelled() and (error := pump.exception()) is not None:
+            logger.warning("a stream was cut: %r", error)
+
+    async def _pump(self, send: Send) -> None:
+        start = {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": self.raw_headers,
+        }
+        await send(start)
+        async for chunk in self._lines:
+            async with asyncio.timeout(WRITE_STALL_MS / 1_000):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue

@@ -1,0 +1,55 @@
+"""A uvicorn server that cuts live streams when it is told to stop, instead of waiting for them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+from starlette.types import ASGIApp
+
+try:
+    import uvicorn
+except ImportError as error:
+    raise ImportError("the server needs uvicorn: pip install 'perdure[serve]'") from error
+
+
+class StreamingServer(uvicorn.Server):
+    """Serves `app`; at the first signal `close_streams` is called, before anything waits.
+
+    uvicorn waits for open responses and only then ends the app's lifespan, in which turns are
+    given back: with a live stream that would never happen. A second signal ends at once. The
+    signal is not raised again afterwards, so that whoever started the server can tidy up.
+    """
+
+    def __init__(self, app: ASGIApp, *, close_streams: Callable[[], None], grace_ms: int) -> None:
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=max(1, round(grace_ms / 1_000)),
+            server_header=False,
+        )
+        super().__init__(config)
+        self._close_streams = close_streams
+        self._loop: asyncio.AbstractEventLoop | None = None
+        logging.getLogger("uvicorn.error").addFilter(self._is_news)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._close_streams)
+
+    async def serve_on(self, listener: socket.socket) -> None:
+        """Serve the bound socket until a signal."""
+        self._loop = asyncio.get_running_loop()
+        await self.serve(sockets=[listener])
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """A stream that is cut on purpose is none."""
+        return "without completing response" not in record.getMessage()

@@ -1,0 +1,113 @@
+"""What a client sees of turns and sessions that are not streaming to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perdure.core.frames import Frame, fold_parts, text_of
+from perdure.core.records import JsonValue, RunRecord, UsageRecord
+from perdure.store.protocol import RunStore
+from perdure.turn.history import lineage, messages_of, newest_answered, read_session
+
+LIVE_STATES = ("queued", "running", "sleeping", "waiting")
+
+
+async def turn_view(store: RunStore, run: RunRecord) -> dict[str, JsonValue]:
+    """Return one turn: its state, what there is of its answer, what it used, what followed."""
+    details = await store.read_details(run.run_id)
+    text, parts, failure = await _answer(store, run)
+    return {
+        "sessionId": run.session_id,
+        "turnIndex": run.turn_index,
+        "revision": run.revision,
+        "state": run.state,
+        "reason": run.reason,
+        "attempt": run.epoch,
+        "message": _message(run),
+        "text": text,
+        "parts": parts,
+        "error": failure,
+        "createdAt": run.created_at,
+        "completedAt": run.completed_at,
+        "usage": [_usage_view(usage) for usage in details.usage],
+        "deliveries": [
+            {
+                "topic": delivery.topic,
+                "state": delivery.state,
+                "tries": delivery.tries,
+                "deliveredAt": delivery.delivered_at,
+            }
+            for delivery in details.deliveries
+        ],
+    }
+
+
+async def session_view(store: RunStore, session_id: str, user_id: str) -> dict[str, Any] | None:
+    """Return a session's conversation; None if it is unknown, or somebody else's.
+
+    An answer in flight is not among the messages: it is in its stream, and `inFlight` says where.
+    """
+    runs = await read_session(store, session_id)
+    if not runs or runs[0].owner_id not in (None, user_id):
+        return None
+    live = [run for run in runs if run.state in LIVE_STATES]
+    return {
+        "sessionId": session_id,
+        "messages": messages_of(lineage(runs, newest_answered(runs))),
+        "turns": [_turn_line(run) for run in runs],
+        "inFlight": _turn_line(live[-1]) if live else None,
+    }
+
+
+def _turn_line(run: RunRecord) -> dict[str, JsonValue]:
+    return {
+        "turnIndex": run.turn_index,
+        "revision": run.revision,
+        "state": run.state,
+        "attempt": run.epoch,
+        "message": _message(run),
+        "createdAt": run.created_at,
+        "completedAt": run.completed_at,
+    }
+
+
+def _message(run: RunRecord) -> JsonValue:
+    return None if run.manifest is None else run.manifest.input.get("userMessage")
+
+
+async def _answer(
+    store: RunStore, run: RunRecord
+) -> tuple[str, Sequence[Mapping[str, JsonValue]], JsonValue]:
+    """Return text and parts, of the record or (unfinished) of the frames, and the failure."""
+    if run.state in ("completed", "stopped"):
+        steps = await store.read_steps(run.run_id)
+        answer = steps[0].result if steps and isinstance(steps[0].result, dict) else {}
+        return str(answer.get("finalText", "")), answer.get("parts", []), None
+    frames = await _all_frames(store, run)
+    parts = fold_parts(frames)
+    last = frames[-1] if frames else None
+    failure = dict(last.data) if last is not None and last.kind == "failed" else None
+    return text_of(parts), parts, failure
+
+
+async def _all_frames(store: RunStore, run: RunRecord) -> list[Frame]:
+    frames: list[Frame] = []
+    after = max(0, run.live_from - 1)
+    while page := await store.read_frames(run.run_id, after=after):
+        frames.extend(page)
+        after = page[-1].seq
+    return frames
+
+
+def _usage_view(usage: UsageRecord) -> dict[str, JsonValue]:
+    return {
+        "attempt": usage.epoch,
+        "call": usage.call,
+        "state": usage.state,
+        "model": usage.model,
+        "tokensIn": usage.tokens_in,
+        "tokensOut": usage.tokens_out,
+        "tokensCached": usage.tokens_cached,
+        "tokensReasoning": usage.tokens_reasoning,
+    }
