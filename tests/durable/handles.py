@@ -138,6 +138,29 @@ class Body:
         return self._value
 
 
+class Hanging:
+    """A task whose second step waits until it is told to go on; it sees who interrupts it."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.interrupted = False
+        self.first = Body("first")
+
+    async def __call__(self, context: DurableContext) -> list[object]:
+        first = await context.step("first", self.first)
+        return [first, await context.step("second", self._body)]
+
+    async def _body(self) -> str:
+        self.begun.set()
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.interrupted = True
+            raise
+        return "second"
+
+
 class Trouble(Process):
     """A process that lives, and whose store fails as long and as often as a test wants.
 

@@ -57,13 +57,18 @@ async def test_a_result_is_a_copy_that_nobody_can_change_afterwards(store: RunSt
     assert (await run(store, task)).result == [1]
 
 
+async def later(delay_s: float) -> float:
+    await asyncio.sleep(delay_s)
+    return delay_s
+
+
 @pytest.mark.parametrize("delays", [(0.02, 0.01, 0.0), (0.0, 0.01, 0.02)])
 async def test_positions_follow_the_calls_whatever_finishes_first(
     store: RunStore, delays: tuple[float, ...]
 ) -> None:
     async def task(context: DurableContext) -> list[float]:
         branches = [
-            context.step(f"branch {index}", partial(asyncio.sleep, delay, delay))
+            context.step(f"branch {index}", partial(later, delay))
             for index, delay in enumerate(delays)
         ]
         return await asyncio.gather(*branches)

@@ -22,7 +22,7 @@ from perdure.core.records import Claim, Lease, StepRecord, Written
 from perdure.durable.claiming import Claiming, gone
 from perdure.durable.failures import error_text as error_text
 from perdure.durable.lease import HeldLease, keeper_of
-from perdure.errors import LeaseHeldError, LeaseLostError, StoreError
+from perdure.errors import LeaseHeldError, LeaseLostError, PerdureError, StoreError
 from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.attempt")
@@ -227,25 +227,33 @@ class Attempt:
         async with self._waking:
             if not self.is_asleep:
                 return
-            self.is_asleep = False
-            manifest = self.run.manifest
-            assert manifest is not None
-            claiming = Claiming(
-                self.store,
-                self.run.run_id,
-                manifest,
-                worker_id=self.lease.worker_id,
-                lease_ms=self.lease_ms,
-            )
             try:
-                claim = await patiently(claiming.claim, for_ms=self.lease_ms)
-            except LeaseHeldError as error:
-                raise LeaseLostError(
-                    f"another worker went on with run {self.run.run_id!r} while it was asleep"
-                ) from error
-            if claim.lease is None:
-                raise gone(claim)
-            self._adopt(claim, claim.lease, claiming.asked_ms)
+                await self._claim_again()
+            except PerdureError:
+                # Nobody tries twice: what the task was told holds.
+                self.is_asleep = False
+                raise
+            self.is_asleep = False
+
+    async def _claim_again(self) -> None:
+        manifest = self.run.manifest
+        assert manifest is not None
+        claiming = Claiming(
+            self.store,
+            self.run.run_id,
+            manifest,
+            worker_id=self.lease.worker_id,
+            lease_ms=self.lease_ms,
+        )
+        try:
+            claim = await patiently(claiming.claim, for_ms=self.lease_ms)
+        except LeaseHeldError as error:
+            raise LeaseLostError(
+                f"another worker went on with run {self.run.run_id!r} while it was asleep"
+            ) from error
+        if claim.lease is None:
+            raise gone(claim)
+        self._adopt(claim, claim.lease, claiming.asked_ms)
 
     # What is left behind.
 

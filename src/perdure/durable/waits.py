@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final, NoReturn
 
 from perdure.core.changes import BeginStep, Change, CompleteStep, FailStep, Suspend
@@ -13,6 +14,8 @@ from perdure.durable.attempt import Attempt, patiently
 from perdure.durable.failures import failure_text
 from perdure.durable.steps import Steps, StepSpec
 from perdure.errors import AwaitEventTimeoutError, StoreError
+
+logger = logging.getLogger("perdure.waits")
 
 POLL_MS: Final = 1_000
 """Hints may be lost, so whoever waits looks by himself at least this often."""
@@ -160,10 +163,13 @@ class Wait:
         """Let some time pass, at most until there is something to see."""
         remaining_ms = self._remaining_ms(attempt)
         pause_ms = POLL_MS if remaining_ms is None else max(1, min(POLL_MS, remaining_ms))
-        if self._key is None:
-            await asyncio.sleep(pause_ms / 1_000)
-        else:
-            await attempt.store.wait_for_change(attempt.run.run_id, timeout_ms=pause_ms)
+        if self._key is not None:
+            try:
+                await attempt.store.wait_for_change(attempt.run.run_id, timeout_ms=pause_ms)
+                return
+            except StoreError as error:
+                logger.info("run %r waits without hints: %s", attempt.run.run_id, error)
+        await asyncio.sleep(pause_ms / 1_000)
 
     async def _suspend(self, attempt: Attempt) -> None:
         """Give the lease back, in the commit that records the wait."""
