@@ -57,6 +57,11 @@ async def open_store(
 
 def _path(rest: str) -> str:
     """Return the path of what stands behind `sqlite:`."""
+    if "?" in rest:
+        raise UsageError(
+            f"'sqlite:{rest:.80}' has a query, which is not understood: settings are arguments of "
+            "open_store"
+        )
     if not rest.startswith("//"):
         return rest
     host, slash, path = rest[2:].partition("/")

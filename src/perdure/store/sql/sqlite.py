@@ -15,6 +15,7 @@ from perdure.core.effects import Clock, system_clock
 from perdure.errors import StoreUnavailableError, UsageError
 from perdure.store.sql.database import Statement, Text
 from perdure.store.sql.sqlite_connection import (
+    PATIENCE_MS,
     Durability,
     check_library,
     check_path,
@@ -37,6 +38,7 @@ class Sqlite:
     after it. `durability="full"` flushes every commit to the disk; "normal" leaves that to the
     system, so a power cut may undo acknowledged writes (the end of the process never does).
     `migrate` False refuses a database whose schema is not up to date. `clock` is the store's time.
+    A write waits `patience_ms` for the write lock of other processes, then StoreBusyError.
     """
 
     def __init__(
@@ -46,11 +48,14 @@ class Sqlite:
         durability: Durability = "full",
         migrate: bool = True,
         clock: Clock = system_clock,
+        patience_ms: float = PATIENCE_MS,
     ) -> None:
         if durability not in ("full", "normal"):
             raise UsageError(f"durability must be 'full' or 'normal', not {durability!r:.40}")
         check_library()
-        self._file = _File(check_path(path), durability, migrate, clock, sqlite_statements())
+        self._file = _File(
+            check_path(path), durability, migrate, clock, sqlite_statements(), patience_ms
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._forked = False
@@ -175,6 +180,7 @@ class _File(NamedTuple):
     migrate: bool
     clock: Clock
     texts: Mapping[str, Text]
+    patience_ms: float
 
 
 def _open_writer(file: _File) -> ListRunner:
@@ -192,7 +198,14 @@ def _open_reader(file: _File) -> ListRunner:
 
 
 def _runner(file: _File, connection: sqlite3.Connection, *, writes: bool) -> ListRunner:
-    return ListRunner(connection, file.texts, path=file.path, clock=file.clock, writes=writes)
+    return ListRunner(
+        connection,
+        file.texts,
+        path=file.path,
+        clock=file.clock,
+        writes=writes,
+        patience_ms=file.patience_ms,
+    )
 
 
 def _stop(*queues: SimpleQueue[Job | Signal]) -> None:

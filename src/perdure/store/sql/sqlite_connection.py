@@ -71,6 +71,7 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
     )
 )
 
+_MOUNTS: Final = "/proc/self/mounts"
 _never = threading.Event()
 
 
@@ -116,7 +117,7 @@ def check_library() -> None:
         probe.close()
 
 
-def check_path(path: str | os.PathLike[str]) -> str:
+def check_path(path: str | os.PathLike[str], *, mounts: str = _MOUNTS) -> str:
     """Return the absolute path of a database file, or raise UsageError."""
     name = os.fspath(path)
     if name in ("", ":memory:") or name.startswith("file:"):
@@ -132,7 +133,7 @@ def check_path(path: str | os.PathLike[str]) -> str:
     folder = os.path.dirname(full)
     if not os.path.isdir(folder):
         raise UsageError(f"the folder {folder!r} of the database does not exist")
-    kind = _file_system(folder)
+    kind = _file_system(folder, mounts)
     if kind in _NETWORK_FILE_SYSTEMS:
         raise UsageError(
             f"{name!r} is on a network mount ({kind}), where SQLite loses data: put the database "
@@ -141,7 +142,7 @@ def check_path(path: str | os.PathLike[str]) -> str:
     return full
 
 
-def _file_system(folder: str, mounts: str = "/proc/self/mounts") -> str | None:
+def _file_system(folder: str, mounts: str) -> str | None:
     """Return the type of the file system that holds `folder`, if this machine tells."""
     try:
         with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
@@ -211,17 +212,17 @@ def _set(connection: sqlite3.Connection, setting: str) -> object:
     return row[0] if row else None
 
 
-def begin(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
+def begin(cursor: sqlite3.Cursor, *, patience_ms: float) -> None:
     """Begin a transaction that holds the write lock; waits for it, with jitter.
 
     SQLite's own waiting starves all processes but one, so it is switched off.
     """
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        cursor.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
         if primary_code(error) != sqlite3.SQLITE_BUSY:
             raise
-        patient(lambda: connection.execute("BEGIN IMMEDIATE"))
+        patient(lambda: cursor.execute("BEGIN IMMEDIATE"), patience_ms=patience_ms)
 
 
 def patient(action: Callable[[], T], *, patience_ms: float = PATIENCE_MS) -> T:
@@ -270,12 +271,20 @@ _CLASSES: Final[dict[int, tuple[type[StoreError], str]]] = {
 
 def translated(error: E, path: str) -> E | PerdureError:
     """Return the error of this package that says what `error` means for the caller."""
+    meaning = _meaning(error, path)
+    if meaning is None:
+        return error
+    meaning.__cause__ = error
+    return meaning
+
+
+def _meaning(error: BaseException, path: str) -> PerdureError | None:
     if isinstance(error, UnicodeEncodeError):
         return UsageError(f"a text holds a lone surrogate: {error.object!r:.60}")
     if isinstance(error, OverflowError):
         return UsageError("a number has more than 64 bits")
     if not isinstance(error, sqlite3.Error):
-        return error
+        return None
     code = primary_code(error)
     if code == sqlite3.SQLITE_TOOBIG:
         return ValueTooLargeError(f"a value is too large for SQLite: {error}")
@@ -283,6 +292,4 @@ def translated(error: E, path: str) -> E | PerdureError:
     if str(error).startswith(("no such table", "no such column")):
         kind, meaning = SchemaError, "the database has lost a part of its schema"
     name = getattr(error, "sqlite_errorname", None) or type(error).__name__
-    translation: PerdureError = kind(f"{meaning}: {error} ({name}, {path!r})")
-    translation.__cause__ = error
-    return translation
+    return kind(f"{meaning}: {error} ({name}, {path!r})")

@@ -10,7 +10,13 @@ from typing import NamedTuple
 from perdure.core.effects import Clock, iso_time
 from perdure.errors import StoreBusyError, StoreUnavailableError
 from perdure.store.sql.database import Refused, Row, Statement, Text
-from perdure.store.sql.sqlite_connection import begin, patient, primary_code, translated
+from perdure.store.sql.sqlite_connection import (
+    PATIENCE_MS,
+    begin,
+    patient,
+    primary_code,
+    translated,
+)
 
 Rows = list[list[Row]]
 
@@ -79,6 +85,7 @@ class ListRunner:
         path: str,
         clock: Clock,
         writes: bool,
+        patience_ms: float = PATIENCE_MS,
     ) -> None:
         self.commits = 0
         self.dead: str | None = None
@@ -88,6 +95,7 @@ class ListRunner:
         self._path = path
         self._clock = clock
         self._writes = writes
+        self._patience_ms = patience_ms
         self._second, self._second_text = -1, ""
         self._version = patient(self._data_version)
 
@@ -154,7 +162,7 @@ class ListRunner:
             return [[] for _ in lists]
         cursor = self._cursor
         if self._writes:
-            begin(cursor)
+            begin(cursor, patience_ms=self._patience_ms)
         else:
             cursor.execute("BEGIN")
         index = 0

@@ -12,7 +12,7 @@ from perdure.store.sql.schema import (
     missing_migrations,
     split_statements,
 )
-from perdure.store.sql.sqlite_connection import begin, patient
+from perdure.store.sql.sqlite_connection import PATIENCE_MS, begin, patient
 
 
 def prepare_schema(
@@ -31,7 +31,7 @@ def prepare_schema(
     if not migrate:
         names = ", ".join(migration.name for migration in missing)
         raise SchemaError(f"the database lacks the migrations {names}")
-    begin(connection)
+    begin(connection.cursor(), patience_ms=PATIENCE_MS)
     try:
         # Another process may have been faster while this one waited for the lock.
         missing = _missing(connection)
