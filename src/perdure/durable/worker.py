@@ -21,7 +21,7 @@ from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.worker")
 
-SWEEP_MS: Final = 5_000
+SWEEP_MS: Final = 3_000
 """How long between two looks for due work, ± half of it, when nothing hints at some."""
 HINT_PAUSE_MS: Final = 25
 """Hints of other processes are followed at most this often."""

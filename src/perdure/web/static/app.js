@@ -9,7 +9,8 @@ const composer = byId("composer");
 const field = byId("message");
 const connection = byId("connection");
 
-const sessionId = new URLSearchParams(location.hash.slice(1)).get("session") || newSession();
+const named = new URLSearchParams(location.hash.slice(1)).get("session");
+const sessionId = named || newSession();
 const turns = new Map();
 let live = null;
 
@@ -225,7 +226,8 @@ function place(index, message) {
 
 // Shows what the service knows of this session and this page does not.
 async function refresh() {
-  if (live) return;
+  const isUnknown = !named && turns.size === 0;
+  if (live || isUnknown) return;
   const response = await fetch(address());
   if (!response.ok) return;
   const session = await response.json();
