@@ -38,6 +38,10 @@ class Handles:
         self._stack.push_async_callback(store.close)
         return store
 
+    async def open_alone(self) -> RunStore:
+        """Open a handle that the caller closes, on another loop if he likes."""
+        return await self._open_handle(system_clock)
+
     async def __aenter__(self) -> Handles:
         return self
 
