@@ -1,0 +1,188 @@
+"""What the SQL store adds to the contract: how often it commits, and its heartbeat thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from perdure.core.changes import Suspend
+from perdure.core.records import Lease, SessionKey
+from perdure.errors import DivergenceError, LeaseLostError, StoreUnavailableError
+from perdure.store.sql.sqlite import Sqlite
+from perdure.store.sql.store import SqlStore
+from perdure.testing.clock import ManualClock
+from perdure.testing.samples import (
+    HANDLER,
+    begun,
+    completed,
+    delivery,
+    ended,
+    finish,
+    hold,
+    manifest,
+    row,
+)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def database(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Sqlite]:
+    database = Sqlite(tmp_path / "runs.db", clock=clock)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def store(database: Sqlite) -> SqlStore:
+    return SqlStore(database)
+
+
+async def test_a_store_opens_its_database_with_the_first_call(store: SqlStore) -> None:
+    assert await store.read_run("run") is None
+    await hold(store)
+
+
+async def test_a_claim_and_a_write_cost_one_commit_each(store: SqlStore, database: Sqlite) -> None:
+    await store.read_run("run")
+    before = database.commits
+    lease = await hold(store, session=SessionKey("s", 0))
+    assert database.commits == before + 1
+    await store.write(lease, begun(0), completed(0), row(1, "x"), delivery(0), ended())
+    assert database.commits == before + 2
+
+
+async def test_a_finished_run_is_replayed_without_a_commit(
+    store: SqlStore, database: Sqlite
+) -> None:
+    await finish(store, "run", completed(0))
+    before = database.commits
+    calls = (store.start_or_resume("run", manifest(), worker_id=f"reader-{n}") for n in range(50))
+    claims = await asyncio.gather(*calls)
+    assert {claim.lease for claim in claims} == {None}
+    assert all(claim.steps[0].result == "done" for claim in claims)
+    assert await store.claim_due([HANDLER], worker_id="bob", lease_ms=1, limit=9) == []
+    assert await store.claim_deliveries([HANDLER], limit=9) == []
+    assert database.commits == before
+
+
+async def test_steps_of_many_runs_share_commits(store: SqlStore, database: Sqlite) -> None:
+    leases = await asyncio.gather(*(hold(store, f"run-{number}") for number in range(200)))
+    before = database.commits
+    await asyncio.gather(*(store.write(lease, completed(0)) for lease in leases))
+    assert database.commits - before <= 20
+
+
+async def test_a_divergence_among_many_writes_undoes_its_own_write_alone(
+    store: SqlStore,
+) -> None:
+    leases = await asyncio.gather(*(hold(store, f"run-{number}") for number in range(50)))
+    await store.write(leases[7], completed(0))
+    diverging = completed(0)._replace(intent="another")
+    writes = [store.write(lease, row(1, "x"), completed(0)) for lease in leases]
+    writes[7].close()
+    writes[7] = store.write(leases[7], row(1, "x"), diverging)
+    answers = await asyncio.gather(*writes, return_exceptions=True)
+    assert [number for number, answer in enumerate(answers) if isinstance(answer, Exception)] == [7]
+    assert isinstance(answers[7], DivergenceError)
+    assert await store.read_frames("run-7") == []
+    assert len(await store.read_frames("run-8")) == 1
+
+
+async def test_a_run_that_is_to_be_stopped_does_not_fall_asleep(
+    store: SqlStore, clock: ManualClock
+) -> None:
+    lease = await hold(store)
+    await store.request_stop("run")
+    written = await store.write(lease, Suspend("sleeping", wake_in_ms=3_600_000))
+    assert written.stop_requested
+    assert written.wake_at == clock.iso()
+    (claim,) = await store.claim_due([HANDLER], worker_id="bob", lease_ms=1_000, limit=1)
+    assert claim.run.stop_requested_at == clock.iso()
+
+
+async def test_a_thread_renews_leases_while_the_loop_is_blocked(
+    store: SqlStore, clock: ManualClock
+) -> None:
+    lease, lost = await hold(store, "run"), await hold(store, "lost")
+    await store.request_stop("run")
+    await store.write(lost, ended())
+    clock.advance(10_000)
+    renewer = store.open_renewer()
+    answers: list[dict[Lease, bool]] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(dict(renewer.renew([lease, lost], 15_000)))
+    )
+    thread.start()
+    # The loop does nothing else until the thread has its answer.
+    thread.join()
+    assert answers == [{lease: True}]
+    assert renewer.renew([], 15_000) == {}
+    renewer.close()
+    run = await store.read_run("run")
+    assert run is not None
+    assert run.lease_expires_at == clock.iso(15_000)
+    assert run.updated_at == clock.iso(-10_000)
+
+
+async def test_many_leases_are_renewed_in_one_commit(store: SqlStore, database: Sqlite) -> None:
+    leases = await asyncio.gather(*(hold(store, f"run-{number}") for number in range(300)))
+    before = database.commits
+    assert await store.renew(leases, 15_000) == dict.fromkeys(leases, False)
+    assert database.commits == before + 1
+
+
+async def test_whoever_drains_the_queue_gets_each_run_once(store: SqlStore) -> None:
+    for number in range(40):
+        await store.enqueue(f"run-{number}", manifest(), handler=HANDLER)
+    sweeps = (
+        store.claim_due([HANDLER], worker_id=f"worker-{n}", lease_ms=9_000, limit=10)
+        for n in range(8)
+    )
+    claims = [claim for claims in await asyncio.gather(*sweeps) for claim in claims]
+    ids = [claim.run.run_id for claim in claims]
+    assert len(ids) == len(set(ids))
+    assert 10 <= len(ids) <= 40
+
+
+async def test_a_worker_waits_its_turn_behind_the_active_turn_of_a_session(
+    store: SqlStore,
+) -> None:
+    first = await hold(store, "first", session=SessionKey("s", 0))
+    await store.enqueue("second", manifest(), handler=HANDLER, session=SessionKey("s", 1))
+    assert await store.claim_due([HANDLER], worker_id="bob", lease_ms=9_000, limit=9) == []
+    await store.write(first, ended())
+    (claim,) = await store.claim_due([HANDLER], worker_id="bob", lease_ms=9_000, limit=9)
+    assert claim.run.run_id == "second"
+
+
+async def test_a_view_of_a_tenant_closes_with_its_handle(store: SqlStore) -> None:
+    acme = store.for_tenant("acme")
+    assert acme.handle is store.handle
+    lease = await hold(acme)
+    assert lease.run_id == "@acme/run"
+    await store.close()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        await acme.read_run("run")
+
+
+async def test_a_zombie_writes_nothing_however_many_changes_it_brings(
+    store: SqlStore, clock: ManualClock
+) -> None:
+    zombie = await hold(store, worker_id="ann")
+    clock.advance(15_000)
+    await hold(store, worker_id="bob")
+    with pytest.raises(LeaseLostError):
+        await store.write(zombie, begun(0), completed(1), row(1, "x"), delivery(0), ended())
+    assert await store.read_steps("run") == []
+    assert await store.read_frames("run") == []
+    details = await store.read_details("run")
+    assert details.deliveries == []
+    assert [attempt.ended for attempt in details.attempts] == ["lost", None]
