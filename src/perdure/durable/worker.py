@@ -139,6 +139,8 @@ class Worker:
         self._drain_asked = asyncio.Event()
         self._drained = asyncio.Event()
         self._outage_ms = _OUTAGE_MS
+        self._swept_ms = 0.0
+        self._hint: asyncio.TimerHandle | None = None
         self._is_running = False
 
     async def submit(self, task: str, *, run_id: str, manifest: RunManifest) -> RunRecord:
@@ -209,6 +211,7 @@ class Worker:
         What is hinted at while this looks is not missed: it stays known until the next round.
         """
         self._wake.clear()
+        self._swept_ms = monotonic_ms()
         try:
             if not await self._sweep() and not self._drain_asked.is_set():
                 await self._wake.wait()
@@ -223,8 +226,8 @@ class Worker:
     async def _listen(self) -> None:
         """Wake the worker when any run may have become due, and now and then without a reason.
 
-        One asyncio task does this for as long as the worker runs, since a store tells each what
-        happened since it asked last.
+        One asyncio task does this, without a pause, for as long as the worker runs: what changes
+        while nobody listens is not told.
         """
         while True:
             try:
@@ -233,8 +236,13 @@ class Worker:
             except StoreError as error:
                 logger.info("the store gives no hints, looking without: %s", error)
                 await asyncio.sleep(jittered(SWEEP_MS) / 1_000)
-            self.wake()
-            await asyncio.sleep(HINT_PAUSE_MS / 1_000)
+            self._follow_hint()
+
+    def _follow_hint(self) -> None:
+        if self._hint is None or self._hint.when() <= asyncio.get_running_loop().time():
+            remaining_ms = max(0.0, self._swept_ms + HINT_PAUSE_MS - monotonic_ms())
+            loop = asyncio.get_running_loop()
+            self._hint = loop.call_later(remaining_ms / 1_000, self.wake)
 
     async def _sweep(self) -> bool:
         """Claim and deliver what is due; return whether there may be more."""
