@@ -28,10 +28,10 @@ async def was_answered(database: Path) -> bool:
         await store.close()
 
 
-async def kill_and_come_back(folder: Path, *, lines: int, pause_ms: float) -> None:
+async def kill_and_come_back(database: Path, *, lines: int, pause_ms: float) -> None:
     """Kill the service some lines into a turn, start it again, and read the rest."""
-    folder.mkdir()
-    database, reader = folder / "turns.db", Reader()
+
+    reader = Reader()
     async with Provider(token_ms=4) as provider:
         async with service_on(database, provider) as service:
             await reader.submit(service.origin, leave_behind=lines)
@@ -55,7 +55,7 @@ async def kill_at(folder: Path, kills: int, seed: int) -> None:
     async def one(number: int) -> None:
         lines, pause_ms = chance.randint(1, LINES), chance.uniform(0, 30)
         async with places:
-            await kill_and_come_back(folder / str(number), lines=lines, pause_ms=pause_ms)
+            await kill_and_come_back(folder / f"{number}.db", lines=lines, pause_ms=pause_ms)
 
     await asyncio.gather(*(one(number) for number in range(kills)))
 

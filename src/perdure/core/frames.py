@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from perdure.core.records import Effect, JsonValue
 from perdure.errors import CursorError, StoreCorruptError
@@ -198,7 +198,7 @@ def decode_row(first_seq: int, epoch: int, body: str) -> list[Frame]:
             pieces = element.get("d")
             if isinstance(pieces, list):
                 kind, part = element["k"], element["part"]
-                for piece in pieces:
+                for piece in cast("list[str]", pieces):
                     frames.append(Frame(seq, epoch, kind, {"part": part, "delta": piece}))
                     seq += 1
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -103,7 +103,7 @@ class MemoryData:
                 waiter.loop.call_soon_threadsafe(waiter.woken.set)
 
     @contextmanager
-    def waiting(self, stored_id: str | None) -> Iterator[asyncio.Event]:
+    def waiting(self, stored_id: str | None) -> Generator[asyncio.Event, None, None]:
         waiter = Waiter(stored_id, asyncio.get_running_loop(), asyncio.Event())
         with self.lock:
             self.waiters.add(waiter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 
 from perdure.backends.protocol import Backend, Prompt
 from perdure.core.frames import Frame
@@ -28,8 +27,14 @@ def answer_with(
         messages.extend(dict(message) for message in turn.history)
         messages.append({"role": "user", "content": turn.user_message})
         prompt = Prompt(messages, model=turn.model, idempotency_key=turn.idempotency_key)
-        async with aclosing(backend.stream(prompt)) as frames:  # type: ignore[type-var] # a generator in all of ours
+        frames = backend.stream(prompt)
+        try:
             async for frame in frames:
                 yield frame
+        finally:
+            # The call upstream must end with the turn, not when the garbage is collected.
+            aclose = getattr(frames, "aclose", None)
+            if aclose is not None:
+                await aclose()
 
     return produce

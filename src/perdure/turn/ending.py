@@ -144,6 +144,13 @@ def answer_of(steps: Sequence[StepRecord]) -> Mapping[str, JsonValue]:
     return cast("dict[str, JsonValue]", result) if isinstance(result, dict) else {}
 
 
+def final_text_of(answer: JsonValue) -> str:
+    """Return the text of a recorded answer: '' where a turn has none."""
+    if not isinstance(answer, dict):
+        return ""
+    return str(cast("dict[str, JsonValue]", answer).get("finalText", ""))
+
+
 async def finished_turn(store: RunStore, delivery: DeliveryRecord) -> FinishedTurn | None:
     """Return the turn that a delivery is about; None if it was deleted since."""
     turn = ChatTurnIdentity(**delivery.payload["identity"])

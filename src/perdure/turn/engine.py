@@ -187,7 +187,7 @@ class ChatTurnEngine:
         `store`, `hooks`, `project_id` and `domain` are those of the engine where they are not
         given; the hooks must have a `produce`.
         """
-        own = {
+        own: dict[str, Any] = {
             "store": self._store,
             "hooks": self._hooks,
             "project_id": self._project_id,

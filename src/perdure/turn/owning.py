@@ -70,15 +70,15 @@ class OwnedTurns:
         store = self._store.for_tenant(turn.tenant_id)
         run = await known_turn(store, turn)
         run = await store.request_stop(run.run_id)
-        live = live_turns.find(store.handle, self._stored_id(turn))
-        if live is not None:
-            await live.opened.wait()
-        if live is not None and live.work is not None:
-            live.work.stop()
-            await live.work.left.wait()
-        elif run.state not in ENDED_STATES:
+        work = await self._working_on(turn)
+        if work is not None:
+            work.stop()
+            await work.left.wait()
+            run = await store.read_run(run.run_id) or run
+        if run.state not in ENDED_STATES:
             await self._stop_abandoned(store, run)
-        return await store.read_run(run.run_id) or run
+            run = await store.read_run(run.run_id) or run
+        return run
 
     async def give_back(self, *, drain_ms: int) -> None:
         """Let the turns finish for `drain_ms`; then give back what is not finished."""
@@ -112,14 +112,13 @@ class OwnedTurns:
         store = self._store.for_tenant(turn.tenant_id)
         handle, stored_id = store.handle, self._stored_id(turn)
         manifest_hash = ids.manifest_hash(manifest)
-        while (live := live_turns.find(handle, stored_id)) is not None:
-            await live.opened.wait()
-            if live.work is not None:
-                run = await known_turn(store, turn)
-                if live.manifest_hash != manifest_hash:
-                    raise _other_message(turn)
-                return Opened(False, run)
-        live = live_turns.enter(handle, stored_id, manifest_hash)
+        work = await self._working_on(turn)
+        if work is not None:
+            run = await known_turn(store, turn)
+            if work.run.manifest_hash != manifest_hash:
+                raise _other_message(turn)
+            return Opened(False, run)
+        live = live_turns.share(handle, stored_id, manifest_hash)
         claim: Claim | None = None
         try:
             claim = await self._claim(store, turn, manifest, retry)
@@ -131,6 +130,18 @@ class OwnedTurns:
         if claim.lease is not None:
             self._begin(live, claim)
         return Opened(claim.lease is not None and claim.lease.epoch == 1, claim.run)
+
+    async def _working_on(self, turn: ChatTurnIdentity) -> LiveTurn | None:
+        """Return the attempt at the turn that goes on in this process, if there is one.
+
+        One whose end is recorded is over, though its hooks may still be running.
+        """
+        handle, stored_id = self._store.handle, self._stored_id(turn)
+        while (live := live_turns.find(handle, stored_id)) is not None:
+            await live.opened.wait()
+            if live.work is not None:
+                return None if live.work.left.is_set() else live.work
+        return None
 
     async def _claim(
         self, store: RunStore, turn: ChatTurnIdentity, manifest: RunManifest, retry: bool

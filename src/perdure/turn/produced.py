@@ -40,7 +40,7 @@ from perdure.errors import (
 )
 from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
-from perdure.turn.ending import ANSWER_BYTES_MAX
+from perdure.turn.ending import ANSWER_BYTES_MAX, final_text_of
 from perdure.turn.hooks import call_hook
 
 logger = logging.getLogger("perdure.turn")
@@ -199,9 +199,8 @@ class ProducedTurn:
         return claim
 
     async def _replay(self, claim: Claim) -> Any:
-        answer = claim.steps[0].result if claim.steps else None
         self.was_replayed = True
-        self._text = str(answer.get("finalText", "")) if isinstance(answer, dict) else ""
+        self._text = final_text_of(claim.steps[0].result if claim.steps else None)
         event = await call_hook(self._call.replay_event, self._text)
         self._record = claim.run
         return event
@@ -272,8 +271,9 @@ class ProducedTurn:
             made = await made
         events = cast(AsyncIterator[Any], getattr(made, "stream", made))
         async with contextlib.AsyncExitStack() as stack:
-            if hasattr(events, "aclose"):
-                stack.push_async_callback(events.aclose)
+            aclose = getattr(events, "aclose", None)
+            if aclose is not None:
+                stack.push_async_callback(aclose)
             async for event in events:
                 if call.accumulate is not None:
                     text = await call_hook(call.accumulate, event, self._text)

@@ -191,19 +191,24 @@ class Tail:
     async def _next(self, patience_ms: float) -> Sequence[Frame]:
         """Return what stands behind the reader's place, after waiting for it for a while."""
         ring = self._enter(self._reading.find_ring())
-        if ring is None or ring.closed or not ring.reaches(self._after):
+        if ring is None or not ring.reaches(self._after):
             return await self._stored(patience_ms)
         frames = ring.since(self._after)
-        if frames or not await ring.wait(patience_ms) or not ring.reaches(self._after):
+        if frames:
             return frames
-        return ring.since(self._after)
+        if ring.closed:
+            return await self._stored(patience_ms)
+        if await ring.wait(patience_ms) and ring.reaches(self._after):
+            return ring.since(self._after)
+        return ()
 
     def _enter(self, ring: Ring | None) -> Ring | None:
+        """Follow the ring of the attempt that goes on here, or that went on here last."""
         if ring is not None and ring is not self._entered:
             ring.enter()
             self.leave()
             self._entered = ring
-        return ring
+        return self._entered
 
     async def _stored(self, patience_ms: float) -> Sequence[Frame]:
         frames = await self._store.read_frames(self._run_id, after=self._after, limit=_PAGE)

@@ -33,6 +33,7 @@ from perdure.errors import LeaseHeldError, RunInputMismatchError, StoreError
 from perdure.store.protocol import RunStore
 from perdure.turn import ending
 from perdure.turn.closing import TurnSettings
+from perdure.turn.handout import Turn
 from perdure.turn.hooks import ChatTurnHooks, EventFollower, call_hook, flush_trace
 from perdure.turn.identity import ChatTurnIdentity, chat_manifest, check_identity, run_id_of
 from perdure.turn.live import LiveTurn
@@ -242,10 +243,12 @@ class _Call:
         return claim.run
 
     def _settings(self) -> TurnSettings:
-        produce = self._hooks.produce
+        def produce(_: Turn) -> Any:
+            return self._hooks.produce()
+
         return TurnSettings(
             name=HANDLER,
-            produce=lambda _turn: produce(),
+            produce=produce,
             hooks=self._hooks,
             on_interrupted="rerun",
             lease_ms=self._request.lease_ms,
@@ -259,8 +262,7 @@ class _Call:
 
     async def _follow_replay(self, claim: Claim) -> None:
         """Tell `on_event` of a replay too, and make what an earlier call left undone."""
-        answer = claim.steps[0].result if claim.steps else None
-        text = str(answer.get("finalText", "")) if isinstance(answer, dict) else ""
+        text = ending.final_text_of(claim.steps[0].result if claim.steps else None)
         to = self._to._replace(replayed=True)
         follower = EventFollower(self._hooks)
         follower.tell((events.started(to), events.result(text), events.completed(to)))
