@@ -29,6 +29,7 @@ GROUPS: Final = {
     ),
     "Chat turns": (
         "ChatTurnEngine",
+        "answer_with",
         "ChatTurnIdentity",
         "SubmittedTurn",
         "Turn",

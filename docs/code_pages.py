@@ -13,6 +13,7 @@ from docs.markdown import in_one_line, opening_of, page, table
 from perdure import errors
 from perdure.core import limits, transitions
 from perdure.turn import ending
+from perdure.web import responses
 
 # Limits…
 
@@ -78,7 +79,7 @@ STREAM_CODES: Final = {
 def error_classes() -> list[type[errors.PerdureError]]:
     """Return every error class of the package, parents first, as the modules define them."""
     found: list[type[errors.PerdureError]] = []
-    for module in (errors, ending):
+    for module in (errors, ending, responses):
         for value in vars(module).values():
             if not isinstance(value, type) or not issubclass(value, errors.PerdureError):
                 continue
@@ -91,12 +92,20 @@ def parents_text(error: type[errors.PerdureError]) -> str:
     return ", ".join(f"`{parent.__name__}`" for parent in error.__bases__)
 
 
+def status_text(error: type[errors.PerdureError]) -> str:
+    """Return the status of an error's JSON answer; what only streams carry has none."""
+    if issubclass(error, errors.AgentRuntimeError):
+        return "in the stream"
+    return str(responses.STATUS_OF.get(error.code, 500))
+
+
 def errors_page() -> str:
     rows = [
         (
             f"`{error.code}`",
             f"`{error.__name__}`",
             parents_text(error),
+            status_text(error),
             "yes" if error.retryable else "no",
             opening_of(error),
             error.hint,
@@ -113,8 +122,11 @@ What a task raises is not wrapped: `run_durable` hands it to its caller as it is
 turn never sees the message of an exception, but a code, a general text and a reference
 ([decision 0021](../decisions/0021-public-messages-carry-no-inside.md)). Let a `LeaseLostError`
 pass: another worker has gone on.
+
+The column HTTP has the status of an answer that is this error. Most of the 500s never are one: they
+end a run or a turn, and stand in its record and its stream.
 """
-    header = ("code", "class", "is a", "retryable", "meaning", "way out")
+    header = ("code", "class", "is a", "HTTP", "retryable", "meaning", "way out")
     others = [(f"`{code}`", text) for code, text in STREAM_CODES.items()]
     return page(
         "Errors",

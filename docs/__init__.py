@@ -1,0 +1,1 @@
+"""The documentation, and what writes those of its pages that say what the code says."""

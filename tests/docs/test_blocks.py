@@ -1,0 +1,62 @@
+"""The code on the pages: Python blocks compile, and those marked `run` do what they show."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, Block, blocks_of
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+PYTHON = [block for block in BLOCKS if block.words[:1] == ["python"]]
+RUN = [block for block in PYTHON if "run" in block.words]
+LANGUAGES = {"json", "python", "sh", "text"}
+TIME_LIMIT_S = 60
+
+
+def name_of(block: Block) -> str:
+    return block.name
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=name_of)
+def test_the_block_says_what_it_is(block: Block) -> None:
+    assert block.words, "a block without a language"
+    assert block.words[0] in LANGUAGES
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=name_of)
+def test_the_block_compiles(block: Block) -> None:
+    compile(block.text, block.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=name_of)
+def test_what_the_block_imports_of_the_package_is_there(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "perdure":
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+@pytest.mark.parametrize("block", RUN, ids=name_of)
+def test_the_block_runs_and_prints_what_is_shown(block: Block, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block.text],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (block.output or "")
+    assert done.stderr == ""
+
+
+def test_there_are_blocks_that_run() -> None:
+    assert len(RUN) >= 4
