@@ -17,6 +17,7 @@ from perdure.errors import (
 )
 from perdure.store.sql.sqlite_connection import (
     PAGE_BYTES,
+    Durability,
     check_library,
     check_path,
     connect_reader,
@@ -86,10 +87,9 @@ def setting(connection: sqlite3.Connection, name: str) -> object:
 
 @pytest.mark.parametrize(("durability", "level"), [("full", 2), ("normal", 1)])
 def test_the_durability_is_the_flush_of_every_commit(
-    tmp_path: Path, durability: str, level: int
+    tmp_path: Path, durability: Durability, level: int
 ) -> None:
-    assert durability in ("full", "normal")
-    connection = connect_writer(str(tmp_path / "runs.db"), durability)  # type: ignore[arg-type]  # a parameter of the test is any text
+    connection = connect_writer(str(tmp_path / "runs.db"), durability)
     assert setting(connection, "synchronous") == level
     assert setting(connection, "journal_mode") == "wal"
     assert setting(connection, "page_size") == PAGE_BYTES
