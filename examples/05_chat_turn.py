@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
-from perdure import ChatTurnEngine, ChatTurnIdentity, Frame, Turn, open_store
-from perdure.backends.protocol import Prompt
+from perdure import ChatTurnEngine, ChatTurnIdentity, answer_with, open_store
 from perdure.backends.scripted import ScriptedBackend
 
 backend = ScriptedBackend()
-
-
-async def produce(turn: Turn) -> AsyncIterator[Frame]:
-    """Answer a turn; all that is known of it comes from the store, so any process may do it."""
-    messages = [*turn.history, {"role": "user", "content": turn.user_message}]
-    prompt = Prompt(messages, model=turn.model, idempotency_key=turn.idempotency_key)
-    async for frame in backend.stream(prompt):
-        yield frame
 
 
 async def ask(engine: ChatTurnEngine, turn_index: int, message: str) -> str:
@@ -36,7 +26,7 @@ async def ask(engine: ChatTurnEngine, turn_index: int, message: str) -> str:
 
 async def main() -> None:
     store = await open_store("memory:")
-    engine = ChatTurnEngine(store, produce=produce)
+    engine = ChatTurnEngine(store, produce=answer_with(backend))
     first = await ask(engine, 0, "What is the weather like in Lisbon?")
     await ask(engine, 1, "And what is 6 * 7?")
     again = await ask(engine, 0, "What is the weather like in Lisbon?")

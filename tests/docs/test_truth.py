@@ -11,11 +11,12 @@ import pytest
 
 import perdure
 from docs import generate
+from perdure.backends.scripted import ScriptedBackend
 from perdure.core import limits
 from perdure.store.opening import open_store
 from perdure.testing import STORE_CASES
 from perdure.turn.wire import events
-from perdure.web.app import Service
+from perdure.web.app import create_app
 from tests.docs.pages import PAGES, ROOT, prose_of, relative_name
 
 DOCS = ROOT / "docs"
@@ -132,7 +133,9 @@ def test_the_page_of_the_command_line_has_every_option() -> None:
 
 def test_the_page_of_http_has_every_route() -> None:
     page = (DOCS / "reference" / "http.md").read_text("utf-8")
-    for route in Service.routes(Service(None, None, None)):  # type: ignore[arg-type] # none is called
+    store = perdure.MemoryStore()
+    engine = perdure.ChatTurnEngine(store, produce=perdure.answer_with(ScriptedBackend()))
+    for route in create_app(engine, store, authorize=lambda _: None, page=False).routes:
         path = getattr(route, "path", "")
         shown = path.replace("{session_id}", "{session}").replace("{turn_index}", "{n}")
         for method in getattr(route, "methods", set()) - {"HEAD"}:
