@@ -43,7 +43,7 @@ READ_TIMEOUT_S: Final = 5.0
 STATEMENTS_CACHED: Final = 256
 
 _PAUSE_MS: Final = 0.3
-_PAUSE_MAX_MS: Final = 10.0
+_PAUSE_MAX_MS: Final = 4.0
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     (
         "9p",
