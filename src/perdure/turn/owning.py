@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from perdure.core import identity as ids
 from perdure.core.effects import monotonic_ms
 from perdure.core.records import Claim, RunManifest, RunRecord
-from perdure.core.transitions import ENDED_STATES
+from perdure.core.transitions import ENDED_STATES, RESTING_STATES
 from perdure.durable.live import LiveRun
 from perdure.errors import LeaseHeldError, RunInputMismatchError
 from perdure.store.protocol import RunStore
@@ -112,12 +112,14 @@ class OwnedTurns:
         store = self._store.for_tenant(turn.tenant_id)
         handle, stored_id = store.handle, self._stored_id(turn)
         manifest_hash = ids.manifest_hash(manifest)
-        work = await self._working_on(turn)
-        if work is not None:
+        while (work := await self._working_on(turn)) is not None:
             run = await known_turn(store, turn)
             if work.run.manifest_hash != manifest_hash:
                 raise _other_message(turn)
-            return Opened(False, run)
+            if run.state not in RESTING_STATES:
+                return Opened(False, run)
+            # Its end is recorded, and will be known here in a moment.
+            await work.left.wait()
         live = live_turns.share(handle, stored_id, manifest_hash)
         claim: Claim | None = None
         try:
