@@ -123,7 +123,9 @@ class Claims:
                 statements = [*_lock_session(opening), _enqueue(opening)]
             else:
                 run = run_record(row, owner_id=owner_of(row))
-                if not retry or run.state not in RESTING_STATES - TERMINAL_STATES:
+                is_asked_for = retry and run.state in RESTING_STATES - TERMINAL_STATES
+                # A TypeScript worker that runs a failed run once more leaves it failed meanwhile.
+                if not is_asked_for or lease_is_live(run, now_of(row)):
                     return run, False
                 statements = [
                     Statement(
@@ -161,7 +163,9 @@ class Claims:
             if errors and not claims:
                 raise errors[0]
             if errors:
-                break  # What was claimed must reach the caller, or it would wait for its lapse.
+                # What was claimed must reach the caller, or it would have to lapse; what is wrong
+                # with the others is met again by the next sweep.
+                break
         return claims
 
     async def _claim_due(self, row: Row, worker_id: str, lease_ms: int) -> Claim | None:
