@@ -269,6 +269,8 @@ class Draft:
     def _wake_at(self, change: Suspend) -> str | None:
         if change.wake_key is not None and change.wake_key in self.data.events:
             return self.now
+        if self.run.stop_requested_at is not None and change.state != "parked":
+            return self.now  # Else a stop that came just before would sleep with the run.
         if change.wake_in_ms is not None:
             return iso_time(epoch_ms(self.now) + change.wake_in_ms)
         return change.wake_at

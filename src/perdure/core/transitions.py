@@ -161,9 +161,13 @@ def claimed(run: RunRecord, *, worker_id: str, now: str, expires_at: str) -> Run
     )
 
 
-def queued_again(run: RunRecord, now: str) -> RunRecord:
-    """Return a failed or parked `run` as its retry leaves it in the queue."""
+def queued_again(run: RunRecord, *, handler: str, now: str) -> RunRecord:
+    """Return a failed or parked `run` as its retry leaves it in the queue.
+
+    `handler` is for a run that has none, which only its own caller could have gone on with.
+    """
     return run._replace(
+        handler=run.handler or handler,
         status="pending",
         state="queued",
         reason=None,

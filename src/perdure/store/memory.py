@@ -113,7 +113,7 @@ class MemoryStore:
                 self._data.touch_session(opening, now)
                 data = self._data.create(opening, now)
             elif transitions.judge(data.run, command, now) == "queue":
-                data.run = transitions.queued_again(data.run, now)
+                data.run = transitions.queued_again(data.run, handler=handler, now=now)
             self._data.changed(opening.stored_id)
             return self._data.record(data)
 
