@@ -330,6 +330,9 @@ async def a_run_keeps_the_handler_that_it_was_first_given(lab: StoreLab) -> None
     queued = await store.enqueue("queued", manifest(), handler="first")
     again = await store.enqueue("queued", manifest(), handler="second")
     same(again, queued, "a run that was queued before")
+    await store.write(await hold(store, "direct", handler=None), ended("failed"))
+    run = await store.enqueue("direct", manifest(), handler="late", retry=True)
+    same(run.handler, "late", "the handler of a direct call that is queued for its retry")
 
 
 @case

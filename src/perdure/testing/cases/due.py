@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from perdure.core.changes import Release, Suspend
 from perdure.core.limits import LEASE_MS
-from perdure.core.records import Claim
+from perdure.core.records import Claim, SessionKey
 from perdure.store.protocol import RunStore
 from perdure.testing.lab import StoreLab, case, check, read, same, snapshot
 from perdure.testing.phases import SCENES, stage
@@ -101,6 +101,27 @@ async def a_sweep_keeps_its_limit(lab: StoreLab) -> None:
         found += _ids(claims)
     same(len(found), 12, "the runs found by all sweeps")
     same(len(set(found)), 12, "the different runs found by all sweeps")
+
+
+@case
+async def a_parked_run_is_not_due_even_if_it_has_a_moment_to_wake_at(lab: StoreLab) -> None:
+    store = await lab.open()
+    await store.write(await hold(store), Suspend("parked", wake_in_ms=5, wake_key="go"))
+    await store.emit_event("run", "go", 1)
+    lab.clock.advance(60_000)
+    same(_ids(await _sweep(store)), [], "the due runs")
+
+
+@case
+async def turns_that_wait_for_their_session_do_not_hide_what_is_due(lab: StoreLab) -> None:
+    store = await lab.open()
+    await hold(store, "turn-0", session=SessionKey("s", 0))
+    for index in range(1, 30):
+        key = SessionKey("s", index)
+        await store.enqueue(f"turn-{index}", manifest(), handler=HANDLER, session=key)
+    lab.clock.advance(1)
+    await store.enqueue("free", manifest(), handler=HANDLER)
+    same(_ids(await _sweep(store, limit=1)), ["free"], "the due runs")
 
 
 @case

@@ -199,6 +199,23 @@ async def a_stop_makes_a_suspended_run_due(lab: StoreLab) -> None:
 
 
 @case
+async def a_run_that_suspends_after_a_stop_is_due_at_once(lab: StoreLab) -> None:
+    store = await lab.open()
+    changes = (
+        Suspend("sleeping", wake_in_ms=60_000),
+        Suspend("waiting", wake_key="go"),
+        Suspend("parked"),
+    )
+    for change in changes:
+        lease = await hold(store, change.state)
+        await store.request_stop(change.state)
+        lab.clock.advance(5)
+        wake_at = None if change.state == "parked" else lab.clock.iso()
+        same((await store.write(lease, change)).wake_at, wake_at, f"when it wakes, {change.state}")
+    same(await _claimed_ids(store), ["sleeping", "waiting"], "the due runs")
+
+
+@case
 async def a_stop_of_a_run_that_has_ended_changes_nothing(lab: StoreLab) -> None:
     store = await lab.open()
     for state in ("completed", "stopped", "failed"):

@@ -131,6 +131,7 @@ async def frames_that_leave_a_gap_or_overlap_are_refused(lab: StoreLab) -> None:
         row(7, "g", "longer"),
         row(2, "within"),
         row(1, "a", "b"),
+        row(7, "G"),
         restart_row(9, "gap"),
         restart_row(6, "overlap"),
     )

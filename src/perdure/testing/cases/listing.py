@@ -138,9 +138,21 @@ async def a_list_has_the_answers_only_if_they_are_asked_for(lab: StoreLab) -> No
     lease = await hold(store, "open", session=SessionKey("s", 1))
     await store.write(lease, begun(0))
     lab.clock.advance(1)
-    await hold(store, "empty")
+    await store.write(await hold(store, "later"), completed(1, "no"))
     answers = [run.answer for run in await store.list_runs(with_answer=True)]
     same(answers, [answer, None, None], "the answers of all runs")
     answers = [run.answer for run in await store.list_runs(session_id="s", with_answer=True)]
     same(answers, [answer, None], "the answers of a session")
     same([run.answer for run in await store.list_runs()], [None, None, None], "no answers")
+
+
+@case
+async def listed_turns_name_the_owner_of_their_own_session(lab: StoreLab) -> None:
+    store = await lab.open()
+    for number, owner in enumerate(("olga", None, "ed")):
+        await finish(store, f"turn-{number}", session=SessionKey(f"s{number}", 0, 0, owner))
+        lab.clock.advance(1)
+    owners = [run.owner_id for run in await store.list_runs()]
+    same(owners, ["olga", None, "ed"], "the owners of all turns")
+    owners = [run.owner_id for run in await store.list_runs(session_id="s2")]
+    same(owners, ["ed"], "the owner in one session")

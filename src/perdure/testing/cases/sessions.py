@@ -54,6 +54,19 @@ async def a_session_with_a_turn_in_flight_is_busy(lab: StoreLab) -> None:
 
 
 @case
+async def a_claim_that_names_no_session_leaves_a_turn_in_its_own(lab: StoreLab) -> None:
+    store = await lab.open()
+    await hold(store, "turn-0", session=SessionKey("s", 3, 1, "olga"))
+    lab.clock.advance(LEASE_MS)
+    await hold(store, "turn-0")
+    run = await read(store, "turn-0")
+    same((run.session_id, run.turn_index, run.revision), ("s", 3, 1), "the place of the turn")
+    same(run.owner_id, "olga", "its owner")
+    with refused(SessionBusyError):
+        await hold(store, "turn-4", session=SessionKey("s", 4, 0, "olga"))
+
+
+@case
 async def sessions_do_not_hold_each_other_up(lab: StoreLab) -> None:
     store = await lab.open()
     await finish(store, "s-0", session=SessionKey("s", 0))
@@ -243,6 +256,22 @@ async def queued_turns_wait_until_their_session_is_free(lab: StoreLab) -> None:
         await hold(first, "turn-3", session=_turn(3))
     states = sorted([(await read(first, f"turn-{index}")).state for index in (1, 2)])
     same(states, ["queued", "running"], "the states of the two turns")
+
+
+@case
+async def a_queued_turn_goes_on_behind_one_that_rests(lab: StoreLab) -> None:
+    store = await lab.open()
+    rests: tuple[Change, ...] = (Suspend("parked"), ended("failed"), ended("stopped"))
+    for index, change in enumerate(rests):
+        await store.enqueue(f"next-{index}", manifest(), handler=HANDLER, session=_turn(index + 50))
+        await store.write(await hold(store, f"turn-{index}", session=_turn(index)), change)
+        same(await _swept(store), [f"next-{index}"], f"the turn that is due after {change}")
+        claim = await store.start_or_resume(
+            f"turn-{index}", manifest(), worker_id="bob", session=_turn(index)
+        )
+        same(claim.lease, None, "the lease on the turn that rests")
+        lab.clock.advance(LEASE_MS)
+        await store.write(await hold(store, f"next-{index}"), ended("completed"))
 
 
 @case
