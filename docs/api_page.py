@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,23 @@ GROUPS: Final = {
         "derive_worker_id",
     ),
 }
+ELSEWHERE: Final = {
+    "Backends": (
+        "perdure.backends.openai.OpenAIBackend",
+        "perdure.backends.retry.BackendRetry",
+        "perdure.backends.scripted.ScriptedBackend",
+        "perdure.backends.protocol.Backend",
+        "perdure.backends.protocol.Prompt",
+    ),
+    "The application": ("perdure.web.app.create_app", "perdure.web.app.Caller"),
+    "The test kit": (
+        "perdure.testing.check_run_store",
+        "perdure.testing.crash_everywhere",
+        "perdure.testing.StoreLab",
+        "perdure.testing.ManualClock",
+    ),
+}
+"""Public names of other modules, some of which need an extra."""
 CONSTANTS: Final = {
     "DURABLE_SCHEMA_SQL": "the schema that the TypeScript library made, as SQL; idempotent",
     "DURABLE_SCHEMA_VERSION": "the version of that schema",
@@ -175,9 +193,10 @@ def frame_rows() -> Iterator[tuple[str, str]]:
             yield f"`frames.{name}({', '.join(arguments_of(node))})`", opening_of(value)
 
 
-def name_blocks(name: str) -> Sequence[str]:
-    value = getattr(perdure, name)
-    heading = f"### {name}"
+def name_blocks(path: str) -> Sequence[str]:
+    module, _, name = path.rpartition(".")
+    value = getattr(importlib.import_module(module or "perdure"), name)
+    heading = f"### {path}"
     if isinstance(value, ModuleType):
         return heading, opening_of(value), table(("call", "meaning"), frame_rows())
     if inspect.isfunction(value):
@@ -189,14 +208,12 @@ def name_blocks(name: str) -> Sequence[str]:
 
 def api_page() -> str:
     opening = """
-What can be imported from `perdure`. Lengths are in milliseconds and end in `_ms`; moments are
-ISO-8601 text; everything behind the second parameter is given by keyword. Public beside these are
-`perdure.errors`, `perdure.testing` (the kit that proves stores and crashes work through), and the
-backends `perdure.backends.openai.OpenAIBackend` and `perdure.backends.scripted.ScriptedBackend`
-with their `perdure.backends.protocol.Prompt`.
+What can be imported from `perdure`, and below it what is public of its other modules. Lengths are
+in milliseconds and end in `_ms`; moments are ISO-8601 text; everything behind the second parameter
+is given by keyword. A default in capitals is a [limit](limits.md).
 """
     blocks: list[str] = []
-    for title, names in GROUPS.items():
+    for title, names in {**GROUPS, **ELSEWHERE}.items():
         blocks.append(f"## {title}")
         for name in names:
             blocks.extend(name_blocks(name))
