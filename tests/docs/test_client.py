@@ -1,4 +1,4 @@
-"""The client on the page of the wire: it reads a whole answer although its server is killed."""
+"""The client and the endpoint on the pages: they do what they are there for, killed or not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import re
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+import httpx2
+import pytest
 
 from perdure import RunStore, open_store
 from tests.docs.pages import ROOT, blocks_of
@@ -67,3 +71,23 @@ async def test_the_client_reads_the_whole_answer_although_the_server_is_killed(
     assert run is not None
     assert (run.state, run.epoch) == ("completed", 2)
     assert told.decode() == steps[0].result["finalText"] + "\n"
+
+
+async def test_the_endpoint_of_the_readme_submits_and_rejoins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = blocks_of(ROOT / "README.md")
+    code = next(block.text for block in blocks if "Starlette(" in block.text)
+    made: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), made)
+    transport = httpx2.ASGITransport(made["app"])
+    address = "http://service/chats/kitchen/turns/0"
+    async with httpx2.AsyncClient(transport=transport) as client:
+        submitted = await client.post(address, json={"message": "A table"})
+        cursors = re.findall(r"^id: (\S+)$", submitted.text, re.MULTILINE)
+        last = {"last-event-id": cursors[-3]}
+        rejoined = await client.get(address, headers=last)
+    await made["engine"].aclose()
+    assert '"replayed":true' in rejoined.text
+    assert submitted.text.endswith(rejoined.text.replace("true", "false"))
