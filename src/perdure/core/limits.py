@@ -45,7 +45,7 @@ FRAMES_KEPT_MS: Final = 24 * 60 * 60 * 1000
 HEARTBEAT_MS: Final = 15_000
 """A stream that was silent for this long gets a heartbeat, where its wire has one."""
 IDLE_TIMEOUT_MS: Final = 120_000
-"""A turn whose producer yields nothing for this long fails."""
+"""A turn whose model yields nothing for this long fails; the time of its tools does not count."""
 
 VALUE_BYTES_MAX: Final = 1024 * 1024
 """The largest value as JSON: the result of a step, a payload, a handle."""
