@@ -6,12 +6,12 @@ import argparse
 import asyncio
 import contextlib
 import importlib
-import ipaddress
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+import sys
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
 
 from perdure.backends.protocol import Backend
 from perdure.errors import UsageError
@@ -19,14 +19,15 @@ from perdure.store.opening import open_store
 from perdure.turn.answering import answer_with
 from perdure.turn.engine import ChatTurnEngine
 
-logger = logging.getLogger("perdure.serve")
-
-SHUTDOWN_GRACE_MS: Final = 2_000
-"""Beyond draining, how long a server may take to let go of its connections."""
+if TYPE_CHECKING:
+    from perdure.web.app import Caller
 
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal; raise what keeps it from beginning."""
+    # First of all, so that a missing extra is named together with the command that installs it.
+    for module in ("perdure.web.app", "perdure.web.server"):
+        importlib.import_module(module)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     _check(options)
     asyncio.run(_serve(options))
@@ -41,6 +42,8 @@ def _check(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative")
     if options.lease_ms < 100:
         raise UsageError(f"--lease-ms must be at least 100, it is {options.lease_ms}")
+    from perdure.web.loopback import is_loopback
+
     if options.authorize is None and not is_loopback(options.host):
         raise UsageError(
             f"everybody could read and write every session on {options.host}: name who may with "
@@ -48,50 +51,43 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 async def _serve(options: argparse.Namespace) -> None:
     from perdure.web.server import StreamingServer
 
     listener = _listen(options.host, options.port)
     with contextlib.closing(listener):
-        async with _app(options) as (app, close_streams, backend_name):
+        async with _app(options) as (app, state, backend_name):
             _announce(options, listener, backend_name)
-            grace_ms = options.drain_ms + SHUTDOWN_GRACE_MS
-            server = StreamingServer(app, close_streams=close_streams, grace_ms=grace_ms)
+            server = StreamingServer(app, close_streams=state.close_streams, hurry=state.hurry)
             await server.serve_on(listener)
 
 
 @contextlib.asynccontextmanager
 async def _app(
     options: argparse.Namespace,
-) -> AsyncIterator[tuple[Any, Callable[[], None], str]]:
-    from perdure.web.app import LOOPBACK_CALLER, create_app
+) -> AsyncGenerator[tuple[Any, Any, str], None]:
+    from perdure.web.app import create_app
     from perdure.web.loopback import LoopbackGuard
 
     backend = _backend(options)
     store = await open_store(options.store, durability=options.durability)
     try:
         engine = ChatTurnEngine(store, produce=answer_with(backend), lease_ms=options.lease_ms)
-        authorize = (
-            (lambda _: LOOPBACK_CALLER) if options.authorize is None else _load(options.authorize)
-        )
+        authorize = _everybody if options.authorize is None else _load(options.authorize)
         app: Any = create_app(engine, store, authorize=authorize, drain_ms=options.drain_ms)
-        close_streams = app.state.close_streams
+        state = app.state
         if options.authorize is None:
             app = LoopbackGuard(app)
-        yield app, close_streams, f"{backend.name} ({backend.model or 'no model named'})"
+        yield app, state, f"{backend.name} ({backend.model or 'no model named'})"
     finally:
         await store.close()
         await backend.aclose()
+
+
+def _everybody(_: object) -> Caller:
+    from perdure.web.app import LOOPBACK_CALLER
+
+    return LOOPBACK_CALLER
 
 
 def _backend(options: argparse.Namespace) -> Backend:
@@ -115,16 +111,26 @@ def _backend(options: argparse.Namespace) -> Backend:
 
 def _load(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
+    # An installed command does not look where it was started, other than `python -m`.
+    sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--authorize {name!r} cannot be loaded: {error}") from error
+    if not callable(found):
+        raise UsageError(f"--authorize {name!r} names a {type(found).__name__}, not a callable")
+    return found
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    from perdure.web.responses import WRITE_STALL_MS
+
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":
+        # A connection inherits it: what waits for a client that takes nothing is thrown away.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, WRITE_STALL_MS)
     try:
         listener.bind((host, port))
         listener.listen(128)

@@ -71,10 +71,14 @@ class Ring:
             return False
         return True
 
-    def enter(self) -> None:
-        """Count a reader in. Raises TooManyReadersError."""
+    def check_room(self) -> None:
+        """Raise TooManyReadersError if no further reader may enter."""
         if self.readers >= READERS_MAX:
             raise TooManyReadersError(f"this turn has {READERS_MAX} readers in this process")
+
+    def enter(self) -> None:
+        """Count a reader in. Raises TooManyReadersError."""
+        self.check_room()
         self.readers += 1
 
     def leave(self) -> None:

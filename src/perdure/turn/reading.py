@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core import identity
@@ -81,10 +81,12 @@ async def open_reading(
     """Return the reading of `run` behind the cursor `after`.
 
     `turn` None: as the run itself knows it, which one of a TypeScript worker does not. Raises
-    CursorError (malformed, of another turn, or behind the last frame) and FramesExpiredError (the
-    frames are no longer kept: read the finished turn instead).
+    CursorError (malformed, of another turn, or behind the last frame), FramesExpiredError (the
+    frames are no longer kept: read the finished turn instead) and TooManyReadersError.
     """
     seq = None if after is None else await _check_cursor(store, run, after)
+    if run.state not in RESTING_STATES and (ring := find_ring()) is not None:
+        ring.check_room()
     return Reading(store, run, turn or identity_of(run), seq, dialect, replay, find_ring)
 
 
@@ -106,7 +108,7 @@ async def is_at_end(reading: Reading) -> bool:
     return not rest
 
 
-async def lines(reading: Reading, codec: Codec) -> AsyncIterator[bytes]:
+async def lines(reading: Reading, codec: Codec) -> AsyncGenerator[bytes, None]:
     """Yield the encoded events of a reading, several at a time, with heartbeats in between.
 
     Ends only behind the turn's end, which for a reader who has everything is at once. Raises

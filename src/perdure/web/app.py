@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, NamedTuple
 
-from perdure.core.limits import DRAIN_MS
+from perdure.core.limits import DRAIN_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord
 from perdure.errors import PerdureError, RunNotFoundError
 from perdure.store.protocol import RunStore
@@ -20,7 +19,8 @@ from perdure.turn.wire.codecs import codec_for
 
 try:
     from starlette.applications import Starlette
-    from starlette.requests import Request
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
     from starlette.routing import BaseRoute, Route
 except ImportError as error:
@@ -35,15 +35,16 @@ from perdure.web.requests import (
     turn_index_of,
 )
 from perdure.web.responses import (
+    WRITE_STALL_MS,
     StreamAnswer,
     Unauthorized,
     error_answer,
     json_answer,
+    refusal_answer,
     unexpected_answer,
 )
 from perdure.web.views import session_view, turn_view
 
-logger = logging.getLogger("perdure.web")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -65,31 +66,48 @@ def create_app(
     authorize: Authorize,
     page: bool = True,
     drain_ms: int = DRAIN_MS,
+    heartbeat_ms: int = HEARTBEAT_MS,
+    write_stall_ms: int = WRITE_STALL_MS,
 ) -> Starlette:
     """Return an app that serves `engine`, whose store is `store`; mount it or run it.
 
-    `authorize(request)` says who asks, or None (401); it may be a coroutine function. A session
-    belongs to the user of its first turn: to everybody else it does not exist.
+    `authorize(request)` says who asks, or None (401); it may be a coroutine function, and may
+    raise Starlette's HTTPException. A session belongs to the user of its first turn: to everybody
+    else it does not exist. A stream that was silent for `heartbeat_ms` gets a heartbeat, and one
+    whose client takes nothing for `write_stall_ms` is cut.
 
-    The app's lifespan starts the engine's recovery and, at its end, gives turns back. A server
-    that waits for open responses before it ends the lifespan would wait for every live stream, so
-    call `app.state.close_streams()` when the server is told to stop (`perdure serve` does).
+    The app's lifespan starts the engine's recovery and, at its end, lets turns go on for
+    `drain_ms` and gives back the others. A mounted app has no lifespan of its own: enter
+    `app.router.lifespan_context(app)` in that of the outer one. A server that waits for open
+    responses before it ends the lifespan would wait for every live stream: have it call
+    `app.state.close_streams()` when it is told to stop, and `app.state.hurry()` when it is told
+    so again, which ends the drain (`perdure serve` does both).
     """
     service = Service(engine, store, authorize)
+    service.heartbeat_ms, service.write_stall_ms = heartbeat_ms, write_stall_ms
     routes = service.routes()
     if page:
         routes += page_routes()
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
         engine.start()
-        yield
-        service.close_streams()
-        await engine.aclose(drain_ms=drain_ms)
+        try:
+            yield
+        finally:
+            service.close_streams()
+            await service.drain(drain_ms)
 
-    app = Starlette(routes=routes, lifespan=lifespan)
-    app.state.close_streams = service.close_streams
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _refused})
+    # A redirect would send a browser wherever the header Host says.
+    app.router.redirect_slashes = False
+    app.state.close_streams, app.state.hurry = service.close_streams, service.hurry
     return app
+
+
+async def _refused(_: Request, refused: Exception) -> Response:
+    assert isinstance(refused, HTTPException)
+    return refusal_answer(refused)
 
 
 class Service:
@@ -99,7 +117,10 @@ class Service:
         self._engine = engine
         self._store = store
         self._authorize = authorize
+        self.heartbeat_ms: int = HEARTBEAT_MS
+        self.write_stall_ms: int = WRITE_STALL_MS
         self._closing = asyncio.Event()
+        self._hurry = asyncio.Event()
 
     def routes(self) -> list[BaseRoute]:
         turns = "/v1/sessions/{session_id}/turns"
@@ -117,6 +138,21 @@ class Service:
     def close_streams(self) -> None:
         """Cut every stream: its client reconnects, here or elsewhere, and misses nothing."""
         self._closing.set()
+
+    def hurry(self) -> None:
+        """End a drain, or the one to come, at once."""
+        self._hurry.set()
+
+    async def drain(self, drain_ms: int) -> None:
+        """Let turns go on for a while, unless there is a hurry; then give them back."""
+        loop = asyncio.get_running_loop()
+        draining = loop.create_task(self._engine.aclose(drain_ms=drain_ms))
+        hurried = loop.create_task(self._hurry.wait())
+        await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            await self._engine.aclose(drain_ms=0)
+        hurried.cancel()
+        await draining
 
     # Commands.
 
@@ -182,6 +218,10 @@ class Service:
                 return await handler(request)
             except PerdureError as error:
                 return error_answer(error)
+            except HTTPException:
+                raise
+            except ClientDisconnect:
+                return Response(status_code=400)  # Nobody is there to read it.
             except Exception as error:
                 return unexpected_answer(error)
 
@@ -208,10 +248,11 @@ class Service:
     def _streamed(self, reading: Reading, wire: str, status: int) -> Response:
         codec = codec_for(wire)
         return StreamAnswer(
-            lines(reading, codec),
+            lines(reading._replace(heartbeat_ms=self.heartbeat_ms), codec),
             status=status,
             content_type=codec.content_type,
             closing=self._closing,
+            write_stall_ms=self.write_stall_ms,
         )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
-from urllib.parse import urlsplit
+import ipaddress
+import re
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perdure.web.responses import Forbidden, error_answer
 
-LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9a-zA-Z.-]+))(?::[0-9]{1,5})?")
 
 
 class LoopbackGuard:
@@ -25,29 +25,39 @@ class LoopbackGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            headers = {
-                name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-            }
-            refusal = _refusal(headers)
+            refusal = _refusal(scope["method"], Headers(scope=scope))
             if refusal is not None:
                 await error_answer(Forbidden(refusal))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _refusal(headers: Mapping[str, str]) -> str | None:
-    host = headers.get("host", "")
-    if _name(host) not in LOOPBACK_NAMES:
-        return f"the header Host names {host!r:.60}, not a loopback address"
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
-        return f"the request comes from the origin {origin!r:.60}"
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return "the request comes from another site"
+def _refusal(method: str, headers: Headers) -> str | None:
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or not is_loopback_host(hosts[0]):
+        return f"the header Host names {', '.join(hosts)!r:.60}, not a loopback address"
+    for origin in headers.getlist("origin"):
+        if origin.lower().partition("://")[2] != hosts[0].lower():
+            return f"the request comes from the origin {origin!r:.60}"
+    if not all(site in ("none", "same-origin") for site in headers.getlist("sec-fetch-site")):
+        # A link on another site may lead here: that page does not get to see the answer.
+        is_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        if not is_link or headers.get("sec-fetch-dest") != "document":
+            return "the request comes from another site"
     return None
 
 
-def _name(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+def is_loopback_host(host: str) -> bool:
+    """Return whether a header Host names this machine, by whatever port."""
+    match = _HOST.fullmatch(host)
+    return match is not None and is_loopback(match[1] or match[2])
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches the address or name."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

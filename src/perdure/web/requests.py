@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
-from urllib.parse import unquote_to_bytes
+import re
+from typing import Final, NamedTuple, cast
+from urllib.parse import quote, unquote_to_bytes
 
 from starlette.requests import Request
 
 from perdure.core import identity
 from perdure.core.jsonvalue import parse_json
 from perdure.core.limits import BODY_BYTES_MAX
+from perdure.core.records import JsonValue
 from perdure.errors import UsageError, ValueTooLargeError
 from perdure.turn.wire.events import Dialect
 from perdure.web.responses import UnsupportedMediaType
 
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DIGITS_MAX: Final = 16
+_SESSION_PLACE: Final = 3
+"""Where the session id stands among the pieces of `/v1/sessions/{session_id}`."""
 _FIELDS: Final = ("turnIndex", "message", "model", "retry")
 
 
@@ -36,15 +41,19 @@ class Format(NamedTuple):
 
 def session_id_of(request: Request) -> str:
     """Return the session id of the path: printable, at most 200 bytes, without a slash."""
-    raw: bytes = request.scope.get("raw_path") or request.url.path.encode()
-    mounted = len(request.scope.get("root_path", "").encode())
-    pieces = raw.split(b"?")[0][mounted:].split(b"/")
+    # The raw path, because in the decoded one a slash of the id looks like one of the route.
+    raw: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
+    mounted = request.scope.get("root_path", "").rstrip("/")
+    above = mounted.count("/") if request.scope["path"].startswith(mounted) else 0
+    piece = raw.split(b"?")[0].split(b"/")[above + _SESSION_PLACE]
+    if _BAD_ESCAPE.search(piece):
+        raise UsageError("the session id in the path has a % without two hex digits behind it")
     try:
-        text = unquote_to_bytes(pieces[pieces.index(b"sessions") + 1]).decode("utf-8")
+        text = unquote_to_bytes(piece).decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError("the session id in the path is not UTF-8") from None
     if "/" in text or not text.isprintable():
-        raise UsageError("the session id must be printable text without a slash")
+        raise UsageError("the session id in the path must be printable text without a slash")
     return identity.check_session_id(text)
 
 
@@ -83,9 +92,10 @@ async def submission_of(request: Request) -> Submission:
         raise UnsupportedMediaType(
             f"the content type must be application/json, not {content_type!r}"
         )
-    body = parse_json(await _read_body(request), name="body")
-    if not isinstance(body, dict):
+    sent: object = parse_json(await _read_body(request), name="body")
+    if not isinstance(sent, dict):
         raise UsageError("the body must be an object")
+    body = cast("dict[str, JsonValue]", sent)
     for field in body:
         if field not in _FIELDS:
             raise UsageError(f"there is no field {field!r:.60} (known: {', '.join(_FIELDS)})")

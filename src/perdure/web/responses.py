@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from perdure.core import effects
 from perdure.errors import PerdureError
@@ -80,7 +82,7 @@ def json_answer(
 def error_answer(error: PerdureError) -> Response:
     """Return the JSON form of an error: code, message, hint."""
     status = STATUS_OF.get(error.code, 500)
-    headers = {}
+    headers: dict[str, str] = {}
     if error.retryable and status in (409, 429, 503):
         headers["retry-after"] = str(RETRY_AFTER_S)
     told = {"code": error.code, "message": str(error), "hint": error.hint}
@@ -104,6 +106,21 @@ def unexpected_answer(error: Exception) -> Response:
     return json_answer({"error": told}, status=500)
 
 
+def refusal_answer(refused: HTTPException) -> Response:
+    """Return the JSON form of what the router refuses: no such path, no such method."""
+    code, hint = _REFUSALS.get(refused.status_code, ("refused", "Correct the request."))
+    told = {"code": code, "message": refused.detail, "hint": hint}
+    return json_answer({"error": told}, status=refused.status_code, headers=refused.headers)
+
+
+_REFUSALS: Final[Mapping[int, tuple[str, str]]] = {
+    401: ("unauthorized", Unauthorized.hint),
+    403: ("forbidden", Forbidden.hint),
+    404: ("not_found", "Check the path: this service has none of that name."),
+    405: ("method_not_allowed", "Use a method that the header Allow names."),
+}
+
+
 class StreamAnswer(Response):
     """A body that is written as it comes, to a client who may leave, stall or be cut off.
 
@@ -113,20 +130,25 @@ class StreamAnswer(Response):
 
     def __init__(
         self,
-        lines: AsyncIterator[bytes],
+        lines: AsyncGenerator[bytes, None],
         *,
         status: int,
         content_type: str,
         closing: asyncio.Event,
-        headers: Mapping[str, str] | None = None,
+        write_stall_ms: float = WRITE_STALL_MS,
     ) -> None:
         self._lines = lines
         self._closing = closing
+        self._write_stall_ms = write_stall_ms
         self.status_code = status
         self.background = None
-        self.init_headers({"content-type": content_type, **STREAM_HEADERS, **(headers or {})})
+        self.init_headers({"content-type": content_type, **STREAM_HEADERS})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await send(self._start())
+            await send({"type": "http.response.body", "body": b""})
+            return
         loop = asyncio.get_running_loop()
         pump = loop.create_task(self._pump(send))
         waits = [loop.create_task(_until_gone(receive)), loop.create_task(self._closing.wait())]
@@ -139,16 +161,20 @@ class StreamAnswer(Response):
         if not pump.cancelled() and (error := pump.exception()) is not None:
             logger.warning("a stream was cut: %r", error)
 
-    async def _pump(self, send: Send) -> None:
-        start = {
+    def _start(self) -> Message:
+        return {
             "type": "http.response.start",
             "status": self.status_code,
             "headers": self.raw_headers,
         }
-        await send(start)
-        async for chunk in self._lines:
-            async with asyncio.timeout(WRITE_STALL_MS / 1_000):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _pump(self, send: Send) -> None:
+        await send(self._start())
+        # Closed at once: until it is, the reader counts as one of the turn's.
+        async with contextlib.aclosing(self._lines) as lines:
+            async for chunk in lines:
+                async with asyncio.timeout(self._write_stall_ms / 1_000):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

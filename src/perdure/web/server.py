@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Final
 
 from starlette.types import ASGIApp
 
@@ -16,34 +17,44 @@ except ImportError as error:
     raise ImportError("the server needs uvicorn: pip install 'perdure[serve]'") from error
 
 
+GRACE_S: Final = 1
+"""How long connections may take to close, once streams are cut, before turns are given back."""
+
+
 class StreamingServer(uvicorn.Server):
     """Serves `app`; at the first signal `close_streams` is called, before anything waits.
 
     uvicorn waits for open responses and only then ends the app's lifespan, in which turns are
-    given back: with a live stream that would never happen. A second signal ends at once. The
-    signal is not raised again afterwards, so that whoever started the server can tidy up.
+    given back: with a live stream that would never happen. Answers that are not streams get
+    GRACE_S. A second signal calls `hurry` and waits for nothing. The signal is not raised again
+    afterwards, so that whoever started the server can tidy up.
     """
 
-    def __init__(self, app: ASGIApp, *, close_streams: Callable[[], None], grace_ms: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, close_streams: Callable[[], None], hurry: Callable[[], None]
+    ) -> None:
         config = uvicorn.Config(
             app,
             lifespan="on",
             access_log=False,
             log_level="warning",
-            timeout_graceful_shutdown=max(1, round(grace_ms / 1_000)),
+            timeout_graceful_shutdown=GRACE_S,
             server_header=False,
         )
         super().__init__(config)
         self._close_streams = close_streams
+        self._hurry = hurry
         self._loop: asyncio.AbstractEventLoop | None = None
         logging.getLogger("uvicorn.error").addFilter(self._is_news)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        told = self._close_streams
         if self.should_exit:
             self.force_exit = True
+            told = self._hurry
         self.should_exit = True
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._close_streams)
+            self._loop.call_soon_threadsafe(told)
 
     async def serve_on(self, listener: socket.socket) -> None:
         """Serve the bound socket until a signal."""

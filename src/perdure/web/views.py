@@ -8,6 +8,7 @@ from typing import Any
 from perdure.core.frames import Frame, fold_parts, text_of
 from perdure.core.records import JsonValue, RunRecord, UsageRecord
 from perdure.store.protocol import RunStore
+from perdure.turn.ending import answer_of, final_text_of
 from perdure.turn.history import lineage, messages_of, newest_answered, read_session
 
 LIVE_STATES = ("queued", "running", "sleeping", "waiting")
@@ -81,9 +82,8 @@ async def _answer(
 ) -> tuple[str, Sequence[Mapping[str, JsonValue]], JsonValue]:
     """Return text and parts, of the record or (unfinished) of the frames, and the failure."""
     if run.state in ("completed", "stopped"):
-        steps = await store.read_steps(run.run_id)
-        answer = steps[0].result if steps and isinstance(steps[0].result, dict) else {}
-        return str(answer.get("finalText", "")), answer.get("parts", []), None
+        answer = answer_of(await store.read_steps(run.run_id))
+        return final_text_of(answer), answer.get("parts", []), None
     frames = await _all_frames(store, run)
     parts = fold_parts(frames)
     last = frames[-1] if frames else None
