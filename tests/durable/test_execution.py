@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -215,31 +216,31 @@ async def test_progress_forgives_crashes_and_drains_cost_none(store: RunStore) -
 async def test_a_zombie_cannot_write(handles: Handles) -> None:
     store = await handles.open(clock=handles.clock)
     other = await handles.open(clock=handles.clock)
-    later = Body()
+    begun, taken_over, later = asyncio.Event(), asyncio.Event(), Body()
+
+    async def stubborn() -> str:
+        begun.set()
+        while not taken_over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await taken_over.wait()
+        return "zombie"
 
     async def zombie(context: DurableContext) -> object:
-        async def body() -> str:
-            handles.clock.advance(60_000)
-            await run(other, successor)
-            before.append(await steps_of(other))
-            return "zombie"
-
-        before: list[object] = seen
         with pytest.raises(LeaseLostError):
-            await context.step("work", body)
+            await context.step("work", stubborn)
         with pytest.raises(LeaseLostError):
             await context.step("later", later)
         return "outlived"
 
-    async def successor(context: DurableContext) -> str:
-        return await context.step("work", lambda: "successor")
-
-    seen: list[object] = []
+    call = asyncio.create_task(run(store, zombie))
+    await within(begun.wait())
+    handles.clock.advance(60_000)
+    done = await run(other, lambda context: context.step("work", lambda: "successor"))
+    taken_over.set()
     with pytest.raises(LeaseLostError):
-        await within(run(store, zombie))
-    assert [await steps_of(store)] == seen
-    assert (await read(store)).state == "completed"
-    assert (await steps_of(store))[0].result == "successor"
+        await within(call)
+    assert (await read(store), await steps_of(store)) == (done.record, done.steps)
+    assert done.result == "successor"
     assert later.calls == 0
 
 

@@ -21,6 +21,7 @@ from perdure.errors import LeaseHeldError, LeaseLostError
 from perdure.store.protocol import RunStore
 from perdure.testing.samples import hold
 from tests.durable.handles import (
+    MANIFEST,
     Handles,
     Hanging,
     ThreadedTroubledStore,
@@ -264,7 +265,10 @@ async def test_a_blocked_loop_keeps_its_lease(handles: Handles) -> None:
         return await context.step("work", block)
 
     def compete() -> None:
-        asyncio.run(_try_to_claim(handles, outcomes, done))
+        try:
+            asyncio.run(_try_to_claim(handles, outcomes, done))
+        except Exception as error:
+            outcomes.append(repr(error))
 
     outcomes: list[str] = []
     done = threading.Event()
@@ -276,7 +280,8 @@ async def test_a_blocked_loop_keeps_its_lease(handles: Handles) -> None:
         done.set()
         await asyncio.to_thread(rival.join)
     assert (result.result, result.record.epoch) == ("slept", 1)
-    assert set(outcomes) == {"held"}
+    assert "held" in outcomes
+    assert set(outcomes) <= {"held", "over"}
 
 
 async def _try_to_claim(handles: Handles, outcomes: list[str], done: threading.Event) -> None:
@@ -287,10 +292,11 @@ async def _try_to_claim(handles: Handles, outcomes: list[str], done: threading.E
             found = await store.read_run("run")
             if found is not None and found.lease_holder_id is not None:
                 try:
-                    await hold(store, handler=None)
-                    outcomes.append("taken")
+                    claim = await store.start_or_resume("run", MANIFEST, worker_id="rival")
                 except LeaseHeldError:
                     outcomes.append("held")
+                else:
+                    outcomes.append("taken" if claim.lease else "over")
             await asyncio.sleep(0.01)
     finally:
         await store.close()
