@@ -10,8 +10,6 @@ import pytest
 
 from perdure.durable.context import DurableContext
 from perdure.errors import LeaseLostError, StoreUnavailableError
-    StoreUnavailableError,
-)
 from perdure.store.protocol import RunStore
 from tests.durable.handles import (
     Body,
