@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
@@ -215,7 +223,9 @@ class Reader:
         await within(self.follow(chunks, lines_max=lines_max))
         return self
 
-    async def follow(self, chunks: AsyncIterator[bytes], *, lines_max: int | None = None) -> Reader:
+    async def follow(
+        self, chunks: AsyncGenerator[bytes, None], *, lines_max: int | None = None
+    ) -> Reader:
         count = 0
         try:
             async for chunk in chunks:
@@ -225,7 +235,7 @@ class Reader:
                     if count == lines_max:
                         return self
         finally:
-            await chunks.aclose()  # type: ignore[attr-defined]
+            await chunks.aclose()
         return self
 
 

@@ -84,6 +84,7 @@ async def test_a_turn_is_one_call_and_its_replay_none(
     assert len(server.received) == 1
     (usage,) = (await details_of(store)).usage
     assert (usage.state, usage.tokens_in, usage.tokens_out) == ("settled", 9, 2)
+    assert (usage.provider, usage.model) == ("openai", "model-1-0613")
 
 
 async def test_ten_submits_at_once_are_one_call(

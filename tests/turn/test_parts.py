@@ -141,13 +141,13 @@ def test_text_is_gathered_as_it_came_and_parts_by_their_first_appearance() -> No
         {"k": "text", "part": "q", "d": "b"},
         {"k": "reasoning", "part": "p", "d": "x"},
     ]
-    assert content.frames == 4
+    assert content.spoken == 4
 
 
 def test_what_is_no_content_becomes_no_part() -> None:
     content = gathered(usage(tokens_in=1), upstream_end("stop"))
     assert content.parts == []
-    assert content.frames == 0
+    assert content.spoken == 0
 
 
 def test_what_calls_used_adds_up_and_what_nobody_said_stays_unknown() -> None:

@@ -185,7 +185,7 @@ class Closing:
         used = self.content.usage(0)
         if used is not None:
             return (used,)
-        if self._steps.streams and self.content.frames <= self._steps.streamed_frames:
-            # All content came from streams, which have rows of their own: call 0 was not made.
+        if self._steps.streams and self.content.spoken <= self._steps.spoken:
+            # All was said in streams, which have rows of their own: call 0 was not made.
             return (SettleUsage(0, tokens_in=0, tokens_out=0),)
         return (SettleUsage(0, state="unknown"),)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -46,7 +47,7 @@ class SubmittedTurn(NamedTuple):
 
     created: bool
     run: RunRecord
-    lines: Callable[..., AsyncIterator[bytes]]
+    lines: Callable[..., AsyncGenerator[bytes, None]]
 
 
 class ChatTurnEngine:
@@ -141,7 +142,7 @@ class ChatTurnEngine:
 
         def read(
             *, after: str | None = None, wire: str = "ndjson", dialect: Dialect = "perdure"
-        ) -> AsyncIterator[bytes]:
+        ) -> AsyncGenerator[bytes, None]:
             return self._lines(identity, run, after, wire, dialect)
 
         return SubmittedTurn(created, run, read)
@@ -153,7 +154,7 @@ class ChatTurnEngine:
         after: str | None = None,
         wire: str = "ndjson",
         dialect: Dialect = "perdure",
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yield a turn's stream behind the cursor `after`, to its end, whoever works on it.
 
         `wire` is "ndjson", "envelope" or "sse". Raises, at the first pull, RunNotFoundError,
@@ -243,11 +244,12 @@ class ChatTurnEngine:
 
     async def _read(
         self, identity: ChatTurnIdentity, after: str | None, wire: str, dialect: Dialect
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         self._start()
         run = await known_turn(self._store.for_tenant(identity.tenant_id), identity)
-        async for line in self._lines(identity, run, after, wire, dialect):
-            yield line
+        async with aclosing(self._lines(identity, run, after, wire, dialect)) as found:
+            async for line in found:
+                yield line
 
     async def _lines(
         self,
@@ -256,10 +258,12 @@ class ChatTurnEngine:
         after: str | None,
         wire: str,
         dialect: Dialect,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         codec = codec_for(wire)
-        async for line in lines(await self._open(identity, run, after, dialect), codec):
-            yield line
+        reading = await self._open(identity, run, after, dialect)
+        async with aclosing(lines(reading, codec)) as found:
+            async for line in found:
+                yield line
 
     async def _open(
         self, identity: ChatTurnIdentity, run: RunRecord, after: str | None, dialect: Dialect

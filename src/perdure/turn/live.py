@@ -227,7 +227,7 @@ class LiveTurn:
         for frame in frames:
             if frame.kind in KEPT_KINDS:
                 self._closing.content.add(frame)
-        self._closing.content.frames = 0
+        self._closing.content.spoken = 0
 
     def _recall_everything(self, evidence: Evidence) -> None:
         """Readers keep all they have seen; only behind an end they must be told so."""

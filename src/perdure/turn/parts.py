@@ -112,12 +112,19 @@ def text_change(event: Mapping[str, JsonValue]) -> TextChange | None:
     return TextChange(whole, replaces=True) if isinstance(whole, str) else None
 
 
+def spoken_in(frame: Frame) -> int:
+    """Return how much of what a model says is in a frame: characters, or 1 for an event."""
+    if frame.kind in DELTA_KINDS:
+        return len(frame.data["delta"])
+    return 1 if frame.kind == "event" else 0
+
+
 class Content:
     """Parts and text of a turn, gathered frame by frame."""
 
     def __init__(self) -> None:
-        self.frames = 0
-        """How many frames of content there were in this attempt."""
+        self.spoken = 0
+        """How much of what a model says there was in this attempt, as `spoken_in` counts."""
         self._parts: list[dict[str, JsonValue]] = []
         self._texts: dict[tuple[str, str], StringIO] = {}
         self._text = StringIO()
@@ -127,8 +134,8 @@ class Content:
         """Take in one numbered frame."""
         kind, data = frame.kind, frame.data
         if kind in DELTA_KINDS:
-            self.frames += 1
             delta: str = data["delta"]
+            self.spoken += len(delta)
             key = (kind, data["part"])
             text = self._texts.get(key)
             if text is None:
@@ -138,9 +145,9 @@ class Content:
             if kind == "text":
                 self._text.write(delta)
         elif kind in KEPT_KINDS:
-            self.frames += 1
             self._parts.append({"k": kind, **data})
             if kind == "event":
+                self.spoken += 1
                 self._follow(data["event"])
         elif kind == "usage":
             self._usage.append(frame)
@@ -179,6 +186,7 @@ class Content:
 
         return SettleUsage(
             call,
+            provider=last.get("provider"),
             model=last.get("model"),
             request_id=last.get("request"),
             tokens_in=total("in"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core import identity
@@ -123,10 +124,11 @@ async def lines(reading: Reading, codec: Codec) -> AsyncGenerator[bytes, None]:
             return
     tail = Tail(reading)
     try:
-        async for batch in tail.follow():
-            encoded = codec.heartbeat() if batch is None else writer.frames(batch)
-            if encoded:
-                yield encoded
+        async with aclosing(tail.follow()) as batches:
+            async for batch in batches:
+                encoded = codec.heartbeat() if batch is None else writer.frames(batch)
+                if encoded:
+                    yield encoded
     finally:
         tail.leave()
     if tail.ended_as is not None and not await tail.has_end():
@@ -155,7 +157,7 @@ class Tail:
         self._entered: Ring | None = None
         self._looked_ms = 0.0
 
-    async def follow(self) -> AsyncIterator[Sequence[Frame] | None]:
+    async def follow(self) -> AsyncGenerator[Sequence[Frame] | None, None]:
         """Yield persisted frames in order until the turn's end; None when nothing came for 15 s."""
         heartbeat_ms = self._reading.heartbeat_ms
         heard_ms = monotonic_ms()

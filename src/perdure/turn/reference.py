@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -169,10 +170,11 @@ class _Call:
                 replay="result",
             )
             is_first = True
-            async for line in lines(reading, codec):
-                if not is_first:
-                    yield line
-                is_first = False
+            async with aclosing(lines(reading, codec)) as found:
+                async for line in found:
+                    if not is_first:
+                        yield line
+                    is_first = False
         except Exception as error:
             for event in self._refusal(error):
                 yield codec.encode(event, None)

@@ -17,6 +17,7 @@ from perdure.durable.attempt import Attempt, started_at
 from perdure.durable.journal import Journal
 from perdure.durable.steps import Steps, StepScope, StepSpec, inside
 from perdure.errors import StepFailedError, StoreError
+from perdure.turn.parts import spoken_in
 from perdure.turn.recovery import settled_prefix
 
 logger = logging.getLogger("perdure.turn")
@@ -41,7 +42,8 @@ class TurnSteps(Steps):
         self.active_ms = monotonic_ms()
         """When a step last began or answered."""
         self.streams = 0
-        self.streamed_frames = 0
+        self.spoken = 0
+        """How much of what a model says came from streams."""
         self.repeatable: frozenset[int] = frozenset()
         """Positions whose interrupted step may be executed again, whatever its effect."""
         self._journal = journal
@@ -156,7 +158,7 @@ class TurnSteps(Steps):
                 if frame.kind == "usage" and scope.usage_call is not None:
                     scope.usage = usage_of(frame, scope.usage_call)
                 elif frame.kind != "upstream_end":
-                    self.streamed_frames += 1
+                    self.spoken += spoken_in(frame)
                     yield frame
 
     async def _record_stream(
@@ -185,6 +187,7 @@ def usage_of(frame: Frame, call: int) -> SettleUsage:
     known = frame.data
     return SettleUsage(
         call,
+        provider=known.get("provider"),
         model=known.get("model"),
         request_id=known.get("request"),
         tokens_in=known.get("in"),
