@@ -220,7 +220,7 @@ class SchemaError(StoreError):
 
     code = "schema"
     retryable = False
-    hint = "Run `perdure migrate`, or use the version that made the database."
+    hint = "Open it with `migrate=True`, or use the version that made the database."
 
 
 class AgentRuntimeError(PerdureError):

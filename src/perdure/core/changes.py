@@ -97,6 +97,7 @@ class SettleUsage(NamedTuple):
     cost_nanos: int | None = None
     currency: str | None = None
     price_version: str | None = None
+    provider: str | None = None
 
 
 class AddDelivery(NamedTuple):

@@ -156,6 +156,7 @@ class RunData:
             return
         self.usage[key] = known._replace(
             state=usage.state,
+            provider=usage.provider or known.provider,
             model=usage.model or known.model,
             request_id=usage.request_id,
             tokens_in=usage.tokens_in,

@@ -137,6 +137,7 @@ def current_step() -> StepCall:
 
 def report_usage(
     *,
+    provider: str | None = None,
     model: str | None = None,
     tokens_in: int | None = None,
     tokens_out: int | None = None,
@@ -163,6 +164,7 @@ def report_usage(
             identity.check_index(count, name=name)
     scope.usage = SettleUsage(
         scope.usage_call,
+        provider=provider,
         model=model,
         request_id=request_id,
         tokens_in=tokens_in,

@@ -105,6 +105,7 @@ def _usage_view(usage: UsageRecord) -> dict[str, JsonValue]:
         "attempt": usage.epoch,
         "call": usage.call,
         "state": usage.state,
+        "provider": usage.provider,
         "model": usage.model,
         "tokensIn": usage.tokens_in,
         "tokensOut": usage.tokens_out,

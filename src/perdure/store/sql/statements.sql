@@ -242,6 +242,7 @@ ON CONFLICT DO NOTHING
 -- settle_usage --
 -- Not fenced by the lease: a worker that lost it still holds the bill of its own call.
 UPDATE perdure_usage SET state = ?5, model = coalesce(?6, model), request_id = ?7,
+  provider = coalesce(?15, provider),
   tokens_in = CAST(?8 AS INTEGER), tokens_out = CAST(?9 AS INTEGER),
   tokens_cached = CAST(?10 AS INTEGER), tokens_reasoning = CAST(?11 AS INTEGER),
   cost_nanos = CAST(?12 AS BIGINT), currency = ?13, price_version = ?14, settled_at = {now}
@@ -355,7 +356,8 @@ FROM {rows ?1: run_id TEXT, epoch INTEGER, token TEXT, holder TEXT} AS b
 WHERE durable_runs.run_id = b.run_id AND durable_runs.epoch = b.epoch
   AND durable_runs.token = b.token AND durable_runs.lease_holder_id = b.holder
   AND durable_runs.status = 'running'
-RETURNING durable_runs.run_id, durable_runs.stop_requested_at
+RETURNING durable_runs.run_id, durable_runs.epoch, durable_runs.token,
+  durable_runs.lease_holder_id, durable_runs.stop_requested_at
 
 -- due_deliveries --
 -- Within a run the first waiting one only; it counts once the run has ended.
