@@ -45,7 +45,6 @@ from perdure.web.responses import (
 )
 from perdure.web.views import session_view, turn_view
 
-
 Handler = Callable[[Request], Awaitable[Response]]
 
 

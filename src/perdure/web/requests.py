@@ -9,8 +9,8 @@ from urllib.parse import quote, unquote_to_bytes
 from starlette.requests import Request
 
 from perdure.core import identity
-from perdure.core.jsonvalue import parse_json
-from perdure.core.limits import BODY_BYTES_MAX
+from perdure.core.jsonvalue import encode_value, parse_json
+from perdure.core.limits import BODY_BYTES_MAX, MANIFEST_BYTES_MAX
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError, ValueTooLargeError
 from perdure.turn.wire.events import Dialect
@@ -18,6 +18,8 @@ from perdure.web.responses import UnsupportedMediaType
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DIGITS_MAX: Final = 16
+_RECORD_BYTES_MAX: Final = MANIFEST_BYTES_MAX - 16 * 1024
+"""The rest of a manifest is for the ids, each of which stands in it several times."""
 _SESSION_PLACE: Final = 3
 """Where the session id stands among the pieces of `/v1/sessions/{session_id}`."""
 _FIELDS: Final = ("turnIndex", "message", "model", "retry")
@@ -107,6 +109,9 @@ async def submission_of(request: Request) -> Submission:
         raise UsageError("the field `message` must be a text that is not empty")
     if model is not None and (not isinstance(model, str) or not model):
         raise UsageError("the field `model` must be a text, or null")
+    # The record escapes what is not ASCII, so it may be too long though the body was not.
+    together = [message, model]
+    encode_value(together, name="`message` and `model` together", bytes_max=_RECORD_BYTES_MAX)
     if not isinstance(retry, bool):
         raise UsageError("the field `retry` must be true or false")
     index = identity.check_index(body["turnIndex"], name="the field `turnIndex`")
