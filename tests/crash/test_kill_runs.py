@@ -1,0 +1,186 @@
+"""A run survives SIGKILL at any moment, and a process that slept past its lease writes nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.crash.run_process import INTENTS, LEASE_LOST, PARKED
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 20.0
+WRITES = 7
+"""Writing calls of an undisturbed run: the claim, five steps, the end."""
+
+
+class Crew:
+    """Starts processes on one run, and sees to it that none outlives the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = folder / "runs.db"
+        self.notes = folder / "notes.txt"
+        self.notes.touch()
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.crash.run_process",
+                str(self.database),
+                str(self.notes),
+                *options,
+            ],
+            cwd=ROOT,
+        )
+        self._processes.append(process)
+        return process
+
+    def finish(self, *options: str) -> None:
+        """Start processes until one finishes the run."""
+        for _ in range(8):
+            code = self.start(*options).wait(PATIENCE_S)
+            if code == 0:
+                return
+            assert code in (LEASE_LOST, PARKED, -signal.SIGKILL), f"exit code {code}"
+        raise AssertionError("no process finished the run")
+
+    def lines(self) -> list[str]:
+        return self.notes.read_text().splitlines()
+
+    def rows(self, table: str) -> list[tuple[object, ...]]:
+        with closing(sqlite3.connect(self.database)) as connection:
+            return connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+
+    def dump(self) -> list[str]:
+        with closing(sqlite3.connect(self.database)) as connection:
+            return list(connection.iterdump())
+
+    def results(self) -> dict[str, tuple[str, str]]:
+        with closing(sqlite3.connect(self.database)) as connection:
+            found = connection.execute(
+                "SELECT intent, status, result_json FROM durable_steps ORDER BY step_index"
+            )
+            return {intent: (status, result) for intent, status, result in found}
+
+    def end(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Crew]:
+    crew = Crew(tmp_path)
+    yield crew
+    crew.end()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for does not happen"
+        time.sleep(0.005)
+
+
+def check_finished(crew: Crew) -> None:
+    """Check that the run is whole, and that no body ran after its step was known committed."""
+    with closing(sqlite3.connect(crew.database)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("SELECT status FROM durable_runs").fetchall() == [("completed",)]
+    results = crew.results()
+    assert list(results) == list(INTENTS)
+    assert {status for status, _ in results.values()} == {"completed"}
+    lines = crew.lines()
+    for intent in INTENTS:
+        runs = [place for place, line in enumerate(lines) if line == f"run {intent}"]
+        done = lines.index(f"done {intent}")
+        assert runs, f"{intent} never ran"
+        assert max(runs) < done, f"{intent} ran again after its commit"
+
+
+def kill_at_random_moments(crew: Crew, kills: int, *, seed: int) -> None:
+    """Kill `kills` processes, then let one finish; what was recorded must stay as it was."""
+    dice = random.Random(seed)
+    recorded: dict[str, tuple[str, str]] = {}
+    for _ in range(kills):
+        before = len(crew.lines())
+        process = crew.start("--step-ms", "60")
+        until(lambda n=before, p=process: len(crew.lines()) > n or p.poll() is not None)  # type: ignore[misc]  # bound now
+        time.sleep(dice.uniform(0, 0.12))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE_S)
+        results = crew.results()
+        final = {intent: one for intent, one in results.items() if one[0] == "completed"}
+        assert recorded.items() <= final.items(), f"a recorded result changed (seed {seed})"
+        recorded = final
+    crew.finish()
+    assert recorded.items() <= crew.results().items(), f"a recorded result changed (seed {seed})"
+    check_finished(crew)
+
+
+def test_an_undisturbed_run_writes_as_often_as_is_assumed_here(crew: Crew) -> None:
+    process = crew.start("--die-at", str(WRITES - 1), "--when", "after")
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    check_finished(crew)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", range(WRITES))
+def test_a_run_survives_its_death_at_every_write(crew: Crew, call: int, when: str) -> None:
+    process = crew.start("--die-at", str(call), "--when", when)
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    crew.finish()
+    check_finished(crew)
+
+
+def test_a_run_survives_ten_deaths_at_random_moments(crew: Crew) -> None:
+    kill_at_random_moments(crew, 10, seed=random.randrange(10**6))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(100))
+def test_a_run_survives_thirty_deaths_at_random_moments(crew: Crew, seed: int) -> None:
+    kill_at_random_moments(crew, 30, seed=seed)
+
+
+def test_a_process_that_slept_past_its_lease_writes_nothing(crew: Crew) -> None:
+    zombie = crew.start("--step-ms", "900")
+    until(lambda: "run left" in crew.lines())
+    _stop_outside_of_a_commit(crew, zombie)
+    crew.finish()
+    check_finished(crew)
+    before, lines = crew.dump(), crew.lines()
+    os.kill(zombie.pid, signal.SIGCONT)
+    assert zombie.wait(PATIENCE_S) == LEASE_LOST
+    assert crew.dump() == before
+    assert crew.lines() == lines, "its task took no further step either"
+    (run,) = crew.rows("durable_runs")
+    assert "completed" in run
+
+
+def _stop_outside_of_a_commit(crew: Crew, process: subprocess.Popen[bytes]) -> None:
+    """SIGSTOP the process; within a commit of its heartbeat it would block all other writers."""
+    with closing(sqlite3.connect(crew.database, timeout=0, isolation_level=None)) as connection:
+        while True:
+            os.kill(process.pid, signal.SIGSTOP)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                os.kill(process.pid, signal.SIGCONT)
+                continue
+            connection.execute("ROLLBACK")
+            return
