@@ -321,7 +321,7 @@ async def test_a_finished_turn_shows_parts_usage_and_deliveries(start: Start) ->
     view = (await service.ask("GET", TURN)).json
     assert (view["sessionId"], view["turnIndex"], view["revision"]) == ("s", 0, 0)
     assert (view["state"], view["text"], view["reason"]) == ("completed", "Done.", None)
-    assert [part["k"] for part in view["parts"]] == [
+    assert [part["type"] for part in view["parts"]] == [
         "reasoning",
         "tool_call",
         "tool_result",

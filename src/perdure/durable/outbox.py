@@ -9,6 +9,7 @@ from typing import Final
 
 from perdure.core.limits import DELIVERY_CLAIM_MS
 from perdure.core.records import DeliveryRecord
+from perdure.core.rundata import delivery_backoff_ms
 from perdure.errors import StoreError
 from perdure.store.protocol import RunStore
 
@@ -25,11 +26,19 @@ class Outbox:
     """Delivers the waiting deliveries of some handlers.
 
     Each is delivered at least once, per run in order. A failed one waits 1 s, 2 s, … up to 1 h;
-    after 20 tries it is dead, and stays visible.
+    after 20 tries it is dead, and stays visible. `on_failure` is called with the ms until a
+    failed one is due again.
     """
 
-    def __init__(self, store: RunStore, handlers: Mapping[str, Deliver]) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        handlers: Mapping[str, Deliver],
+        *,
+        on_failure: Callable[[int], None] | None = None,
+    ) -> None:
         self._store = store
+        self._on_failure = on_failure
         self._handlers = dict(handlers)
         self._jobs: set[asyncio.Task[None]] = set()
 
@@ -93,3 +102,5 @@ class Outbox:
             )
             error = f"{type(failure).__name__}: {failure}"[:_ERROR_CHARS_MAX]
         await self._store.settle_delivery(delivery, error=error)
+        if error is not None and self._on_failure is not None:
+            self._on_failure(delivery_backoff_ms(delivery.tries))

@@ -132,7 +132,9 @@ class Worker:
             if engine.name in self._handlers:
                 raise UsageError(f"two handlers are named {engine.name!r}")
             self._handlers[engine.name] = engine
-        self._outbox = Outbox(store, {one.name: one.deliver for one in engines})
+        self._outbox = Outbox(
+            store, {one.name: one.deliver for one in engines}, on_failure=self.wake_in
+        )
         self._jobs: set[asyncio.Task[None]] = set()
         self._deliveries: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -158,6 +160,10 @@ class Worker:
     def wake(self) -> None:
         """Look for due work now."""
         self._wake.set()
+
+    def wake_in(self, pause_ms: int) -> None:
+        """Look for due work when something becomes due in `pause_ms`."""
+        asyncio.get_running_loop().call_later(pause_ms / 1_000, self._wake.set)
 
     async def run(self) -> None:
         """Work until `drain` or cancellation; both give back what cannot be finished.
@@ -288,7 +294,7 @@ class Worker:
         finally:
             self.wake()
         if asleep_ms is not None:
-            asyncio.get_running_loop().call_later(asleep_ms / 1_000, self.wake)
+            self.wake_in(asleep_ms)
 
     async def _deliver(self, delivery: DeliveryRecord) -> None:
         try:

@@ -94,7 +94,7 @@ class ChatTurnEngine:
         self._replay: Replay = replay
         self._recover = recover
         self._hooks = hooks or ChatTurnHooks()
-        self._outbox = Outbox(store, {name: self.deliver})
+        self._outbox = Outbox(store, {name: self.deliver}, on_failure=self._look_in)
         self._settings = TurnSettings(
             name=name,
             produce=produce,
@@ -213,6 +213,10 @@ class ChatTurnEngine:
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
+
+    def _look_in(self, pause_ms: int) -> None:
+        if self._worker is not None:
+            self._worker.wake_in(pause_ms)
 
     def start(self) -> None:
         """Look for turns that nobody works on, without waiting for the first call."""

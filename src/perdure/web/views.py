@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.core.frames import Frame, fold_parts, text_of
+from perdure.core.frames import DELTA_KINDS, Frame, fold_parts, text_of
 from perdure.core.records import JsonValue, RunRecord, UsageRecord
 from perdure.store.protocol import RunStore
 from perdure.turn.ending import answer_of, final_text_of
@@ -27,7 +27,7 @@ async def turn_view(store: RunStore, run: RunRecord) -> dict[str, JsonValue]:
         "attempt": run.epoch,
         "message": _message(run),
         "text": text,
-        "parts": parts,
+        "parts": [part_view(part) for part in parts],
         "error": failure,
         "createdAt": run.created_at,
         "completedAt": run.completed_at,
@@ -98,6 +98,16 @@ async def _all_frames(store: RunStore, run: RunRecord) -> list[Frame]:
         frames.extend(page)
         after = page[-1].seq
     return frames
+
+
+def part_view(part: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return a stored part under the names that the stream uses."""
+    kind, rest = part["k"], {key: value for key, value in part.items() if key != "k"}
+    if kind in DELTA_KINDS:
+        return {"type": kind, "id": rest["part"], "text": rest["d"]}
+    if kind in ("tool_call", "tool_result"):
+        return {"type": kind, "id": rest.pop("call"), **rest}
+    return {"type": kind, **rest}
 
 
 def _usage_view(usage: UsageRecord) -> dict[str, JsonValue]:
