@@ -1,0 +1,231 @@
+"""SIGKILL and SIGSTOP for processes in the middle of a turn with steps; a reader elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import perdure
+from perdure.errors import RunNotFoundError
+from perdure.testing.lab import snapshot
+from perdure.turn.identity import run_id_of
+from tests.crash.turn_process import FINAL, TURN
+from tests.turn.stage import Reader, Script, until, within
+
+ROOT = Path(__file__).parent.parent.parent
+RUN_ID = run_id_of(TURN)
+AT_ONCE = 4
+PATIENCE_S = 60.0
+WORK_MS = 450
+"""About how long a turn takes from its first write to its end."""
+
+
+class Place:
+    """One database, the notes of the processes that work on it, and a handle to look with."""
+
+    def __init__(self, folder: Path, store: perdure.RunStore) -> None:
+        self.folder = folder
+        self.store = store
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "turns.db"
+
+    def noted(self) -> Counter[str]:
+        notes = self.folder / "notes"
+        return Counter(notes.read_text().split("\n")[:-1] if notes.exists() else ())
+
+    def was_asked(self, times: int) -> bool:
+        return self.noted()["producer"] >= times
+
+    async def process(self, *, pause_s: float = 0.01) -> asyncio.subprocess.Process:
+        """Start a process that works on the turn; return once it has submitted it."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.crash.turn_process",
+            str(self.database),
+            str(self.folder / "notes"),
+            str(pause_s),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert await within(process.stdout.readline(), PATIENCE_S), "the process did not begin"
+        return process
+
+    async def known(self) -> tuple[bool, set[str]]:
+        """Return whether the turn is over, and the steps that are recorded."""
+        run = await self.store.read_run(RUN_ID)
+        steps = await self.store.read_steps(RUN_ID)
+        over = run is not None and run.state == "completed"
+        return over, {step.intent for step in steps if step.status == "completed"}
+
+
+@asynccontextmanager
+async def place_in(folder: Path) -> AsyncIterator[Place]:
+    await asyncio.to_thread(folder.mkdir, parents=True)
+    store = await perdure.open_store(f"sqlite:{folder / 'turns.db'}")
+    try:
+        yield Place(folder, store)
+    finally:
+        await store.close()
+
+
+async def end(process: asyncio.subprocess.Process, *, kill: bool = True) -> None:
+    if kill and process.returncode is None:
+        os.kill(process.pid, signal.SIGKILL)
+    await within(process.wait(), PATIENCE_S)
+
+
+async def read_to_the_end(store: perdure.RunStore, reader: Reader) -> None:
+    """Follow the turn from another process, through whatever happens to its workers."""
+    engine = perdure.ChatTurnEngine(store, produce=Script(), recover=False)
+    while not reader.is_done:
+        try:
+            chunks = engine.read(TURN, after=reader.cursor, wire="envelope")
+            await within(reader.follow(chunks, lines_max=random.randrange(5, 40)), PATIENCE_S)
+        except RunNotFoundError:
+            await asyncio.sleep(0.01)
+    await engine.aclose()
+
+
+async def kill_once(folder: Path, after_ms: float) -> None:
+    """Kill a process some time into its turn, and let another one go on."""
+    async with place_in(folder) as place:
+        reader = Reader()
+        reading = asyncio.ensure_future(read_to_the_end(place.store, reader))
+        first = await place.process()
+        try:
+            await asyncio.sleep(after_ms / 1_000)
+        finally:
+            await end(first)
+        over, recorded = await place.known()
+        before = place.noted()
+        attempts = len((await place.store.read_details(RUN_ID)).attempts)
+        second = await place.process()
+        try:
+            await within(reading, PATIENCE_S)
+            await within(second.wait(), PATIENCE_S)
+        finally:
+            await end(second)
+        spent = place.noted() - before
+        where = (
+            f"killed after {after_ms:.0f} ms, over: {over}, recorded: {sorted(recorded)}, "
+            f"then done: {dict(spent)}"
+        )
+        steps = await place.store.read_steps(RUN_ID)
+        assert reader.text == steps[0].result["finalText"] == FINAL, where
+        assert reader.kinds[-1] == "session.run.completed", where
+        # On a machine that is busy enough an heir may lose its lease too: one more attempt.
+        attempts = len((await place.store.read_details(RUN_ID)).attempts) - attempts
+        assert spent["producer"] == (0 if over else attempts), where
+        for name in ("ask", "tool", "answer"):
+            done = spent[name]
+            assert done == 0 if over or name in recorded else 1 <= done <= attempts, (name, where)
+        await hooks_were_called(place, where)
+
+
+async def hooks_were_called(place: Place, where: str) -> None:
+    keys = {line for line in place.noted() if line.startswith("persist ")}
+    (delivery,) = (await place.store.read_details(RUN_ID)).deliveries
+    assert len(keys) <= 1, where
+    # A process that was killed in the hook keeps its claim of the delivery for a minute.
+    assert keys or (delivery.state == "waiting" and delivery.tries == 1), where
+    assert keys <= {f"persist {delivery.key}"}, where
+
+
+async def kill_at_random_moments(folder: Path, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(number: int) -> None:
+        async with places:
+            await kill_once(folder / str(number), chance.uniform(0, WORK_MS))
+
+    await asyncio.gather(*(one(number) for number in range(kills)))
+
+
+@pytest.mark.timeout(240)
+async def test_a_turn_survives_sigkill_at_random_moments(tmp_path: Path) -> None:
+    await kill_at_random_moments(tmp_path, 20, random.randrange(2**32))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(10))
+async def test_a_turn_survives_many_kills(tmp_path: Path, seed: int) -> None:
+    await kill_at_random_moments(tmp_path, 100, seed)
+
+
+async def test_a_turn_is_parked_when_its_processes_die_again_and_again(tmp_path: Path) -> None:
+    async with place_in(tmp_path / "place") as place:
+        for strikes in range(3):
+            process = await place.process()
+            await until(partial(place.was_asked, strikes + 1))
+            await end(process)
+        last = await place.process()
+        await end(last, kill=False)
+        run = await place.store.read_run(RUN_ID)
+        assert run is not None
+        # A recorded step is progress, and takes the strikes back.
+        _, recorded = await place.known()
+        assert run.state == ("completed" if recorded else "parked")
+
+
+async def pause(process: asyncio.subprocess.Process, database: Path) -> None:
+    """Stop a process outside of a commit: within one it would hold the lock of the database."""
+    while True:
+        os.kill(process.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.02)
+        connection = sqlite3.connect(database, timeout=0, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            os.kill(process.pid, signal.SIGCONT)
+            await asyncio.sleep(0.003)
+        else:
+            return
+        finally:
+            connection.close()
+
+
+async def test_a_process_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(
+    tmp_path: Path,
+) -> None:
+    async with place_in(tmp_path / "place") as place:
+        reader = Reader()
+        reading = asyncio.ensure_future(read_to_the_end(place.store, reader))
+        zombie = await place.process(pause_s=30)
+        try:
+            await until(lambda: place.noted()["silent"])
+            await pause(zombie, place.database)
+            heir = await place.process()
+            try:
+                await within(reading, PATIENCE_S)
+                await within(heir.wait(), PATIENCE_S)
+            finally:
+                await end(heir)
+            ended = await snapshot(place.store, RUN_ID)
+            os.kill(zombie.pid, signal.SIGCONT)
+            assert await within(zombie.wait(), PATIENCE_S) == 0
+        finally:
+            await end(zombie)
+        assert await snapshot(place.store, RUN_ID) == ended
+        assert reader.text == FINAL
+        assert ended.run is not None
+        assert (ended.run.state, ended.run.epoch) == ("completed", 2)
+        noted = place.noted()
+        assert (noted["ask"], noted["tool"], noted["answer"]) == (1, 1, 2)
+        assert len([line for line in noted if line.startswith("persist")]) == 1
