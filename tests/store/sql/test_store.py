@@ -139,6 +139,15 @@ async def test_many_leases_are_renewed_in_one_commit(store: SqlStore, database: 
     assert database.commits == before + 1
 
 
+async def test_a_lost_lease_stays_lost_beside_the_one_that_followed(
+    store: SqlStore, clock: ManualClock
+) -> None:
+    lost = await hold(store)
+    clock.advance(15_000)
+    held = await hold(store)
+    assert await store.renew([lost, held], 15_000) == {held: False}
+
+
 async def test_whoever_drains_the_queue_gets_each_run_once(store: SqlStore) -> None:
     for number in range(40):
         await store.enqueue(f"run-{number}", manifest(), handler=HANDLER)

@@ -309,6 +309,15 @@ WHERE run_id = ?1 AND status IN ('pending', 'running', 'suspended')
 -- No row: there is no such run.
 UPDATE durable_runs SET updated_at = updated_at WHERE run_id = ?1 RETURNING run_id
 
+-- wake_on_event --
+-- Before the emit, since only the first one wakes; but what a TypeScript worker has emitted woke
+-- nobody yet.
+UPDATE durable_runs SET wake_at = {now}
+WHERE run_id = ?1 AND status = 'suspended' AND coalesce(state, 'waiting') = 'waiting'
+  AND wake_key = ?2
+  AND (wake_at IS NULL OR wake_at > {now} OR NOT EXISTS (
+    SELECT 1 FROM durable_events WHERE run_id = ?1 AND key = ?2))
+
 -- emit_event --
 -- No row: another emit was first.
 INSERT INTO durable_events (run_id, key, payload_json, emitted_at)
@@ -318,11 +327,6 @@ RETURNING key
 
 -- read_event --
 SELECT key, payload_json, emitted_at FROM durable_events WHERE run_id = ?1 AND key = ?2
-
--- wake_on_event --
-UPDATE durable_runs SET wake_at = {now}
-WHERE run_id = ?1 AND status = 'suspended' AND coalesce(state, 'waiting') = 'waiting'
-  AND wake_key = ?2
 
 -- due_runs --
 -- Released or lapsed. A run without a stored manifest waits for its own caller, here and below.

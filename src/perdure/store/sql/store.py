@@ -187,12 +187,12 @@ class SqlStore:
         text = encode_value(payload, name="payload")
         statements = [
             Statement("lock_run", (stored_id,), required=True),
+            Statement("wake_on_event", (stored_id, key)),
             Statement("emit_event", (stored_id, key, text)),
             Statement("read_event", (stored_id, key)),
-            Statement("wake_on_event", (stored_id, key)),
         ]
         try:
-            _, emitted, (row,), _ = await self._database.run(statements)
+            _, _, emitted, (row,) = await self._database.run(statements)
         except Refused:
             raise _unknown(run_id) from None
         if emitted:
@@ -365,8 +365,9 @@ def _beat(leases: Sequence[Lease], lease_ms: int) -> Statement:
 
 
 def _held(leases: Sequence[Lease], rows: Sequence[Row]) -> dict[Lease, bool]:
-    stops = {run_id: stop_requested_at is not None for run_id, stop_requested_at in rows}
-    return {lease: stops[lease.run_id] for lease in leases if lease.run_id in stops}
+    """Return which of the leases a beat has moved: of one run at most one."""
+    moved = {tuple(lease): stop_requested_at is not None for *lease, stop_requested_at in rows}
+    return {lease: moved[lease] for lease in leases if lease in moved}
 
 
 def _unknown(run_id: str) -> RunNotFoundError:
