@@ -84,7 +84,8 @@ def format_of(request: Request) -> Format:
 
 def cursor_of(request: Request) -> str | None:
     """Return the cursor behind which a client wants to go on, if it has one."""
-    return request.query_params.get("after") or request.headers.get("last-event-id") or None
+    # An EventSource comes back to the address it began with: its header is the newer of the two.
+    return request.headers.get("last-event-id") or request.query_params.get("after") or None
 
 
 async def submission_of(request: Request) -> Submission:

@@ -41,6 +41,8 @@ STATUS_OF: Final[Mapping[str, int]] = {
     "store_unavailable": 503,
 }
 RETRY_AFTER_S: Final = 1
+PIECE_BYTES: Final = 64 * 1024
+"""So much is written at one go: a slow client who takes piece after piece has not stalled."""
 
 STREAM_HEADERS: Final[Mapping[str, str]] = {
     "cache-control": "no-cache, no-transform",
@@ -173,9 +175,13 @@ class StreamAnswer(Response):
         # Closed at once: until it is, the reader counts as one of the turn's.
         async with contextlib.aclosing(self._lines) as lines:
             async for chunk in lines:
-                async with asyncio.timeout(self._write_stall_ms / 1_000):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                for begin in range(0, len(chunk), PIECE_BYTES):
+                    await self._write(send, chunk[begin : begin + PIECE_BYTES])
+        await self._write(send, b"", is_last=True)
+
+    async def _write(self, send: Send, piece: bytes, *, is_last: bool = False) -> None:
+        async with asyncio.timeout(self._write_stall_ms / 1_000):
+            await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
 
 
 async def _until_gone(receive: Receive) -> None:
