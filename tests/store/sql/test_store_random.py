@@ -208,7 +208,10 @@ class Twins:
 
     async def compare(self) -> None:
         for run_id in RUNS:
-            await self.both(lambda store, _, run_id=run_id: snapshot(store, run_id))  # type: ignore[misc]  # the default binds the loop's variable
+            await self.compare_run(run_id)
+
+    async def compare_run(self, run_id: str) -> None:
+        await self.both(lambda store, _: snapshot(store, run_id))
 
 
 async def _sorted_deliveries(store: RunStore) -> list[DeliveryRecord]:

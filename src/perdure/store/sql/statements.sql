@@ -26,6 +26,7 @@ WHERE tenant = ?1 AND session_id = ?2
 RETURNING active_run_id
 
 -- read_session --
+-- Asked for by the caller's key: a run of a TypeScript worker names no session.
 SELECT owner_id, active_run_id FROM perdure_sessions WHERE tenant = ?1 AND session_id = ?2
 
 -- create_run --
@@ -81,6 +82,7 @@ WHERE run_id = ?1 AND ended_at IS NULL
   AND epoch < (SELECT epoch FROM durable_runs WHERE run_id = ?1 AND token = ?2)
 
 -- open_attempt --
+-- Every claim is on record, also one that crashes before it does anything.
 INSERT INTO perdure_attempts (run_id, epoch, holder, liveness, code_version, started_at)
 SELECT run_id, epoch, lease_holder_id, ?4, ?3, {now} FROM durable_runs
 WHERE run_id = ?1 AND token = ?2 AND status = 'running'
@@ -94,13 +96,16 @@ SELECT {run_columns},
 FROM durable_runs WHERE run_id = ?1
 
 -- read_steps --
+-- The whole history at once, at the claim: no step is looked up later.
 SELECT {step_columns} FROM durable_steps WHERE run_id = ?1 ORDER BY step_index
 
 -- read_step --
+-- What a write that is repeated has stored the first time.
 SELECT {step_columns} FROM durable_steps
 WHERE run_id = ?1 AND step_index = CAST(?2 AS INTEGER)
 
 -- frames_end --
+-- The seq of the next frame.
 SELECT coalesce((
   SELECT last_seq + 1 FROM perdure_frames WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), 1)
 
@@ -186,6 +191,7 @@ VALUES (?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, 'completed', CAST(?10 AS INTEGER), 
 ON CONFLICT DO NOTHING
 
 -- fail_step --
+-- A result that is there stays: a failure never replaces it.
 INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts,
   error_json, started_at, completed_at, epoch, effect)
 SELECT ?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, 'failed', CAST(?10 AS INTEGER), ?11, ?12, {now},
@@ -220,18 +226,22 @@ ON CONFLICT (run_id, first_seq) DO UPDATE SET last_seq = excluded.last_seq
 RETURNING last_seq
 
 -- mark_live_from --
+-- Readers forget what stands before it.
 UPDATE durable_runs SET live_from = CAST(?5 AS INTEGER) WHERE {fence_self}
 
 -- save_handle --
+-- By which a later attempt finds the upstream call again.
 UPDATE durable_runs SET upstream_json = ?5 WHERE {fence_self}
 
 -- add_delivery --
+-- Written with the end of its run or not at all; a position is taken once.
 INSERT INTO perdure_outbox (run_id, position, topic, handler, key, payload_json, due_at,
   created_at)
 SELECT ?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, ?9, {now}, {now} WHERE {fence}
 ON CONFLICT DO NOTHING
 
 -- intend_usage --
+-- The tenant and the session come from the run, so a report needs no join.
 INSERT INTO perdure_usage (run_id, epoch, call, token, step_index, tenant, session_id, provider,
   model, state, intended_at)
 SELECT run_id, epoch, CAST(?5 AS INTEGER), token, CAST(?6 AS INTEGER), tenant, session_id, ?7,
@@ -250,6 +260,7 @@ WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND token = ?3 AND call = CAST
   AND state <> 'settled'
 
 -- close_attempt --
+-- How the attempt ended, for people.
 UPDATE perdure_attempts SET ended_at = {now}, ended = ?5, error_json = ?6
 WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND ended_at IS NULL AND {fence}
 
@@ -274,6 +285,7 @@ WHERE {fence_self}
 RETURNING wake_at
 
 -- release_run --
+-- It stays running without a lease, so that it is due at once.
 UPDATE durable_runs SET lease_holder_id = NULL, lease_expires_at = NULL, updated_at = {now}
 WHERE {fence_self}
 RETURNING run_id
@@ -290,6 +302,7 @@ ON CONFLICT (run_id) DO NOTHING
 RETURNING {run_columns}
 
 -- requeue_run --
+-- A retry by hand: the strikes are forgiven. No row: it does not rest any more.
 UPDATE durable_runs SET status = 'pending', state = 'queued', reason = NULL, strikes = 0,
   completed_at = NULL, stop_requested_at = NULL, wake_at = NULL, wake_key = NULL,
   lease_holder_id = NULL, lease_expires_at = NULL, updated_at = {now},
@@ -300,6 +313,7 @@ WHERE run_id = ?1
 RETURNING run_id
 
 -- request_stop --
+-- The first request counts. Whoever sleeps is woken, so that somebody ends it.
 UPDATE durable_runs SET stop_requested_at = coalesce(stop_requested_at, {now}),
   wake_at = CASE WHEN status = 'suspended' AND coalesce(state, '') <> 'parked'
     THEN {now} ELSE wake_at END
@@ -326,6 +340,7 @@ ON CONFLICT DO NOTHING
 RETURNING key
 
 -- read_event --
+-- The winner's, whoever that is.
 SELECT key, payload_json, emitted_at FROM durable_events WHERE run_id = ?1 AND key = ?2
 
 -- due_runs --
@@ -336,6 +351,7 @@ WHERE handler = ?1 AND status = 'running' AND manifest_json IS NOT NULL
 ORDER BY run_id LIMIT CAST(?2 AS INTEGER)
 
 -- due_wakes --
+-- Asleep until now, or woken by an event or a stop.
 SELECT {due_columns} FROM durable_runs
 WHERE handler = ?1 AND status = 'suspended' AND manifest_json IS NOT NULL
   AND wake_at IS NOT NULL AND wake_at <= {now} AND coalesce(state, '') <> 'parked'
@@ -396,6 +412,7 @@ WHERE run_id = ?1 AND position = CAST(?2 AS INTEGER) AND state = 'waiting'
 RETURNING {delivery_columns}
 
 -- settle_delivery --
+-- By its own token: whoever claimed it since decides alone.
 UPDATE perdure_outbox SET state = ?4,
   due_at = CASE WHEN ?4 = 'waiting' THEN {now+?5} ELSE due_at END,
   last_error = ?6, token = NULL, claimed_until = NULL,
@@ -404,6 +421,7 @@ WHERE run_id = ?1 AND position = CAST(?2 AS INTEGER) AND token = ?3 AND state = 
 RETURNING run_id
 
 -- list_runs --
+-- Behind a place in the order, not behind a number of rows: no page gets slower.
 SELECT {run_columns},
   (SELECT s.owner_id FROM perdure_sessions s
     WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now},
@@ -418,6 +436,7 @@ WHERE tenant = ?1 AND (?2 IS NULL OR {state} = ?2)
 ORDER BY created_at, run_id LIMIT CAST(?4 AS INTEGER)
 
 -- list_session --
+-- The turns of a chat with their answers, in one go.
 SELECT {run_columns},
   (SELECT s.owner_id FROM perdure_sessions s
     WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now},
@@ -432,6 +451,7 @@ WHERE tenant = ?1 AND session_id = ?6 AND (?2 IS NULL OR {state} = ?2)
 ORDER BY coalesce(turn_index, 0), revision, run_id LIMIT CAST(?4 AS INTEGER)
 
 -- read_attempts --
+-- This and the next three are for people and reports.
 SELECT epoch, holder, started_at, ended_at, ended, code_version, liveness, error_json
 FROM perdure_attempts WHERE run_id = ?1 ORDER BY epoch
 
@@ -462,6 +482,7 @@ WHERE run_id = ?1
 RETURNING run_id
 
 -- delete_steps --
+-- This and the next five take along all that belongs to a deleted run.
 DELETE FROM durable_steps WHERE run_id = ?1
 
 -- delete_events --
