@@ -28,13 +28,12 @@ from perdure.core.records import (
 from perdure.core.rundata import RunData
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
+from perdure.store.entry import Opening, opening_for
 from perdure.store.memorydata import (
     HandleState,
     MemoryData,
     MemoryRenewer,
-    Opening,
     list_order,
-    opening_for,
 )
 
 

@@ -8,12 +8,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from perdure.core import effects, identity, transitions
+from perdure.core import effects, transitions
 from perdure.core.effects import epoch_ms, iso_time
-from perdure.core.jsonvalue import encode_value
-from perdure.core.limits import MANIFEST_BYTES_MAX
-from perdure.core.recordjson import manifest_to_json
-from perdure.core.records import AttemptRecord, Lease, RunManifest, RunRecord, SessionKey
+from perdure.core.records import AttemptRecord, Lease, RunRecord, SessionKey
 from perdure.core.rundata import RunData
 from perdure.errors import (
     LeaseHeldError,
@@ -23,6 +20,7 @@ from perdure.errors import (
     StoreUnavailableError,
     UsageError,
 )
+from perdure.store.entry import Opening
 
 
 class SessionData(NamedTuple):
@@ -40,48 +38,6 @@ class Waiter(NamedTuple):
     run_id: str | None
     loop: asyncio.AbstractEventLoop
     woken: asyncio.Event
-
-
-class Opening(NamedTuple):
-    """What a caller brings who wants to open or queue a run."""
-
-    stored_id: str
-    tenant: str
-    run_id: str
-    manifest_hash: str
-    manifest_text: str
-    project_id: str
-    scenario_id: str | None
-    handler: str | None
-    session: SessionKey | None
-
-
-def opening_for(
-    tenant: str,
-    run_id: str,
-    manifest: RunManifest,
-    *,
-    handler: str | None,
-    session: SessionKey | None,
-) -> Opening:
-    """Return what is stored of a caller's opening. Raises UsageError, NotSerializableError."""
-    if session is not None:
-        identity.check_session_id(session.session_id)
-        identity.check_index(session.turn_index, name="turn_index")
-        identity.check_index(session.revision, name="revision")
-    return Opening(
-        stored_id=identity.stored_id(tenant, identity.check_run_id(run_id)),
-        tenant=tenant,
-        run_id=run_id,
-        manifest_hash=identity.manifest_hash(manifest),
-        manifest_text=encode_value(
-            manifest_to_json(manifest), name="manifest", bytes_max=MANIFEST_BYTES_MAX
-        ),
-        project_id=manifest.project_id,
-        scenario_id=manifest.scenario_id,
-        handler=handler,
-        session=session,
-    )
 
 
 class MemoryData:
@@ -177,9 +133,7 @@ class MemoryData:
             known = SessionData(key.owner_id, None, now, now)
         active = known.active_run_id
         if active is not None and active != opening.stored_id and self._is_busy(active):
-            raise SessionBusyError(
-                f"another turn of the session {key.session_id!r} is in flight"
-            )
+            raise SessionBusyError(f"another turn of the session {key.session_id!r} is in flight")
         self.sessions[opening.tenant, key.session_id] = known._replace(
             active_run_id=opening.stored_id, updated_at=now
         )
@@ -285,7 +239,6 @@ class MemoryData:
         ]
         newest = max(earlier, key=lambda run: (run.turn_index, run.revision), default=None)
         return None if newest is None else newest.run_id
-
 
 
 def _is_same_claim(data: RunData, worker_id: str, token: str) -> bool:

@@ -8,10 +8,7 @@ from typing import Final, NamedTuple
 
 from perdure.core import identity
 from perdure.core.effects import new_token, shuffled
-from perdure.core.jsonvalue import encode_value
-from perdure.core.limits import MANIFEST_BYTES_MAX
-from perdure.core.recordjson import manifest_to_json
-from perdure.core.records import Claim, Lease, RunManifest, RunRecord, SessionKey
+from perdure.core.records import Claim, Lease, RunRecord
 from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES, lease_is_live
 from perdure.errors import (
     LeaseHeldError,
@@ -20,29 +17,13 @@ from perdure.errors import (
     SessionBusyError,
     StoreBusyError,
 )
+from perdure.store.entry import Opening
 from perdure.store.sql.database import Database, Refused, Row, Statement, Value
 from perdure.store.sql.rows import now_of, owner_of, run_record, step_record, token_of
 
 _DUE: Final = ("due_runs", "due_wakes", "due_queued")
 _ROUNDS: Final = 16
 """How often an opening looks again when others are faster, before it gives up."""
-
-
-class Opening(NamedTuple):
-    """What a caller brings who opens or queues a run."""
-
-    tenant: str
-    run_id: str
-    stored_id: str
-    manifest: RunManifest
-    manifest_hash: str
-    manifest_text: str
-    handler: str | None
-    session: SessionKey | None
-
-    @property
-    def session_id(self) -> str | None:
-        return None if self.session is None else self.session.session_id
 
 
 class Wish(NamedTuple):
@@ -52,33 +33,6 @@ class Wish(NamedTuple):
     lease_ms: int
     token: str
     retry: bool
-
-
-def opening_of(
-    tenant: str,
-    run_id: str,
-    manifest: RunManifest,
-    *,
-    handler: str | None,
-    session: SessionKey | None,
-) -> Opening:
-    """Return what is stored of a caller's opening. Raises UsageError, NotSerializableError."""
-    stored_id = identity.stored_id(tenant, identity.check_run_id(run_id))
-    if session is not None:
-        identity.check_session_id(session.session_id)
-        identity.check_index(session.turn_index, name="turn_index")
-        identity.check_index(session.revision, name="revision")
-    text = encode_value(manifest_to_json(manifest), name="manifest", bytes_max=MANIFEST_BYTES_MAX)
-    return Opening(
-        tenant,
-        run_id,
-        stored_id,
-        manifest,
-        identity.manifest_hash(manifest),
-        text,
-        handler,
-        session,
-    )
 
 
 class Claims:
@@ -286,8 +240,8 @@ def _stored(opening: Opening) -> tuple[Value, ...]:
     return (
         opening.stored_id,
         opening.manifest_hash,
-        opening.manifest.project_id,
-        opening.manifest.scenario_id,
+        opening.project_id,
+        opening.scenario_id,
         opening.tenant,
         opening.handler,
         opening.manifest_text,

@@ -31,7 +31,8 @@ from perdure.core.rundata import delivery_backoff_ms
 from perdure.core.transitions import ENDED_STATES
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
-from perdure.store.sql.claims import Claims, Wish, opening_of
+from perdure.store.entry import opening_for
+from perdure.store.sql.claims import Claims, Wish
 from perdure.store.sql.database import Connection, Database, Refused, Row, Statement
 from perdure.store.sql.rows import (
     attempt_record,
@@ -105,7 +106,7 @@ class SqlStore:
         retry: bool = False,
         token: str | None = None,
     ) -> Claim:
-        opening = opening_of(self._tenant, run_id, manifest, handler=handler, session=session)
+        opening = opening_for(self._tenant, run_id, manifest, handler=handler, session=session)
         wish = Wish(worker_id, lease_ms, token or new_token(), retry)
         claim = await self._claims.open(opening, wish)
         if claim.lease is not None:
@@ -121,7 +122,7 @@ class SqlStore:
         session: SessionKey | None = None,
         retry: bool = False,
     ) -> RunRecord:
-        opening = opening_of(self._tenant, run_id, manifest, handler=handler, session=session)
+        opening = opening_for(self._tenant, run_id, manifest, handler=handler, session=session)
         run, changed = await self._claims.enqueue(opening, retry=retry)
         if changed:
             self._waiting.changed(opening.stored_id, may_be_due=True)

@@ -1,0 +1,57 @@
+"""What a caller brings who opens or queues a run, checked and encoded for any store."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from perdure.core import identity
+from perdure.core.jsonvalue import encode_value
+from perdure.core.limits import MANIFEST_BYTES_MAX
+from perdure.core.recordjson import manifest_to_json
+from perdure.core.records import RunManifest, SessionKey
+
+
+class Opening(NamedTuple):
+    """What a caller brings who wants to open or queue a run."""
+
+    stored_id: str
+    tenant: str
+    run_id: str
+    manifest_hash: str
+    manifest_text: str
+    project_id: str
+    scenario_id: str | None
+    handler: str | None
+    session: SessionKey | None
+
+    @property
+    def session_id(self) -> str | None:
+        return None if self.session is None else self.session.session_id
+
+
+def opening_for(
+    tenant: str,
+    run_id: str,
+    manifest: RunManifest,
+    *,
+    handler: str | None,
+    session: SessionKey | None,
+) -> Opening:
+    """Return what is stored of a caller's opening. Raises UsageError, NotSerializableError."""
+    if session is not None:
+        identity.check_session_id(session.session_id)
+        identity.check_index(session.turn_index, name="turn_index")
+        identity.check_index(session.revision, name="revision")
+    return Opening(
+        stored_id=identity.stored_id(tenant, identity.check_run_id(run_id)),
+        tenant=tenant,
+        run_id=run_id,
+        manifest_hash=identity.manifest_hash(manifest),
+        manifest_text=encode_value(
+            manifest_to_json(manifest), name="manifest", bytes_max=MANIFEST_BYTES_MAX
+        ),
+        project_id=manifest.project_id,
+        scenario_id=manifest.scenario_id,
+        handler=handler,
+        session=session,
+    )
