@@ -229,6 +229,21 @@ async def test_what_a_reader_waits_for_takes_along_what_lingers(desk: Desk, urge
     assert desk.trouble.writes == 2
 
 
+async def test_an_event_that_is_a_token_lingers_and_another_does_not(desk: Desk) -> None:
+    token = frames.event({"type": "message.part.updated", "data": {"delta": "a", "more": 1}})
+    desk.journal.append(text("first"))
+    await until(lambda: desk.published)
+    gate = desk.trouble.gate = asyncio.Event()
+    desk.journal.append(token)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not desk.trouble.held_up.is_set()
+    desk.journal.append(frames.event({"type": "message.part.updated", "data": {"part": {}}}))
+    await within(desk.trouble.held_up.wait())
+    gate.set()
+    await until(lambda: len(desk.published) == 3)
+
+
 async def test_many_frames_do_not_linger(desk: Desk) -> None:
     gate = await desk.hold_up()
     for _ in range(FLUSH_FRAMES):

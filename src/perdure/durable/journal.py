@@ -56,6 +56,8 @@ class Journal:
         """How much a reader who comes now gets from the store; a turn may have 8 MiB."""
         self.written_ms = monotonic_ms()
         """When the store last answered a write of frames."""
+        self.element_text = ""
+        """How the last frame that is no delta is stored."""
         self._attempt = attempt
         self._next_seq = next_seq
         self._on_published = on_published
@@ -70,6 +72,8 @@ class Journal:
         self._door = asyncio.Lock()
         self._room = asyncio.Event()
         self._has_content = False
+        self._is_urgent = False
+        """Something waits that a reader waits for."""
         self._part: tuple[str, str] | None = None
 
     @property
@@ -101,7 +105,11 @@ class Journal:
             numbered = (self._append_element(frame),)
         if self.log_bytes + self._pending_bytes > TURN_LOG_BYTES_MAX:
             raise ValueTooLargeError(f"the turn's frames are over {TURN_LOG_BYTES_MAX} bytes")
-        self._schedule(kind)
+        if kind in DELTA_KINDS:
+            self._schedule(is_urgent=not self._has_content)
+            self._has_content = True
+        else:
+            self._schedule(is_urgent=_is_urgent(frame))
         return numbered
 
     async def room(self) -> None:
@@ -189,6 +197,7 @@ class Journal:
             part = self._joined_part(kind)
         if 0 < len(delta) <= _DELTA_CHARS_MAX:
             return (self._number_delta(kind, part, delta),)
+        # None of an empty one.
         cuts = range(0, len(delta), _DELTA_CHARS_MAX)
         return [self._number_delta(kind, part, delta[i : i + _DELTA_CHARS_MAX]) for i in cuts]
 
@@ -206,7 +215,7 @@ class Journal:
         text = encode_value(
             {"k": frame.kind, **frame.data}, name=f"{frame.kind} frame", bytes_max=FRAME_BYTES_MAX
         )
-        self._part = None
+        self._part, self.element_text = None, text
         self._row(len(text)).add_element(text)
         return self._number(frame.kind, frame.data, len(text))
 
@@ -229,13 +238,14 @@ class Journal:
 
     # Flushing.
 
-    def _schedule(self, kind: str) -> None:
-        urgent = kind in URGENT_KINDS
-        if not self._has_content and kind in DELTA_KINDS:
-            self._has_content = urgent = True
-        if urgent or len(self._pending) >= FLUSH_FRAMES or self._pending_bytes >= FLUSH_BYTES:
+    def _schedule(self, *, is_urgent: bool) -> None:
+        if is_urgent:
+            self._is_urgent = True
+        if self._flushing is not None:
+            return  # It looks for itself what came in meanwhile.
+        if self._is_pressing():
             self._flush_now()
-        elif self._timer is None and self._flushing is None:
+        elif self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(LINGER_MS / 1_000, self._flush_now)
 
@@ -267,11 +277,11 @@ class Journal:
                 self._timer = loop.call_later(LINGER_MS / 1_000, self._flush_now)
 
     def _is_pressing(self) -> bool:
-        """Whether what came in during a write should not linger."""
+        """Whether what waits should not linger."""
         return (
-            len(self._pending) >= FLUSH_FRAMES
+            self._is_urgent
+            or len(self._pending) >= FLUSH_FRAMES
             or self._pending_bytes >= FLUSH_BYTES
-            or any(frame.kind in URGENT_KINDS for frame in self._pending)
         )
 
     def _take(self) -> tuple[list[Frame], list[int], list[AppendFrames | Restart]]:
@@ -279,6 +289,7 @@ class Journal:
         sizes, self._sizes = self._sizes, []
         builders, self._rows = self._rows, []
         self._full_bytes = 0
+        self._is_urgent = False
         self._room.set()
         rows: list[AppendFrames | Restart] = []
         for row in builders:
@@ -293,6 +304,14 @@ class Journal:
         self.ring.publish(frames, sizes)
         if self._on_published is not None:
             self._on_published(frames)
+
+
+def _is_urgent(frame: Frame) -> bool:
+    """Return whether a reader waits for this frame; an event may be a token like any other."""
+    if frame.kind != "event":
+        return frame.kind in URGENT_KINDS
+    data: object = frame.data["event"].get("data")
+    return not (isinstance(data, dict) and "delta" in data)
 
 
 def _count(frame: Frame) -> int:

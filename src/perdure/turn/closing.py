@@ -147,7 +147,7 @@ class Closing:
         answer = ending.answer_change(
             turn.turn_index,
             text=text,
-            parts=self.content.parts,
+            part_texts=self.content.part_texts,
             stopped=status == "stopped",
             input_hash=self.input_hash,
             tries=self.tries,

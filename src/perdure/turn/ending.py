@@ -18,6 +18,7 @@ from perdure.errors import (
     BackendTransportError,
     PerdureError,
     StepFailedError,
+    ValueTooLargeError,
 )
 from perdure.store.protocol import RunStore
 from perdure.turn.hooks import COMPLETE, PERSIST, ChatTurnHooks, FinishedTurn, has_hook
@@ -89,20 +90,22 @@ def answer_change(
     turn_index: int,
     *,
     text: str,
-    parts: Sequence[Mapping[str, JsonValue]],
+    part_texts: Sequence[str],
     stopped: bool,
     input_hash: str,
     tries: int,
     frames_to: int,
 ) -> CompleteStep:
-    """Return the record of a turn's answer: its step 0."""
-    answer: dict[str, JsonValue] = {"finalText": text, "parts": list(parts)}
-    if stopped:
-        answer["stopped"] = True
+    """Return the record of a turn's answer: its step 0. Raises ValueTooLargeError."""
+    final_text = encode_value(text, name="the final text", bytes_max=ANSWER_BYTES_MAX)
+    mark = ',"stopped":true' if stopped else ""
+    answer_text = f'{{"finalText":{final_text},"parts":[{",".join(part_texts)}]{mark}}}'
+    if len(answer_text) > ANSWER_BYTES_MAX:
+        raise ValueTooLargeError(f"the turn's answer has over {ANSWER_BYTES_MAX:,} bytes of JSON")
     return CompleteStep(
         0,
         intent_of(turn_index),
-        encode_value(answer, name="the turn's answer", bytes_max=ANSWER_BYTES_MAX),
+        answer_text,
         kind="llm",
         input_hash=input_hash,
         tries=tries,

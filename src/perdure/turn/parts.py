@@ -9,6 +9,8 @@ from typing import Final, NamedTuple, cast
 from perdure.core import frames
 from perdure.core.changes import SettleUsage
 from perdure.core.frames import DELTA_KINDS, KEPT_KINDS, Frame
+from perdure.core.jsonvalue import encode_value
+from perdure.core.limits import TURN_LOG_BYTES_MAX
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError
 
@@ -125,13 +127,14 @@ class Content:
     def __init__(self) -> None:
         self.spoken = 0
         """How much of what a model says there was in this attempt, as `spoken_in` counts."""
-        self._parts: list[dict[str, JsonValue]] = []
+        self._parts: list[str | tuple[str, str]] = []
+        """Encoded, or (a part that grows) its kind and name: objects would cost far more room."""
         self._texts: dict[tuple[str, str], StringIO] = {}
         self._text = StringIO()
         self._usage: list[Frame] = []
 
-    def add(self, frame: Frame) -> None:
-        """Take in one numbered frame."""
+    def add(self, frame: Frame, element_text: str | None = None) -> None:
+        """Take in one numbered frame; `element_text` is how it is stored, if that is known."""
         kind, data = frame.kind, frame.data
         if kind in DELTA_KINDS:
             delta: str = data["delta"]
@@ -140,12 +143,14 @@ class Content:
             text = self._texts.get(key)
             if text is None:
                 text = self._texts[key] = StringIO()
-                self._parts.append({"k": kind, "part": key[1]})
+                self._parts.append(key)
             text.write(delta)
             if kind == "text":
                 self._text.write(delta)
         elif kind in KEPT_KINDS:
-            self._parts.append({"k": kind, **data})
+            if element_text is None:
+                element_text = encode_value({"k": kind, **data}, name=f"{kind} frame")
+            self._parts.append(element_text)
             if kind == "event":
                 self.spoken += 1
                 self._follow(data["event"])
@@ -165,14 +170,13 @@ class Content:
         return self._text.getvalue()
 
     @property
-    def parts(self) -> list[dict[str, JsonValue]]:
-        """Parts by first appearance, the deltas of each joined."""
-        return [
-            {**part, "d": self._texts[part["k"], part["part"]].getvalue()}
-            if part["k"] in DELTA_KINDS
-            else part
-            for part in self._parts
-        ]
+    def part_texts(self) -> list[str]:
+        """Parts by first appearance as JSON, the deltas of each joined."""
+        return [part if isinstance(part, str) else self._grown(*part) for part in self._parts]
+
+    def _grown(self, kind: str, name: str) -> str:
+        part = {"k": kind, "part": name, "d": self._texts[kind, name].getvalue()}
+        return encode_value(part, name=f"{kind} part", bytes_max=TURN_LOG_BYTES_MAX)
 
     def usage(self, call: int) -> SettleUsage | None:
         """Return the sum of what the usage frames said; None if there was none."""

@@ -24,6 +24,8 @@ logger = logging.getLogger("perdure.turn")
 
 GRACE_MS: Final = 5_000
 """How long an interrupted producer may take to clean up before it is left behind."""
+FAIR_ITEMS: Final = 64
+"""After so many items the event loop gets a turn, even if the producer never waits."""
 LOOK_MS: Final = 1_000
 """A turn that writes nothing looks this often whether a stop was asked for elsewhere."""
 
@@ -60,6 +62,7 @@ class Producing:
         self._interrupted = asyncio.Event()
         self._work: asyncio.Task[str | None] | None = None
         self._active_ms = 0.0
+        self._taken = 0
 
     async def run(self, turn: Turn) -> None:
         """Return when the producer is over, or was interrupted and had time to clean up.
@@ -145,6 +148,9 @@ class Producing:
                     stack.push_async_callback(close)
                 async for item in items:
                     self._take(item)
+                    if self._taken % FAIR_ITEMS == 0:
+                        # A producer that never waits must not keep others waiting.
+                        await asyncio.sleep(0)
                     if self._journal.is_full:
                         await self._journal.room()
             if self.was_interrupted:
@@ -156,11 +162,12 @@ class Producing:
         if self.was_interrupted:
             raise asyncio.CancelledError
         self._active_ms = monotonic_ms()
+        self._taken += 1
         frame = frame_of(item)
         if self.swallow_to and not self._is_past_replay():
             return
         for numbered in self._journal.append(frame):
-            self._content.add(numbered)
+            self._content.add(numbered, self._journal.element_text)
 
     def _is_past_replay(self) -> bool:
         if self._steps.answered_position >= self.swallow_to:

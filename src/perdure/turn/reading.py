@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 from perdure.core import identity
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import (
+    DELTA_KINDS,
     TERMINAL_KINDS,
     Frame,
     cursor_mark,
@@ -247,6 +248,7 @@ class _Writer:
     def __init__(self, reading: Reading, codec: Codec) -> None:
         run, turn = reading.run, reading.turn
         self._codec = codec
+        self._has_cursors = codec.has_cursors
         self._shows_result = reading.replay == "result"
         self._mark = cursor_mark(identity.stored_id(run.tenant, run.run_id))
         self._state = run.state
@@ -266,13 +268,17 @@ class _Writer:
 
         A reader that breaks off before that event must get the frame again.
         """
-        pieces: list[bytes] = []
+        mark, encode = self._mark, self._codec.frame
+        cursor: str | None = None
+        pieces: list[str] = []
         for frame in frames:
-            told = events.events_of(frame, self._to)
-            if told:
-                cursor = format_cursor(frame.epoch, frame.seq, self._mark)
-                pieces.append(self._told(told, cursor))
-        return b"".join(pieces)
+            if self._has_cursors:
+                cursor = format_cursor(frame.epoch, frame.seq, mark)
+            if frame.kind in DELTA_KINDS:
+                pieces.append(encode(events.delta_text(frame), cursor))
+            elif told := events.events_of(frame, self._to):
+                pieces.append(self._told(told, cursor).decode())
+        return "".join(pieces).encode()
 
     def replay(self, steps: Sequence[StepRecord], last: Frame | None) -> bytes:
         """Encode a finished turn from its parts.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from perdure.core.frames import (
     Frame,
@@ -65,6 +67,12 @@ def test_content_is_told_as_the_reference_tells_it(
     frame: Frame, lines: list[str], dialect: Dialect
 ) -> None:
     assert told(frame, dialect) == lines
+
+
+@given(st.text(), st.text(), st.sampled_from(["text", "reasoning"]))
+def test_the_fast_way_writes_what_the_general_one_writes(delta: str, name: str, kind: str) -> None:
+    frame = Frame(1, 1, kind, {"part": name, "delta": delta})
+    assert [events.delta_text(frame)] == told(frame)
 
 
 @pytest.mark.parametrize("replayed", [False, True])

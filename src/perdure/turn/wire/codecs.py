@@ -16,8 +16,22 @@ class Codec(Protocol):
 
     @property
     def content_type(self) -> str: ...
-    def encode(self, event: Event, cursor: str | None) -> bytes: ...
-    def heartbeat(self) -> bytes: ...
+    @property
+    def has_cursors(self) -> bool:
+        """Whether a cursor is written at all."""
+        ...
+
+    def encode(self, event: Event, cursor: str | None) -> bytes:
+        """Return the event as it is sent."""
+        ...
+
+    def frame(self, event_text: str, cursor: str | None) -> str:
+        """Return what is sent, in ASCII, of an event that is JSON already."""
+        ...
+
+    def heartbeat(self) -> bytes:
+        """Return what says only that the connection lives; nothing where there is no such thing."""
+        ...
 
 
 WIRES: Final[Mapping[str, Callable[[], Codec]]] = {

@@ -6,7 +6,9 @@ new a client wants to see.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from perdure.core.frames import Frame
@@ -60,6 +62,21 @@ def refused(to: Addressee, *, code: str, message: str, retryable: bool) -> tuple
 def events_of(frame: Frame, to: Addressee) -> tuple[Event, ...]:
     """Return what a reader sees of `frame`: mostly one event, sometimes none or two."""
     return _TRANSLATIONS[frame.kind](frame, to)
+
+
+def delta_text(frame: Frame) -> str:
+    """Return the one event of a text or reasoning frame as JSON: most are of that kind."""
+    data = frame.data
+    return f"{_DELTA_HEAD}{_quote(data['delta'])}{_delta_tail(frame.kind, data['part'])}"
+
+
+_quote = json.encoder.encode_basestring_ascii
+_DELTA_HEAD: Final = '{"type":"message.part.updated","data":{"delta":'
+
+
+@lru_cache(maxsize=1_024)
+def _delta_tail(kind: str, part: str) -> str:
+    return f',"part":{{"id":{_quote(part)},"type":{_quote(kind)}}}}}}}'
 
 
 def _event(kind: str, data: JsonValue) -> Event:

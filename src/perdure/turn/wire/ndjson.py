@@ -19,9 +19,17 @@ class NDJSON:
     def content_type(self) -> str:
         return CONTENT_TYPE
 
+    @property
+    def has_cursors(self) -> bool:
+        return False
+
     def encode(self, event: Event, cursor: str | None) -> bytes:
         """Return one line."""
-        return _dumps(event).encode() + b"\n"
+        return self.frame(_dumps(event), cursor).encode()
+
+    def frame(self, event_text: str, cursor: str | None) -> str:
+        """Return the line of an event that is JSON already."""
+        return f"{event_text}\n"
 
     def heartbeat(self) -> bytes:
         """Return nothing: an old client may not know what to do with an empty line."""
@@ -38,9 +46,18 @@ class Envelope:
     def content_type(self) -> str:
         return CONTENT_TYPE
 
+    @property
+    def has_cursors(self) -> bool:
+        return True
+
     def encode(self, event: Event, cursor: str | None) -> bytes:
         """Return one line."""
-        return _dumps({"id": cursor, "chunk": event}).encode() + b"\n"
+        return self.frame(_dumps(event), cursor).encode()
+
+    def frame(self, event_text: str, cursor: str | None) -> str:
+        """Return the line of an event that is JSON already; a cursor needs no escapes."""
+        told = "null" if cursor is None else f'"{cursor}"'
+        return f'{{"id":{told},"chunk":{event_text}}}\n'
 
     def heartbeat(self) -> bytes:
         """Return a line that says only that the connection lives."""

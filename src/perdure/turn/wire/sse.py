@@ -19,11 +19,19 @@ class SSE:
     def content_type(self) -> str:
         return CONTENT_TYPE
 
+    @property
+    def has_cursors(self) -> bool:
+        return True
+
     def encode(self, event: Event, cursor: str | None) -> bytes:
+        """Return one event."""
+        return self.frame(_dumps(event), cursor).encode()
+
+    def frame(self, event_text: str, cursor: str | None) -> str:
         """Return one event. JSON in ASCII has no line ends, and a cursor is made by us."""
         if cursor is None:
-            return f"data: {_dumps(event)}\n\n".encode()
-        return f"id: {cursor}\ndata: {_dumps(event)}\n\n".encode()
+            return f"data: {event_text}\n\n"
+        return f"id: {cursor}\ndata: {event_text}\n\n"
 
     def heartbeat(self) -> bytes:
         """Return a comment."""
