@@ -1,4 +1,4 @@
-"""The chat page: three files of this package, under a policy that allows nothing else."""
+"""The chat page: files of this package, under a policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-FILES: Final = ("index.html", "app.js", "stream.js", "style.css", "icon.svg")
+FILES: Final = (
+    "index.html",
+    "app.js",
+    "chats.js",
+    "stream.js",
+    "turn.js",
+    "style.css",
+    "icon.svg",
+)
 HEADERS: Final = {
     "cache-control": "no-cache",
     "content-security-policy": (

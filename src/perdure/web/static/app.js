@@ -1,255 +1,252 @@
-// The chat page. What a model says is hostile text: it only ever becomes textContent.
+// The chat page: one session, its turns, and whoever else writes to it.
 
-import { Refused, follow, refusalOf } from "./stream.js";
+import { recentChats, rememberChat } from "./chats.js";
+import { Refused, follow, pauseFor, refusalOf } from "./stream.js";
+import { TurnView, element } from "./turn.js";
 
 const POLL_MS = 2000;
+const SUBMIT_PAUSE_MAX_MS = 8000;
+const NEAR_END_PX = 96;
+const LIVE = new Set(["queued", "running", "sleeping", "waiting"]);
+const CONFLICTS = new Set(["manifest_mismatch", "session_busy"]);
+
 const byId = (id) => document.getElementById(id);
 const conversation = byId("conversation");
 const composer = byId("composer");
 const field = byId("message");
 const connection = byId("connection");
+const stopButton = byId("stop");
+const sendButton = byId("send");
 
 const named = new URLSearchParams(location.hash.slice(1)).get("session");
 const sessionId = named || newSession();
+const otherTabs = new BroadcastChannel("perdure");
 const turns = new Map();
+// What this page waits for: {view, controller, accepted}.
 let live = null;
+let loading = false;
+// A chat that was only just made up is not known to the service: asking for it is of no use.
+let isUnknown = !named;
 
 function newSession() {
-  const id = crypto.randomUUID().slice(0, 13);
+  // Outside of https and loopback there is no randomUUID.
+  const digits = [...crypto.getRandomValues(new Uint8Array(8))];
+  const id = digits.map((digit) => digit.toString(16).padStart(2, "0")).join("");
   history.replaceState(null, "", `#session=${id}`);
   return id;
 }
 
 const address = (rest = "") => `v1/sessions/${encodeURIComponent(sessionId)}${rest}`;
+const nextIndex = () => Math.max(-1, ...turns.keys()) + 1;
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-const say = (text) => {
+function say(text) {
   if (connection.textContent !== text) connection.textContent = text;
-};
-
-// One turn: the user's message, and the answer as it comes.
-class TurnView {
-  constructor(index, message) {
-    this.index = index;
-    this.message = message;
-    this.attempt = 1;
-    this.startedAt = performance.now();
-    this.root = element("article", "turn");
-    this.root.append(element("div", "user", message));
-    this.notice = this.root.appendChild(element("p", "notice"));
-    this.notice.hidden = true;
-    this.answer = this.root.appendChild(element("div", "answer"));
-    this.line = this.root.appendChild(element("p", "line"));
-    this.parts = new Map();
-    conversation.append(this.root);
-    this.toEnd();
-  }
-
-  show(event) {
-    const data = event.data ?? {};
-    switch (event.type) {
-      case "session.run.started":
-        this.forget();
-        break;
-      case "session.run.restarted":
-        this.forget();
-        this.attempt = data.attempt;
-        this.note(`The worker was lost. Attempt ${data.attempt} answers anew.`);
-        break;
-      case "message.part.updated":
-        this.part(data);
-        break;
-      case "error":
-        this.failed(data);
-        break;
-      case "result":
-        this.part({ delta: data.finalText, part: { id: "result", type: "text" } });
-        break;
-    }
-    this.toEnd();
-  }
-
-  part({ delta, part }) {
-    const known = this.parts.get(part.id) ?? this.newPart(part);
-    if (part.type === "tool") {
-      if (part.name) known.title.textContent = `Tool: ${part.name}`;
-      if (part.args !== undefined) known.args.textContent = JSON.stringify(part.args, null, 2);
-      known.state.textContent = part.state;
-      if (part.result !== undefined) known.result.textContent = JSON.stringify(part.result, null, 2);
-      if (part.error !== undefined) known.result.textContent = part.error.message ?? "failed";
-    } else if (delta !== undefined) {
-      known.text.textContent += delta;
-    } else if (part.text !== undefined) {
-      known.text.textContent = part.text;
-    }
-  }
-
-  newPart({ id, type, url, title }) {
-    const made = {};
-    if (type === "text") {
-      made.text = this.answer.appendChild(element("div", "text"));
-    } else if (type === "source") {
-      this.answer.append(element("p", "source", title ? `${title} (${url})` : url));
-    } else {
-      const box = this.answer.appendChild(element("details", type));
-      const summary = box.appendChild(element("summary"));
-      made.title = summary.appendChild(element("span", "", type === "reasoning" ? "Reasoning" : "Tool"));
-      made.state = summary.appendChild(element("span", "state"));
-      made.text = made.args = box.appendChild(element("pre"));
-      made.result = box.appendChild(element("pre"));
-    }
-    this.parts.set(id, made);
-    return made;
-  }
-
-  forget() {
-    this.answer.replaceChildren();
-    this.parts.clear();
-    this.root.classList.remove("failed");
-    this.notice.hidden = true;
-  }
-
-  note(text) {
-    this.notice.textContent = text;
-    this.notice.hidden = false;
-  }
-
-  failed({ message, retryable }) {
-    this.root.classList.add("failed");
-    this.note(message);
-    if (retryable) {
-      const again = element("button", "again", "Try again");
-      again.type = "button";
-      again.addEventListener("click", () => submit(this, { retry: true }));
-      this.notice.append(" ", again);
-    }
-  }
-
-  working(isWorking) {
-    this.root.classList.toggle("working", isWorking);
-    this.answer.setAttribute("aria-busy", String(isWorking));
-    if (isWorking) this.line.textContent = "";
-  }
-
-  // Attempt, tokens and time, as the service has recorded them.
-  async account() {
-    const response = await fetch(address(`/turns/${this.index}`));
-    if (!response.ok) return;
-    const turn = await response.json();
-    const known = turn.usage.filter((usage) => usage.tokensOut !== null);
-    const out = known.reduce((sum, usage) => sum + usage.tokensOut, 0);
-    const words = [turn.state, `attempt ${turn.attempt}`];
-    if (known.length) words.push(`${out} tokens`);
-    if (known.length < turn.usage.length) words.push("a call of unknown cost");
-    if (turn.completedAt) {
-      const seconds = (Date.parse(turn.completedAt) - Date.parse(turn.createdAt)) / 1000;
-      words.push(`${seconds.toFixed(1)} s`);
-    }
-    this.line.textContent = words.join(" · ");
-  }
-
-  toEnd() {
-    const gap = document.documentElement.scrollHeight - innerHeight - scrollY;
-    if (gap < 160) scrollTo({ top: document.documentElement.scrollHeight });
-  }
 }
 
-const open = (index) => (cursor, signal) =>
-  fetch(address(`/turns/${index}/stream?envelope=1${cursor ? `&after=${cursor}` : ""}`), { signal });
+// Scrolling: the end stays in sight for whoever looks at it.
+
+let isAtEnd = true;
+let willScroll = false;
+
+addEventListener(
+  "scroll",
+  () => {
+    const gap = document.documentElement.scrollHeight - innerHeight - scrollY;
+    isAtEnd = gap < NEAR_END_PX;
+  },
+  { passive: true },
+);
+
+function keepEndInSight() {
+  if (!isAtEnd || willScroll) return;
+  willScroll = true;
+  requestAnimationFrame(() => {
+    willScroll = false;
+    scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
+  });
+}
+
+// Turns.
+
+function place(index, message) {
+  const view = new TurnView(index, message, {
+    retry: (failed) => submit(failed, { retry: true }),
+    grown: keepEndInSight,
+  });
+  const later = [...turns.values()].filter((other) => other.index > index);
+  const next = later.sort((one, other) => one.index - other.index)[0];
+  conversation.insertBefore(view.root, next ? next.root : null);
+  turns.set(index, view);
+  byId("starters").hidden = true;
+  keepEndInSight();
+  return view;
+}
+
+function take(view) {
+  turns.delete(view.index);
+  view.root.remove();
+}
+
+async function readTurn(view) {
+  const response = await fetch(address(`/turns/${view.index}`));
+  if (!response.ok) throw await refusalOf(response);
+  return response.json();
+}
+
+function begin(view) {
+  live = { view, controller: new AbortController(), accepted: false };
+  stopButton.hidden = false;
+  stopButton.disabled = false;
+  sendButton.hidden = true;
+  view.working(true);
+  return live;
+}
+
+function finish(working) {
+  working.view.working(false);
+  if (live !== working) return;
+  live = null;
+  stopButton.hidden = true;
+  sendButton.hidden = false;
+  say("");
+}
 
 // Watches a turn to its end, wherever it runs; `first` is a response that streams it already.
-async function watch(view, first = null) {
-  const controller = new AbortController();
-  live = view;
-  composer.classList.add("busy");
-  byId("stop").hidden = false;
-  byId("send").hidden = true;
-  view.working(true);
+async function watch(working, first = null) {
+  const { view, controller } = working;
+  const signal = controller.signal;
+  working.accepted = true;
   try {
-    const later = open(view.index);
     await follow({
-      open: (cursor, signal) => {
+      open: (cursor) => {
         const response = first;
         first = null;
-        return response ?? later(cursor, signal);
+        const after = cursor ? `&after=${cursor}` : "";
+        const stream = address(`/turns/${view.index}/stream?envelope=1${after}`);
+        return response ?? fetch(stream, { signal });
       },
       show: (event) => view.show(event),
       connection: say,
-      signal: controller.signal,
+      signal,
     });
+    view.account(await readTurn(view));
   } catch (error) {
-    view.failed({ message: error.message, retryable: !(error instanceof Refused) });
+    if (error instanceof Refused) view.failed({ message: error.message, retryable: true });
+  } finally {
+    finish(working);
   }
-  view.working(false);
-  live = null;
-  composer.classList.remove("busy");
-  byId("stop").hidden = true;
-  byId("send").hidden = false;
-  say("");
-  await view.account().catch(() => {});
+}
+
+// Sends a turn. The same submit twice is one turn, so it is sent until there is an answer.
+async function send(working, retry) {
+  const { view, controller } = working;
+  const request = {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ turnIndex: view.index, message: view.message, retry }),
+    signal: controller.signal,
+  };
+  for (let pause = 500; ; pause = Math.min(2 * pause, SUBMIT_PAUSE_MAX_MS)) {
+    try {
+      const response = await fetch(address("/turns?envelope=1"), request);
+      if (response.status !== 503) return response;
+    } catch (error) {
+      if (controller.signal.aborted) throw error;
+    }
+    say("Reconnecting…");
+    await pauseFor(pause);
+  }
 }
 
 async function submit(view, { retry = false } = {}) {
-  const body = JSON.stringify({ turnIndex: view.index, message: view.message, retry });
-  const headers = { "Content-Type": "application/json" };
+  if (live) return;
+  const working = begin(view);
+  view.clearNotice();
   let response;
-  for (let pause = 500; ; pause = Math.min(2 * pause, 8000)) {
-    try {
-      response = await fetch(address("/turns?envelope=1"), { method: "POST", headers, body });
-      break; // The same submit twice is one turn, so trying again is safe.
-    } catch {
-      say("Reconnecting…");
-      await new Promise((resolve) => setTimeout(resolve, pause));
-    }
-  }
-  if (!response.ok) {
-    const refusal = await refusalOf(response);
-    view.failed({ message: `${refusal.message} ${refusal.hint ?? ""}`, retryable: true });
+  try {
+    response = await send(working, retry);
+  } catch {
+    view.failed({ message: "It was not sent.", retryable: true });
+    finish(working);
     return;
   }
-  await watch(view, response);
+  isUnknown = false;
+  otherTabs.postMessage(sessionId);
+  if (response.ok) {
+    await watch(working, response);
+    return;
+  }
+  const refusal = await refusalOf(response);
+  finish(working);
+  if (CONFLICTS.has(refusal.code) && !retry) {
+    await giveWay(view);
+  } else {
+    view.failed({ message: refusal.message, retryable: true });
+  }
 }
 
-const nextIndex = () => Math.max(-1, ...turns.keys()) + 1;
-
-function place(index, message) {
-  const view = new TurnView(index, message);
-  turns.set(index, view);
-  return view;
+// Another tab was faster: its turn comes first, and the message goes back to be sent again.
+async function giveWay(view) {
+  take(view);
+  if (!field.value) field.value = view.message;
+  resize();
+  await refresh().catch(() => {});
 }
 
 // Shows what the service knows of this session and this page does not.
 async function refresh() {
-  const isUnknown = !named && turns.size === 0;
-  if (live || isUnknown) return;
-  const response = await fetch(address());
-  if (!response.ok) return;
-  const session = await response.json();
-  for (const turn of session.turns) {
-    if (turns.has(turn.turnIndex)) continue;
-    await watchKnown(turn);
+  if (live || loading || isUnknown) return;
+  loading = true;
+  const changed = [];
+  let inFlight = null;
+  try {
+    const response = await fetch(address());
+    if (response.status === 404) return;
+    if (!response.ok) throw await refusalOf(response);
+    for (const turn of (await response.json()).turns) {
+      if (live) return;
+      const view = turns.get(turn.turnIndex) ?? place(turn.turnIndex, turn.message);
+      if (LIVE.has(turn.state)) inFlight = view;
+      else if (view.shown !== `${turn.state}/${turn.attempt}`) changed.push(view);
+    }
+    if (turns.has(0)) rememberChat(sessionId, turns.get(0).message ?? sessionId);
+    await Promise.all(changed.map(async (view) => view.showWhole(await readTurn(view))));
+  } finally {
+    loading = false;
+  }
+  say("");
+  if (inFlight && !live) await watch(begin(inFlight));
+}
+
+async function stop() {
+  const working = live;
+  if (!working) return;
+  stopButton.disabled = true;
+  if (!working.accepted) {
+    working.controller.abort();
+    return;
+  }
+  for (; live === working; await pauseFor(1000)) {
+    const stopped = await fetch(address(`/turns/${working.view.index}/stop`), { method: "POST" })
+      .then((response) => response.status < 500)
+      .catch(() => false);
+    if (stopped) return;
   }
 }
 
-async function watchKnown(turn) {
-  const view = place(turn.turnIndex, turn.message);
-  await watch(view);
-}
+// What a person does.
 
-composer.addEventListener("submit", async (event) => {
+composer.addEventListener("submit", (event) => {
   event.preventDefault();
   const message = field.value.trim();
   if (!message || live) return;
   field.value = "";
   resize();
-  await submit(place(nextIndex(), message));
   field.focus();
+  isAtEnd = true;
+  const view = place(nextIndex(), message);
+  if (view.index === 0) rememberChat(sessionId, message);
+  submit(view);
 });
 
 field.addEventListener("keydown", (event) => {
@@ -260,20 +257,51 @@ field.addEventListener("keydown", (event) => {
 });
 
 function resize() {
-  field.rows = Math.min(8, field.value.split("\n").length);
+  field.rows = 1;
+  while (field.rows < 8 && field.scrollHeight > field.clientHeight) field.rows += 1;
+  keepEndInSight();
 }
 field.addEventListener("input", resize);
 
-byId("stop").addEventListener("click", async () => {
-  if (live) await fetch(address(`/turns/${live.index}/stop`), { method: "POST" });
-});
+stopButton.addEventListener("click", stop);
 
 byId("new").addEventListener("click", () => {
   location.hash = "";
   location.reload();
 });
 
-// Another tab may begin a turn of this session.
-refresh()
-  .catch(() => say("The service does not answer."))
-  .finally(() => setInterval(() => refresh().catch(() => {}), POLL_MS));
+byId("starters").addEventListener("click", ({ target }) => {
+  if (!(target instanceof HTMLButtonElement)) return;
+  field.value = target.textContent;
+  composer.requestSubmit();
+});
+
+const menu = byId("chats");
+menu.querySelector("summary").addEventListener("click", () => {
+  const links = recentChats().map(({ id, title }) => {
+    const link = element("a", id === sessionId ? "current" : "", title || id);
+    link.href = `#session=${encodeURIComponent(id)}`;
+    return link;
+  });
+  const none = element("p", "", "No chats yet.");
+  byId("chat-list").replaceChildren(...(links.length ? links : [none]));
+});
+
+addEventListener("click", ({ target }) => {
+  if (menu.open && !menu.contains(target)) menu.open = false;
+});
+addEventListener("keydown", ({ key }) => {
+  if (key === "Escape") menu.open = false;
+});
+addEventListener("hashchange", () => location.reload());
+
+// What others do: another tab, another device, another process.
+
+const look = () => refresh().catch(() => say("The service does not answer."));
+otherTabs.addEventListener("message", ({ data }) => {
+  if (data === sessionId) look();
+});
+document.addEventListener("visibilitychange", look);
+setInterval(() => document.hidden || look(), POLL_MS);
+byId("starters").hidden = Boolean(named);
+look();

@@ -2,14 +2,16 @@
 
 const PAUSE_MS = 500;
 const PAUSE_MAX_MS = 8000;
+// The service sends a heartbeat every 15 s: behind a longer silence there is no connection.
+const SILENCE_MS = 40000;
 const ENDS = new Set(["session.run.completed", "session.run.failed", "session.run.stopped"]);
+const CURSOR_IS_USELESS = new Set(["bad_cursor", "frames_expired"]);
 
 export class Refused extends Error {
-  constructor(status, error) {
-    super(error.message);
+  constructor(status, { code, message, hint }) {
+    super(hint ? `${message} ${hint}` : message);
     this.status = status;
-    this.code = error.code;
-    this.hint = error.hint;
+    this.code = code;
   }
 }
 
@@ -21,32 +23,53 @@ export async function refusalOf(response) {
   }
 }
 
+// Waits, but not longer than until the network is back.
+export function pauseFor(ms) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(done, ms);
+    addEventListener("online", done);
+    function done() {
+      clearTimeout(timer);
+      removeEventListener("online", done);
+      resolve();
+    }
+  });
+}
+
 // Yields the parsed lines of a body. A line ends at "\n" and nowhere else.
 async function* linesOf(body) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
   let rest = "";
+  let silence;
+  const hear = () => {
+    clearTimeout(silence);
+    silence = setTimeout(() => reader.cancel(), SILENCE_MS);
+  };
   try {
     for (;;) {
+      hear();
       const { done, value } = await reader.read();
       if (done) return;
-      rest += decoder.decode(value, { stream: true });
-      const lines = rest.split("\n");
+      const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
       rest = lines.pop();
       for (const line of lines) if (line) yield JSON.parse(line);
     }
   } finally {
+    clearTimeout(silence);
     reader.cancel().catch(() => {});
   }
 }
 
 // Follows a turn to its end. `open(cursor)` fetches the stream behind a cursor (null: all of it);
-// `show(event, cursor)` gets every event; `connection(text)` what a person should know.
-export async function follow({ open, show, connection, signal, cursor = null }) {
+// `show(event)` gets every event once and in order; `connection(text)` what a person should know.
+// Throws Refused where trying again is of no use.
+export async function follow({ open, show, connection, signal }) {
+  let cursor = null;
   let pause = PAUSE_MS;
-  for (;;) {
+  while (!signal.aborted) {
     try {
-      const response = await open(cursor, signal);
+      const response = await open(cursor);
       if (response.status === 204) return;
       if (!response.ok) throw await refusalOf(response);
       connection("");
@@ -54,16 +77,19 @@ export async function follow({ open, show, connection, signal, cursor = null }) 
         pause = PAUSE_MS;
         if (id) cursor = id;
         if (!chunk) continue;
-        show(chunk, cursor);
+        show(chunk);
         if (ENDS.has(chunk.type)) return;
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof Refused && error.status < 500) throw error;
+      if (cursor && CURSOR_IS_USELESS.has(error.code)) {
+        cursor = null;
+        continue;
+      }
+      if (error instanceof Refused && error.status < 500 && error.status !== 429) throw error;
     }
-    if (signal.aborted) return;
     connection("Reconnecting…");
-    await new Promise((resolve) => setTimeout(resolve, pause));
+    await pauseFor(pause);
     pause = Math.min(2 * pause, PAUSE_MAX_MS);
   }
 }

@@ -1,0 +1,194 @@
+// One turn on the page. What a model says is hostile text: it only ever becomes text nodes.
+
+const WORDS = {
+  queued: "waiting its turn",
+  running: "answering",
+  sleeping: "asleep",
+  waiting: "waiting",
+  parked: "given up",
+};
+
+export function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+
+export class TurnView {
+  constructor(index, message, { retry, grown }) {
+    this.index = index;
+    this.message = message;
+    this.attempt = 1;
+    // State and attempt that are on the page: what differs from them has to be shown anew.
+    this.shown = "";
+    this.retry = retry;
+    this.grown = grown;
+    this.parts = new Map();
+    this.root = element("article", "turn");
+    this.root.append(element("div", "user", message ?? ""));
+    this.notice = this.root.appendChild(element("p", "notice"));
+    this.notice.hidden = true;
+    this.answer = this.root.appendChild(element("div", "answer"));
+    this.line = this.root.appendChild(element("p", "line"));
+    this.line.setAttribute("aria-live", "off");
+  }
+
+  // Takes in one event of the stream.
+  show(event) {
+    const { type } = event;
+    const data = event.data ?? {};
+    switch (type) {
+      case "session.run.started":
+        this.forget();
+        break;
+      case "session.run.restarted":
+        this.forget();
+        this.attempt = data.attempt;
+        this.note(`The worker was lost: attempt ${data.attempt} answers anew.`);
+        break;
+      case "session.run.recovering":
+        this.note("The worker was lost; another one takes over.");
+        break;
+      case "message.part.updated":
+        this.update(data);
+        break;
+      case "result":
+        this.forget();
+        this.update({ delta: data.finalText, part: { id: "result", type: "text" } });
+        break;
+      case "error":
+        this.failed(data);
+        break;
+    }
+    this.grown();
+  }
+
+  // Shows a turn as the service keeps it.
+  showWhole(turn) {
+    this.forget();
+    this.attempt = turn.attempt;
+    for (const part of turn.parts) this.updateStored(part);
+    if (!turn.parts.length && turn.text) {
+      this.update({ part: { id: "result", type: "text", text: turn.text } });
+    }
+    if (turn.error) this.failed(turn.error);
+    this.account(turn);
+    this.grown();
+  }
+
+  updateStored({ type, id, ...rest }) {
+    if (type === "tool_call") {
+      this.update({ part: { id, type: "tool", state: "running", ...rest } });
+    } else if (type === "tool_result") {
+      const state = rest.error === undefined ? "completed" : "error";
+      this.update({ part: { id, type: "tool", state, ...rest } });
+    } else if (type === "event") {
+      this.show(rest.event);
+    } else if (type !== "data") {
+      this.update({ part: { id: id ?? `${type}${this.parts.size}`, type, ...rest } });
+    }
+  }
+
+  update({ delta, part }) {
+    if (part === null || typeof part !== "object") return;
+    const known = this.parts.get(part.id) ?? this.newPart(part);
+    if (part.type === "tool") {
+      if (part.name) known.title.data = part.name;
+      if (part.args !== undefined) known.text.data = asText(part.args);
+      if (part.state) known.state.data = part.state;
+      if (part.result !== undefined) known.result.data = asText(part.result);
+      if (part.error) known.result.data = part.error.message ?? asText(part.error);
+      known.box?.classList.toggle("wrong", part.state === "error");
+    } else if (typeof delta === "string") {
+      // Empty lines at the end are shown once something follows them.
+      const text = known.held + delta;
+      const end = text.trimEnd().length;
+      known.text.appendData(text.slice(0, end));
+      known.held = text.slice(end);
+    } else if (typeof part.text === "string") {
+      known.text.data = part.text.trimEnd();
+      known.held = "";
+    }
+  }
+
+  newPart({ id, type, url, title }) {
+    const made = { text: new Text(), title: new Text(), state: new Text(), result: new Text() };
+    made.held = "";
+    this.parts.set(id, made);
+    if (type === "source") {
+      made.text.data = title ? `${title} (${url})` : url;
+      this.answer.appendChild(element("p", "source")).append(made.text);
+    } else if (type === "reasoning" || type === "tool") {
+      made.box = this.answer.appendChild(element("details", type));
+      made.title.data = type === "tool" ? "tool" : "Reasoning";
+      const summary = made.box.appendChild(element("summary"));
+      summary.appendChild(element("span", "title")).append(made.title);
+      summary.appendChild(element("span", "state")).append(made.state);
+      made.box.appendChild(element("pre")).append(made.text);
+      made.box.appendChild(element("pre", "result")).append(made.result);
+    } else {
+      this.answer.appendChild(element("div", "text")).append(made.text);
+    }
+    return made;
+  }
+
+  forget() {
+    this.answer.replaceChildren();
+    this.parts.clear();
+    this.clearNotice();
+  }
+
+  note(text) {
+    this.notice.textContent = text;
+    this.notice.hidden = false;
+  }
+
+  clearNotice() {
+    this.root.classList.remove("failed");
+    this.notice.hidden = true;
+  }
+
+  failed({ message, retryable }) {
+    this.root.classList.add("failed");
+    this.note(message);
+    if (!retryable) return;
+    const again = element("button", "again", "Try again");
+    again.type = "button";
+    again.addEventListener("click", () => this.retry(this));
+    this.notice.append(" ", again);
+  }
+
+  working(isWorking) {
+    this.root.classList.toggle("working", isWorking);
+    this.answer.setAttribute("aria-busy", String(isWorking));
+    clearInterval(this.ticking);
+    if (!isWorking) return;
+    const begun = Date.now();
+    const tick = () => {
+      const seconds = Math.round((Date.now() - begun) / 1000);
+      this.line.textContent = `answering · attempt ${this.attempt} · ${seconds} s`;
+    };
+    tick();
+    this.ticking = setInterval(tick, 1000);
+  }
+
+  // Writes the line below the answer: state, attempt, tokens and time, as they are recorded.
+  account(turn) {
+    this.shown = `${turn.state}/${turn.attempt}`;
+    const words = [WORDS[turn.state] ?? turn.state, `attempt ${turn.attempt}`];
+    const known = turn.usage.filter((usage) => usage.tokensOut !== null);
+    if (known.length) {
+      const sum = (name) => known.reduce((total, usage) => total + (usage[name] ?? 0), 0);
+      words.push(`${sum("tokensIn")} → ${sum("tokensOut")} tokens`);
+    }
+    if (known.length < turn.usage.length) words.push("a call of unknown cost");
+    if (turn.completedAt) {
+      const seconds = (Date.parse(turn.completedAt) - Date.parse(turn.createdAt)) / 1000;
+      words.push(`${seconds.toFixed(1)} s`);
+    }
+    this.line.textContent = words.join(" · ");
+  }
+}

@@ -1,0 +1,309 @@
+"""The chat page in a real browser: it follows a turn through reloads, tabs, crashes and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+
+from perdure.core.frames import reasoning, text, tool_call, tool_result, upstream_end
+from perdure.errors import BackendTransportError
+from perdure.store.memory import MemoryStore
+from perdure.turn.engine import ChatTurnEngine
+from perdure.web.app import LOOPBACK_CALLER, create_app
+from perdure.web.loopback import LoopbackGuard
+from perdure.web.server import StreamingServer
+from tests.turn.stage import Script
+
+pytestmark = pytest.mark.browser
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+PATIENCE_MS = 15_000
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@pytest.fixture
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """Return a browser window whose pages must not have a fault of their own."""
+    context = await browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
+    faults: list[str] = []
+    context.on("weberror", lambda error: faults.append(str(error.error)))
+    yield context
+    await context.close()
+    assert not faults
+
+
+class Site(NamedTuple):
+    """A service that listens, and the producer behind it."""
+
+    origin: str
+    script: Script
+
+    def at(self, session: str) -> str:
+        return f"{self.origin}/#session={session}"
+
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Return a coroutine function that serves a script in this process, page and all."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def serve(*script: Any) -> Site:
+            return await stack.enter_async_context(serving(Script(*script)))
+
+        yield serve
+
+
+@contextlib.asynccontextmanager
+async def serving(script: Script) -> AsyncGenerator[Site, None]:
+    store = MemoryStore()
+    engine = ChatTurnEngine(store, produce=script)
+    app = create_app(engine, store, authorize=lambda _: LOOPBACK_CALLER, drain_ms=0)
+    closing, hurry = app.state.close_streams, app.state.hurry
+    server = StreamingServer(LoopbackGuard(app), close_streams=closing, hurry=hurry)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = asyncio.get_running_loop().create_task(server.serve_on(listener))
+        yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", script)
+        server.handle_exit(signal.SIGTERM, None)
+        await running
+    await store.close()
+
+
+async def ask(page: Page, message: str) -> None:
+    await page.get_by_label("Your message").fill(message)
+    await page.keyboard.press("Enter")
+
+
+async def test_a_turn_outlives_a_reload_is_shared_by_two_tabs_and_ends_by_stop(
+    context: BrowserContext, serve: Serve
+) -> None:
+    reloaded, second_came = asyncio.Event(), asyncio.Event()
+    site = await serve(
+        [text("Once"), reloaded, text(" upon"), second_came, text(" a time"), asyncio.Event()]
+    )
+    first = await context.new_page()
+    await first.goto(site.origin)
+    await ask(first, "A story, please")
+    await expect(first.locator(".answer .text")).to_have_text("Once")
+
+    await first.reload()
+    await expect(first.locator(".user")).to_have_text("A story, please")
+    await expect(first.locator(".answer .text")).to_have_text("Once")
+    reloaded.set()
+    await expect(first.locator(".answer .text")).to_have_text("Once upon")
+
+    second = await context.new_page()
+    await second.goto(first.url)
+    await expect(second.locator(".answer .text")).to_have_text("Once upon")
+    second_came.set()
+    for page in (first, second):
+        await expect(page.locator(".answer .text")).to_have_text("Once upon a time")
+
+    await second.get_by_role("button", name="Stop").click()
+    for page in (first, second):
+        await expect(page.locator(".line")).to_contain_text("stopped · attempt 1")
+        await expect(page.locator(".answer .text")).to_have_text("Once upon a time")
+        await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    assert site.script.calls == 1
+
+
+async def test_reasoning_and_tools_are_folded_and_the_turn_is_accounted_for(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve(
+        [
+            reasoning("Let me see."),
+            tool_call("c1", "look", {"at": "sky"}, "pure"),
+            tool_result("c1", {"sky": "clear"}),
+            text("Clear.\n\n"),
+            upstream_end("stop"),
+        ]
+    )
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "How is the sky?")
+    await expect(page.locator(".line")).to_contain_text("completed · attempt 1")
+    for _ in range(2):
+        await expect(page.locator(".answer > .text")).to_have_text("Clear.")
+        await expect(page.locator("details.reasoning pre").first).to_be_hidden()
+        tool = page.locator("details.tool")
+        await tool.locator("summary").click()
+        await expect(tool.locator(".title")).to_have_text("look")
+        await expect(tool.locator(".state")).to_have_text("completed")
+        await expect(tool.locator("pre").first).to_contain_text('"at": "sky"')
+        await expect(tool.locator(".result")).to_contain_text('"sky": "clear"')
+        # The second time as the service keeps it, not as it streamed.
+        await page.reload()
+
+
+async def test_what_a_model_says_is_text_and_nothing_else(
+    context: BrowserContext, serve: Serve
+) -> None:
+    hostile = (
+        "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script> \x00\u2028&lt;"
+    )
+    site = await serve(
+        [
+            text(hostile),
+            tool_call("c1", hostile, {hostile: hostile}, "pure"),
+            tool_result("c1", error={"code": "x", "message": hostile}),
+            upstream_end("stop"),
+        ]
+    )
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, hostile)
+    await expect(page.locator(".line")).to_contain_text("completed")
+    assert await page.locator("#conversation").locator("img, script").count() == 0
+    assert "<script>" in (await page.locator(".answer > .text").text_content() or "")
+    assert await page.title() == "Perdure"
+
+
+async def test_a_failed_turn_says_why_and_can_be_tried_again(
+    context: BrowserContext, serve: Serve
+) -> None:
+    failure = BackendTransportError("no", backend="b", status=500)
+    site = await serve([text("Half"), failure], [text("Whole"), upstream_end("stop")])
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "Hi")
+    await expect(page.locator(".turn.failed .notice")).to_contain_text("The model did not answer")
+    other = await context.new_page()
+    await other.goto(page.url)
+    await other.get_by_role("button", name="Try again").click()
+    for each in (other, page):
+        await expect(each.locator(".answer .text")).to_have_text("Whole")
+        await expect(each.locator(".line")).to_contain_text("completed · attempt 2")
+        await expect(each.locator(".turn.failed")).to_have_count(0)
+
+
+async def test_turns_that_another_client_begins_appear(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve()
+    page = await context.new_page()
+    await page.goto(site.at("shared"))
+    async with httpx2.AsyncClient(base_url=site.origin) as client:
+        for index in range(2):
+            sent = {"turnIndex": index, "message": f"Message {index}"}
+            await client.post("/v1/sessions/shared/turns", json=sent)
+    await expect(page.locator(".user")).to_have_text(["Message 0", "Message 1"])
+    await expect(page.locator(".answer")).to_have_text(["Hello there", "Hello there"])
+    await ask(page, "Message 2")
+    await expect(page.locator(".user")).to_have_text(["Message 0", "Message 1", "Message 2"])
+
+
+async def test_a_message_that_came_second_goes_back_into_the_field(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve()
+    page = await context.new_page()
+    await page.goto(site.at("shared"))
+    # Nothing that the page looks up may tell it of the other turn before it sends its own.
+    hidden = f"{site.origin}/v1/sessions/shared"
+    await page.route(hidden, lambda route: route.abort())
+    async with httpx2.AsyncClient(base_url=site.origin) as client:
+        sent = {"turnIndex": 0, "message": "I was first"}
+        await client.post("/v1/sessions/shared/turns", json=sent)
+    refused = page.wait_for_event("response", lambda response: response.status == 409)
+    answered = asyncio.ensure_future(refused)
+    await ask(page, "So was I")
+    await answered
+    await page.unroute(hidden)
+    await expect(page.locator(".user")).to_have_text(["I was first"])
+    await expect(page.get_by_label("Your message")).to_have_value("So was I")
+    await page.get_by_role("button", name="Send").click()
+    await expect(page.locator(".user")).to_have_text(["I was first", "So was I"])
+    await expect(page.locator(".line").nth(1)).to_contain_text("completed")
+
+
+async def test_chats_of_this_browser_can_be_found_again(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve()
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "My first chat\nwith a second line")
+    await expect(page.locator(".line")).to_contain_text("completed")
+    await page.get_by_role("button", name="New chat").click()
+    await expect(page.locator(".turn")).to_have_count(0)
+    await page.locator("#chats > summary").click()
+    await page.get_by_role("link", name="My first chat", exact=True).click()
+    await expect(page.locator(".answer .text")).to_have_text("Hello there")
+
+
+async def test_a_killed_server_restarts_the_turn_before_the_eyes_of_its_reader(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    page = await context.new_page()
+    async with command(tmp_path, port, token_delay_ms=50) as process:
+        await page.goto(f"http://127.0.0.1:{port}/")
+        await ask(page, "Tell me a long story")
+        await expect(page.locator(".answer .text").first).to_contain_text("You wrote")
+        process.kill()
+        await process.wait()
+    await expect(page.get_by_role("status")).to_have_text("Reconnecting…")
+    async with command(tmp_path, port, token_delay_ms=0):
+        await expect(page.locator(".notice")).to_contain_text("attempt 2 answers anew")
+        await expect(page.locator(".line")).to_contain_text("completed · attempt 2")
+        shown = await page.locator(".answer > .text").all_text_contents()
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            session = page.url.partition("=")[2]
+            kept = (await client.get(f"/v1/sessions/{session}/turns/0")).json()
+        assert "".join("".join(shown).split()) == "".join(kept["text"].split())
+        assert kept["attempt"] == 2
+
+
+@contextlib.asynccontextmanager
+async def command(
+    folder: Path, port: int, *, token_delay_ms: int
+) -> AsyncGenerator[asyncio.subprocess.Process, None]:
+    """Run `perdure serve` on one database, and kill it if the test did not."""
+    options = {
+        "--port": port,
+        "--store": f"sqlite:{folder / 'turns.db'}",
+        "--backend": "scripted",
+        "--token-delay-ms": token_delay_ms,
+        "--lease-ms": 1_000,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "perdure", "serve", *words),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(PATIENCE_MS / 1_000):
+            while not (await process.stdout.readline()).startswith(b"address"):
+                assert process.returncode is None
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
