@@ -9,6 +9,7 @@ import pytest
 
 from perdure.core.changes import BeginStep, CompleteStep
 from perdure.durable.context import DurableContext
+from perdure.durable.lease import keep_leases
 from perdure.errors import (
     LeaseLostError,
     RunParkedError,
@@ -113,7 +114,8 @@ async def test_a_body_that_makes_an_error_of_its_cancellation_has_not_failed(
 
 async def test_a_stop_interrupts_and_ends_as_stopped(store: RunStore) -> None:
     task = Hanging()
-    call = asyncio.create_task(run(store, task, lease_ms=300))
+    keep_leases(store, beat_ms=20)
+    call = asyncio.create_task(run(store, task))
     await within(task.begun.wait())
     await store.request_stop("run")
     with pytest.raises(RunStoppedError):

@@ -36,6 +36,8 @@ from tests.durable.handles import (
 
 LEASE_MS = 300
 BEAT_MS = 10
+BLOCKED_LEASE_MS = 600
+"""Long enough for a heartbeat on a busy machine, short enough for a test to outlast."""
 
 
 def held_for(lease_ms: int, *, since_ms: float = 0.0) -> tuple[HeldLease, list[str]]:
@@ -111,7 +113,8 @@ def test_what_happened_to_a_lease_is_told_once() -> None:
 async def test_a_lease_is_renewed_while_it_is_held(store: RunStore, threaded: bool) -> None:
     task = Hanging()
     watched = in_trouble(store, Trouble(), threaded=threaded)
-    call = asyncio.create_task(run(watched, task, lease_ms=LEASE_MS))
+    keep_leases(watched, beat_ms=BEAT_MS)
+    call = asyncio.create_task(run(watched, task))
     await within(task.begun.wait())
     for _ in range(3):
         await moves(store)
@@ -128,7 +131,7 @@ async def test_a_lease_that_comes_later_and_is_shorter_is_kept_too(
     calls = [asyncio.create_task(run(watched, long, run_id="long"))]
     await within(long.begun.wait())
     await asyncio.sleep(0.02)  # The heartbeat has begun its long pause.
-    calls.append(asyncio.create_task(run(watched, short, run_id="short", lease_ms=LEASE_MS)))
+    calls.append(asyncio.create_task(run(watched, short, run_id="short", lease_ms=1_200)))
     await within(short.begun.wait())
     await moves(store, "short")
     await moves(store, "short")
@@ -162,7 +165,8 @@ async def test_one_beat_renews_all_leases(store: RunStore) -> None:
 async def test_a_failed_beat_is_tried_again_soon(store: RunStore, threaded: bool) -> None:
     trouble, task = Trouble(), Hanging()
     watched = in_trouble(store, trouble, threaded=threaded)
-    call = asyncio.create_task(run(watched, task, lease_ms=LEASE_MS))
+    keep_leases(watched, beat_ms=BEAT_MS)
+    call = asyncio.create_task(run(watched, task))
     await within(task.begun.wait())
     await until(lambda: is_in(store, "running"))
     trouble.failures_left = 2
@@ -181,7 +185,9 @@ async def test_an_error_that_nobody_expects_does_not_stop_the_heartbeat(store: R
                 raise ZeroDivisionError("a bug in a driver")
 
     trouble, task = Odd(), Hanging()
-    call = asyncio.create_task(run(ThreadedTroubledStore(store, trouble), task, lease_ms=LEASE_MS))
+    watched = ThreadedTroubledStore(store, trouble)
+    keep_leases(watched, beat_ms=BEAT_MS)
+    call = asyncio.create_task(run(watched, task))
     await within(task.begun.wait())
     trouble.failures_left = 1
     await until(lambda: trouble.failures == 1)
@@ -258,7 +264,7 @@ async def test_a_blocked_loop_keeps_its_lease(handles: Handles) -> None:
     store = await handles.open()
 
     def block() -> str:
-        time.sleep(3 * LEASE_MS / 1_000)
+        time.sleep(2.5 * BLOCKED_LEASE_MS / 1_000)
         return "slept"
 
     async def task(context: DurableContext) -> str:
@@ -275,7 +281,7 @@ async def test_a_blocked_loop_keeps_its_lease(handles: Handles) -> None:
     rival = threading.Thread(target=compete)
     rival.start()
     try:
-        result = await run(store, task, lease_ms=LEASE_MS)
+        result = await run(store, task, lease_ms=BLOCKED_LEASE_MS)
     finally:
         done.set()
         await asyncio.to_thread(rival.join)
@@ -402,7 +408,7 @@ async def test_a_machine_without_threads_renews_from_the_loop(
     await store.read_run("run")  # A database starts threads of its own first.
     monkeypatch.setattr(threading, "Thread", NoThread)
     lease = await hold(store, handler=None, lease_ms=LEASE_MS)
-    keeper = keeper_of(store)
+    keeper = keep_leases(store, beat_ms=BEAT_MS)
     held = keeper.hold(lease, LEASE_MS, lambda: None)
     await moves(store)
     keeper.let_go(held)

@@ -15,6 +15,7 @@ from perdure.core.changes import BeginStep, CompleteStep, Release
 from perdure.core.records import Claim, DeliveryRecord
 from perdure.durable import worker as workers
 from perdure.durable.context import DurableContext
+from perdure.durable.lease import keep_leases
 from perdure.durable.runner import emit_event
 from perdure.durable.worker import Worker
 from perdure.errors import LeaseHeldError, RunInputMismatchError, StoreUnavailableError, UsageError
@@ -204,7 +205,8 @@ async def test_strikes_park_at_the_limit(handles: Handles) -> None:
 
 async def test_a_stop_reaches_the_task(store: RunStore) -> None:
     task = Hanging()
-    async with working(store, {"task": task}, lease_ms=300):
+    keep_leases(store, beat_ms=20)
+    async with working(store, {"task": task}):
         await submit(store)
         await within(task.begun.wait())
         await store.request_stop("run")

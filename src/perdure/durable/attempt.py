@@ -29,6 +29,7 @@ logger = logging.getLogger("perdure.attempt")
 
 T = TypeVar("T")
 
+_ABOUT_STEPS: Final = (CompleteStep, FailStep, BeginStep)
 _RETRY_MS: Final = 50
 _RETRY_MAX_MS: Final = 1_000
 
@@ -68,6 +69,7 @@ class Attempt:
         self.usage_calls = 0
         self.is_over = False
         self._claimed_at_ms = epoch_ms(claim.run.updated_at)
+        self._second, self._second_text = -1, ""
         self._adopted_ms = monotonic_ms()
         self._open_begins: dict[int, tuple[BeginStep, float]] = {}
         self._begin_timer: asyncio.TimerHandle | None = None
@@ -82,6 +84,13 @@ class Attempt:
     def store_now_ms(self) -> int:
         """The store's clock, as far as it can be known without asking."""
         return self._claimed_at_ms + round(monotonic_ms() - self._adopted_ms)
+
+    def store_now(self) -> str:
+        """Return the store's time as text, the part down to the second kept for the next call."""
+        second, milliseconds = divmod(self.store_now_ms, 1_000)
+        if second != self._second:
+            self._second, self._second_text = second, iso_time(second * 1_000)[: -len("000Z")]
+        return f"{self._second_text}{milliseconds:03d}Z"
 
     @property
     def stop_requested(self) -> bool:
@@ -131,11 +140,11 @@ class Attempt:
         except StoreError as error:
             logger.warning("a begin of run %r was not recorded: %s", self.run.run_id, error)
 
-    def _with_begins(self, changes: Sequence[Change]) -> Sequence[Change]:
+    def _with_begins(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """Put the begins of other steps that are still open before `changes`."""
         begins = self._open_begins
         for change in changes:
-            if isinstance(change, CompleteStep | FailStep | BeginStep):
+            if isinstance(change, _ABOUT_STEPS):
                 begins.pop(change.position, None)
         if not begins:
             return changes
@@ -163,7 +172,9 @@ class Attempt:
         self.check()
         if self._begin_write is not None:
             await self._settle_begins()
-        return await self._send(self._with_begins(changes) if self._open_begins else changes)
+        if self._open_begins:
+            changes = self._with_begins(changes)
+        return await self._send(changes)
 
     async def leave(self, *changes: Change) -> Written:
         """Write the last changes of this attempt, one of which gives the lease back.
@@ -286,4 +297,4 @@ async def patiently(call: Callable[[], Awaitable[T]], *, for_ms: float) -> T:
 
 def started_at(attempt: Attempt) -> str:
     """Return the moment, on the store's clock, at which a step begins now."""
-    return iso_time(attempt.store_now_ms)
+    return attempt.store_now()

@@ -142,6 +142,7 @@ class RunContext:
         effect: Effect | None = None,
     ) -> Awaitable[Any]:
         spec = step_spec(
+            self._steps.take,
             intent,
             kind=kind,
             fingerprint=fingerprint,
@@ -149,7 +150,7 @@ class RunContext:
             timeout_ms=timeout_ms,
             effect=effect or "idempotent",
         )
-        return self._steps.run(spec._replace(position=self._steps.take()), fn)
+        return self._steps.run(spec, fn)
 
     def now(self) -> Awaitable[str]:
         return self._deterministic("now", self._store_now)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable
 from contextvars import ContextVar
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from perdure.core import effects
 from perdure.core.changes import EndRun, Release, Suspend
 from perdure.core.jsonvalue import encode_value
 from perdure.core.recordjson import outcome_to_json, step_error_of
-from perdure.core.records import RunOutcome, RunRecord, StepRecord
+from perdure.core.records import RunOutcome
 from perdure.durable.attempt import Attempt
 from perdure.durable.context import DurableContext, RunContext
 from perdure.durable.live import LiveRun, LiveRuns
@@ -38,15 +38,7 @@ T = TypeVar("T")
 Task = Callable[[DurableContext], Awaitable[T]]
 
 
-class RunResult(NamedTuple, Generic[T]):
-    """What a durable run came to: the task's result, the final record, the steps by position."""
-
-    result: T
-    record: RunRecord
-    steps: Sequence[StepRecord]
-
-
-live_runs: Final[LiveRuns[asyncio.Task[RunResult[Any]]]] = LiveRuns()
+live_runs: Final[LiveRuns[asyncio.Task[Any]]] = LiveRuns()
 
 running: Final[ContextVar[tuple[LiveRun[Any], ...]]] = ContextVar("perdure_runs", default=())
 """The live runs in whose tasks the code runs: to wait for one of them would take for ever."""
@@ -76,7 +68,7 @@ class Execution(Generic[T]):
         self._steps = Steps(attempt.lease.run_id, attempt, {})
         self._context = RunContext(attempt.run, self._steps, attempt, unwinds=unwinds)
         self._work: asyncio.Task[T] | None = None
-        self._settled: asyncio.Task[RunResult[T]] | None = None
+        self._settled: asyncio.Task[T] | None = None
         self._draining = False
         attempt.on_change = self._interrupt
         self._steps.on_unwind = self._interrupt_from_aside
@@ -87,7 +79,7 @@ class Execution(Generic[T]):
         self._settled = live.work = asyncio.get_running_loop().create_task(self._run(live))
         self._settled.add_done_callback(lambda _: live_runs.leave(handle, stored_id))
 
-    async def result(self) -> RunResult[T]:
+    async def result(self) -> T:
         """Wait for the end. Cancelling the waiting drains: the lease is given back."""
         assert self._settled is not None
         try:
@@ -121,7 +113,7 @@ class Execution(Generic[T]):
         if self._work is not None and asyncio.current_task() is not self._work:
             self._work.cancel()
 
-    async def _run(self, live: LiveRun[Any]) -> RunResult[T]:
+    async def _run(self, live: LiveRun[Any]) -> T:
         attempt = self._attempt
         if self._draining:
             await self._release("drained")
@@ -152,7 +144,7 @@ class Execution(Generic[T]):
 
     # Settling.
 
-    async def _settle(self, work: asyncio.Task[T]) -> RunResult[T]:
+    async def _settle(self, work: asyncio.Task[T]) -> T:
         """Record how the task ended, and return or raise the same."""
         attempt, refusal = self._attempt, self._steps.refusal
         error = _error_of(work, attempt.run.run_id)
@@ -174,19 +166,13 @@ class Execution(Generic[T]):
             await self._leave_to_later("store")
             raise refusal
         if error is None:
-            return await self._complete(work.result())
+            text = outcome_text_of(self._default_outcome)
+            await attempt.leave(EndRun("completed", outcome_text=text))
+            return work.result()
         if self._draining:
             await self._release("drained")
             raise asyncio.CancelledError
         raise await self._fail(error)
-
-    async def _complete(self, result: T) -> RunResult[T]:
-        attempt = self._attempt
-        text = outcome_text_of(self._default_outcome)
-        await attempt.leave(EndRun("completed", outcome_text=text))
-        run = await attempt.store.read_run(attempt.run.run_id)
-        steps = await attempt.store.read_steps(attempt.run.run_id)
-        return RunResult(result, attempt.run if run is None else run, steps)
 
     async def _fail(self, error: BaseException) -> BaseException:
         """End the run as failed and return what the caller is told.

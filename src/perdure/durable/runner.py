@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from perdure.core import identity
 from perdure.core.limits import LEASE_MS, STRIKES_MAX_RUN
-from perdure.core.records import Claim, JsonValue, RunManifest, RunOutcome
+from perdure.core.records import Claim, JsonValue, RunManifest, RunOutcome, RunRecord, StepRecord
 from perdure.durable.attempt import Attempt
 from perdure.durable.claiming import Claiming, gone
 from perdure.durable.context import DurableContext, RunContext
@@ -20,14 +20,27 @@ from perdure.durable.execution import (
     outcome_text_of,
     running,
 )
-from perdure.durable.execution import RunResult as RunResult
 from perdure.durable.live import LiveRun
 from perdure.durable.steps import Steps
 from perdure.durable.waits import Suspended
-from perdure.errors import LeaseHeldError, RunInputMismatchError, StepFailedError, UsageError
+from perdure.errors import (
+    LeaseHeldError,
+    RunInputMismatchError,
+    RunNotFoundError,
+    StepFailedError,
+    UsageError,
+)
 from perdure.store.protocol import RunStore
 
 T = TypeVar("T")
+
+
+class RunResult(NamedTuple, Generic[T]):
+    """What a durable run came to: the task's result, the final record, the steps by position."""
+
+    result: T
+    record: RunRecord
+    steps: Sequence[StepRecord]
 
 
 async def run_durable(
@@ -82,10 +95,10 @@ async def run_durable(
                     unwinds=False,
                 )
                 execution.start(live, store.handle)
-                return await execution.result()
-        joined = await _join(live, run_id, manifest_hash)
-        if joined is not None:
-            return cast(RunResult[T], joined)
+                return await _report(store, run_id, await execution.result())
+        work = await _join(live, run_id, manifest_hash)
+        if work is not None:
+            return await _report(store, run_id, cast(T, work.result()))
 
 
 async def _claim(
@@ -120,8 +133,8 @@ async def emit_event(store: RunStore, run_id: str, key: str, payload: JsonValue)
 
 
 async def _join(
-    live: LiveRun[asyncio.Task[RunResult[Any]]], run_id: str, manifest_hash: str
-) -> RunResult[Any] | None:
+    live: LiveRun[asyncio.Task[Any]], run_id: str, manifest_hash: str
+) -> asyncio.Task[Any] | None:
     """Wait for the live run; None when its owner left it unfinished, so that we may claim."""
     if live.manifest_hash != manifest_hash:
         raise RunInputMismatchError(f"the run {run_id!r} is live with another manifest")
@@ -133,7 +146,15 @@ async def _join(
         return None
     if isinstance(work.exception(), Suspended):
         return None
-    return work.result()
+    return work
+
+
+async def _report(store: RunStore, run_id: str, result: T) -> RunResult[T]:
+    """Read how the run stands at its end. Whoever asks for it reads it: a worker does not."""
+    run = await store.read_run(run_id)
+    if run is None:
+        raise RunNotFoundError(f"the run {run_id!r} was deleted as soon as it ended")
+    return RunResult(result, run, await store.read_steps(run_id))
 
 
 async def _replay(stored_id: str, claim: Claim, task: Task[T]) -> RunResult[T]:

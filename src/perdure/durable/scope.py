@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Final, NamedTuple, Protocol, TypeVar, get_args
+from typing import Final, NamedTuple, Protocol, TypeVar, cast, get_args
 
 from perdure.core import identity
 from perdure.core.changes import SettleUsage
@@ -20,6 +20,8 @@ T = TypeVar("T")
 INTENT_CHARS_MAX: Final = 1_000
 LENGTH_MAX_MS: Final = 100 * 365 * 24 * 60 * 60 * 1_000
 """No store can name a moment behind the year 9999."""
+_PLAIN: Final = frozenset({type(None), bool, int, float, str, list, dict})
+"""What is known to be no awaitable without a closer look."""
 _KINDS: Final = get_args(StepKind)
 _EFFECTS: Final = get_args(Effect)
 _NOT_IN_INTENTS: Final = re.compile(r"[\x00\ud800-\udfff]")
@@ -38,6 +40,7 @@ class StepSpec(NamedTuple):
 
 
 def step_spec(
+    take: Callable[[], int],
     intent: str,
     *,
     kind: StepKind,
@@ -46,9 +49,10 @@ def step_spec(
     timeout_ms: int | None,
     effect: Effect,
 ) -> StepSpec:
-    """Return a spec without its position. Raises UsageError, NotSerializableError.
+    """Return a spec at the position that `take` gives. Raises UsageError, NotSerializableError.
 
-    A misspelt effect or kind must not pass for the harmless one.
+    A step that is refused takes no position. A misspelt effect or kind must not pass for the
+    harmless one.
     """
     check_intent(intent)
     if kind not in _KINDS:
@@ -58,7 +62,7 @@ def step_spec(
     if timeout_ms is not None:
         check_length(timeout_ms, name="timeout_ms", least=1)
     input_hash = "" if fingerprint is None else identity.canonical_hash(fingerprint)
-    return StepSpec(0, intent, kind, input_hash, effect, retry, timeout_ms)
+    return StepSpec(take(), intent, kind, input_hash, effect, retry, timeout_ms)
 
 
 def check_intent(intent: object) -> None:
@@ -179,8 +183,8 @@ async def call_body(scope: StepScope, body: Callable[[], Awaitable[T] | T]) -> T
     mark = current_scope.set(scope)
     try:
         answer = body()
-        if not inspect.isawaitable(answer):
-            return answer
+        if type(answer) in _PLAIN or not inspect.isawaitable(answer):
+            return cast(T, answer)
         if scope.spec.timeout_ms is None:
             return await answer
         return await _within(answer, scope.spec)

@@ -177,7 +177,11 @@ class Steps:
                 f"the run is finished, but the task asks for a step {spec.intent!r} at position "
                 f"{spec.position}, which was never completed",
             )
-        attempt = await self.awake(self.attempt)
+        attempt = self.attempt
+        if attempt.is_asleep:
+            await self.awake(attempt)
+        else:
+            attempt.check()
         self._working[spec.position] = asyncio.current_task()
         interrupted = known is not None and known.status == "running"
         if known is not None and interrupted and (known.effect or spec.effect) == "at_most_once":
@@ -229,7 +233,10 @@ class Steps:
         began_at = started_at(attempt)
         while True:
             scope.tries += 1
-            await self._begin(attempt, scope)
+            if spec.kind in AWAITED_KINDS or spec.effect == "at_most_once":
+                await self._begin(attempt, scope)
+            else:
+                attempt.begin_lazily(_begin_of(scope))
             try:
                 value = await call_body(scope, body)
                 text = encode_value(value, name=f"the result of step {spec.intent!r}")
@@ -247,24 +254,15 @@ class Steps:
             return cast(T, await self._record(attempt, scope, text, began_at))
 
     async def _begin(self, attempt: Attempt, scope: StepScope) -> None:
-        spec = scope.spec
-        begin = BeginStep(
-            spec.position,
-            spec.intent,
-            kind=spec.kind,
-            input_hash=spec.input_hash,
-            tries=scope.tries,
-            effect=spec.effect,
-        )
-        if spec.kind == "llm":
+        """Record the begin, and that a call may be billed, before the body runs."""
+        begin = _begin_of(scope)
+        if scope.spec.kind == "llm":
             scope.usage_call, scope.usage = attempt.usage_calls, None
             attempt.usage_calls += 1
-            intend = IntendUsage(scope.usage_call, step_index=spec.position)
+            intend = IntendUsage(scope.usage_call, step_index=scope.spec.position)
             await self.write(attempt, begin, intend)
-        elif spec.kind in AWAITED_KINDS or spec.effect == "at_most_once":
-            await self.write(attempt, begin)
         else:
-            attempt.begin_lazily(begin)
+            await self.write(attempt, begin)
 
     async def _pause(
         self, attempt: Attempt, scope: StepScope, error: Exception, failures: int
@@ -287,11 +285,11 @@ class Steps:
             spec.position,
             spec.intent,
             text,
-            kind=spec.kind,
-            input_hash=spec.input_hash,
-            tries=scope.tries,
-            effect=spec.effect,
-            started_at=began_at,
+            spec.kind,
+            spec.input_hash,
+            scope.tries,
+            spec.effect,
+            began_at,
         )
         try:
             written = await self.commit(attempt, done, *scope.settled_usage())
@@ -343,6 +341,13 @@ class Steps:
             if scope is not None:
                 await _bill(attempt, scope)
             raise
+
+
+def _begin_of(scope: StepScope) -> BeginStep:
+    spec = scope.spec
+    return BeginStep(
+        spec.position, spec.intent, spec.kind, spec.input_hash, scope.tries, spec.effect
+    )
 
 
 async def _bill(attempt: Attempt, scope: StepScope) -> None:
