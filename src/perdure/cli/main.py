@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +12,8 @@ from perdure.errors import PerdureError
 
 EXIT_REFUSED = 2
 """The command could not begin: its arguments, its environment or its store are at fault."""
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+"""It was interrupted before it had begun to serve; afterwards an interrupt is an orderly end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, PerdureError):
             print(f"         {error.hint}", file=sys.stderr)
         return EXIT_REFUSED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, Final, NamedTuple, TypeVar
 
 from perdure.core.limits import DRAIN_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord
@@ -45,7 +45,11 @@ from perdure.web.responses import (
 )
 from perdure.web.views import session_view, turn_view
 
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
+
+BODY_WAIT_MS: Final = 30_000
+"""A body that is not there by then is not waited for."""
 
 
 class Caller(NamedTuple):
@@ -158,7 +162,8 @@ class Service:
     async def submit(self, request: Request) -> Response:
         """Accept a turn and stream it."""
         caller, session_id = await self._caller(request), session_id_of(request)
-        format, asked = format_of(request), await submission_of(request)
+        format = format_of(request)
+        asked = await self._in_time(submission_of(request))
         identity = ChatTurnIdentity(caller.tenant_id, session_id, caller.user_id, asked.turn_index)
         submitted = await self._engine.submit(
             identity, asked.message, model=asked.model, retry=asked.retry
@@ -225,6 +230,25 @@ class Service:
                 return unexpected_answer(error)
 
         return guarded
+
+    async def _in_time(self, reading: Coroutine[Any, Any, T]) -> T:
+        """Return what a client sends, unless that takes too long, or longer than the service."""
+        loop = asyncio.get_running_loop()
+        read, closing = loop.create_task(reading), loop.create_task(self._closing.wait())
+        try:
+            await asyncio.wait(
+                (read, closing),
+                timeout=BODY_WAIT_MS / 1_000,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if read.done():
+                return read.result()
+        finally:
+            read.cancel()
+            closing.cancel()
+        if self._closing.is_set():
+            raise HTTPException(503, "The service shuts down.", {"retry-after": "1"})
+        raise HTTPException(408, f"The body did not come within {BODY_WAIT_MS} ms.")
 
     async def _caller(self, request: Request) -> Caller:
         known = self._authorize(request)

@@ -120,6 +120,8 @@ _REFUSALS: Final[Mapping[int, tuple[str, str]]] = {
     403: ("forbidden", Forbidden.hint),
     404: ("not_found", "Check the path: this service has none of that name."),
     405: ("method_not_allowed", "Use a method that the header Allow names."),
+    408: ("request_timeout", "Send the request again, with its body at once."),
+    503: ("shutting_down", "Send the request again, here or to another server."),
 }
 
 
