@@ -240,6 +240,65 @@ async def test_a_message_that_came_second_goes_back_into_the_field(
     await expect(page.locator(".line").nth(1)).to_contain_text("completed")
 
 
+async def test_enter_sends_and_shift_enter_begins_a_line(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve()
+    page = await context.new_page()
+    await page.goto(site.origin)
+    field = page.get_by_label("Your message")
+    await expect(field).to_be_focused()
+    await page.keyboard.press("Enter")
+    await page.keyboard.type("One line,")
+    await page.keyboard.press("Shift+Enter")
+    await page.keyboard.type("and another")
+    await expect(field).to_have_value("One line,\nand another")
+    await expect(page.locator(".turn")).to_have_count(0)
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".user")).to_have_text("One line,\nand another")
+    await expect(page.locator(".line")).to_contain_text("completed")
+    await expect(field).to_be_focused()
+    await expect(field).to_have_value("")
+    assert site.script.turns[0].user_message == "One line,\nand another"
+
+
+async def test_the_page_fits_a_phone_asks_nobody_else_and_complains_of_nothing(
+    browser: Browser, serve: Serve
+) -> None:
+    wide = "a_word_without_an_end_" * 40
+    site = await serve(
+        [
+            reasoning(wide),
+            tool_call("c1", wide, {"at": wide}, "pure"),
+            tool_result("c1", {"seen": wide}),
+            text(wide),
+            upstream_end("stop"),
+        ]
+    )
+    phone = await browser.new_context(viewport={"width": 375, "height": 700}, is_mobile=True)
+    asked: list[str] = []
+    complaints: list[str] = []
+    phone.on("request", lambda request: asked.append(request.url))
+    phone.on("console", lambda message: complaints.append(message.text))
+    page = await phone.new_page()
+    await page.goto(site.origin)
+    await ask(page, wide)
+    await expect(page.locator(".line")).to_contain_text("completed")
+    for summary in await page.locator(".answer summary").all():
+        await summary.click()
+    await page.reload()
+    await expect(page.locator(".line")).to_contain_text("completed")
+    for place in ("#conversation", "#composer", "header"):
+        box = await page.locator(place).bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 375
+    await phone.close()
+    assert complaints == []
+    assert len(asked) > 5
+    assert all(url.startswith(f"{site.origin}/") for url in asked)
+
+
 async def test_chats_of_this_browser_can_be_found_again(
     context: BrowserContext, serve: Serve
 ) -> None:
