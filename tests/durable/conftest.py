@@ -13,6 +13,7 @@ from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
+from tests.durable.desk import Desk
 from tests.durable.handles import Handles
 
 
@@ -32,3 +33,10 @@ async def handles(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 @pytest.fixture
 async def store(handles: Handles) -> RunStore:
     return await handles.open(clock=system_clock)
+
+
+@pytest.fixture
+async def desk(store: RunStore) -> AsyncIterator[Desk]:
+    desk = await Desk.open(store)
+    yield desk
+    desk.attempt.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -16,9 +17,10 @@ from collections.abc import (
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
-from perdure.core.frames import Frame, text, upstream_end
+from perdure.core.frames import Frame, cursor_mark, format_cursor, text, upstream_end
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import RunDetails, RunRecord
+from perdure.errors import StoreBusyError
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.crashing import Process, crashing
@@ -34,6 +36,10 @@ Item = Frame | Mapping[str, Any] | Exception | asyncio.Event | Callable[[], Any]
 TURN = ChatTurnIdentity("", "s", "ann", 0)
 NEXT = TURN._replace(turn_index=1)
 PATIENCE_S = 10.0
+COMPLETED = "session.run.completed"
+STOPPED = "session.run.stopped"
+FAILED = "session.run.failed"
+RESTARTED = "session.run.restarted"
 
 
 class Script:
@@ -71,6 +77,25 @@ class Script:
 def words(*deltas: str) -> list[Frame]:
     """Return the frames of an answer that is whole."""
     return [*(text(delta) for delta in deltas), upstream_end("stop")]
+
+
+class Traffic(Process):
+    """A process that counts its reads, and whose store is busy for some writes."""
+
+    def __init__(self, *, busy: int = 0) -> None:
+        super().__init__()
+        self.reads: Counter[str] = Counter()
+        self.busy = busy
+
+    async def read(self, call: Callable[[], Awaitable[T]]) -> T:
+        self.reads[getattr(call, "func", call).__name__] += 1
+        return await super().read(call)
+
+    async def write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        if self.busy > 0 and name == "write":
+            self.busy -= 1
+            raise StoreBusyError("the database is locked")
+        return await super().write(name, call)
 
 
 class Worker(NamedTuple):
@@ -182,11 +207,7 @@ class Reader:
 
     @property
     def is_done(self) -> bool:
-        return bool(self.kinds) and self.kinds[-1] in {
-            "session.run.completed",
-            "session.run.stopped",
-            "session.run.failed",
-        }
+        return bool(self.kinds) and self.kinds[-1] in {COMPLETED, STOPPED, FAILED}
 
     def take(self, line: bytes) -> None:
         """Take in one line of the envelope."""
@@ -201,14 +222,14 @@ class Reader:
             self.seqs.append(seq)
 
     def _follow(self, event: Event) -> None:
-        kind, data = event["type"], event.get("data")
+        kind, data = event["type"], event.get("data") or {}
         self.kinds.append(kind)
         self.events.append(event)
         if kind in ("session.run.started", "session.run.restarted"):
             self.text = ""
         elif kind == "result":
-            self.text = data["finalText"]  # type: ignore[index]
-        elif kind == "message.part.updated" and data is not None and "delta" in data:
+            self.text = data["finalText"]
+        elif kind == "message.part.updated" and "delta" in data:
             self.text += data["delta"] if data["part"]["type"] == "text" else ""
 
     async def read(
@@ -259,6 +280,35 @@ async def finish(
     """Submit a turn and read it to its end."""
     submitted = await within(engine.submit(turn, message, **options))
     return await within(Reader().follow(submitted.lines(wire="envelope")))
+
+
+async def crashed(stage: Stage, *seen: Item, frames: int | None = None, **options: Any) -> None:
+    """Leave a turn behind whose process died after its readers had seen these frames."""
+    worker = await stage.worker(Script([*seen, asyncio.Event()]), **options)
+    await worker.engine.submit(TURN, "Hi")
+    expected = len(seen) if frames is None else frames
+    await until(lambda: has_frames(stage, expected))
+    await worker.kill()
+    stage.lapse()
+
+
+async def has_frames(stage: Stage, frames: int) -> bool:
+    if frames == 0:
+        store = await stage.store()
+        return bool(await store.read_steps(run_id_of(TURN)))
+    return len(await stage.frames()) >= frames
+
+
+def errors_in(reader: Reader) -> list[str]:
+    return [event["data"]["code"] for event in reader.events if event["type"] == "error"]
+
+
+async def is_in(stage: Stage, state: str, turn: ChatTurnIdentity = TURN) -> bool:
+    return (await stage.run(turn)).state == state
+
+
+def cursor_of(run: RunRecord, seq: int, *, epoch: int = 1) -> str:
+    return format_cursor(epoch, seq, cursor_mark(run.run_id))
 
 
 async def within(awaitable: Awaitable[T], seconds: float = PATIENCE_S) -> T:

@@ -1,4 +1,4 @@
-"""One attempt at a turn: it goes on by the ladder, is interrupted, and ends in one of five ways."""
+"""One attempt at a turn: it goes on by the ladder, and ends in one of five ways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from perdure.core.changes import BeginStep, Release
 from perdure.core.frames import (
     Frame,
-    data,
     source,
     text,
     tool_call,
@@ -19,53 +18,34 @@ from perdure.core.frames import (
     upstream_end,
     usage,
 )
-from perdure.core.limits import FRAME_BYTES_MAX, LEASE_MS
+from perdure.core.limits import LEASE_MS
 from perdure.core.records import SessionKey
-from perdure.errors import BackendTransportError, StoreBusyError, StoreUnavailableError
-from perdure.turn import producing
+from perdure.errors import StoreUnavailableError
+from perdure.testing.crashing import crashing
 from perdure.turn.handout import Turn
 from perdure.turn.hooks import ChatTurnHooks
 from perdure.turn.identity import chat_manifest, run_id_of
 from perdure.turn.recovery import InterruptedTurn
 from tests.turn.stage import (
+    COMPLETED,
+    FAILED,
     NEXT,
+    RESTARTED,
     TURN,
-    Item,
     Reader,
     Script,
     Stage,
-    events_of,
+    Traffic,
+    crashed,
+    errors_in,
     finish,
-    kinds_of,
+    has_frames,
     until,
     within,
     words,
 )
 
-COMPLETED, STOPPED, FAILED = (f"session.run.{end}" for end in ("completed", "stopped", "failed"))
-RESTARTED = "session.run.restarted"
 CALL = tool_call("c", "search", {"q": 1})
-
-
-async def crashed(stage: Stage, *seen: Item, frames: int | None = None, **options: Any) -> None:
-    """Leave a turn behind whose process died after its readers had seen these frames."""
-    worker = await stage.worker(Script([*seen, asyncio.Event()]), **options)
-    await worker.engine.submit(TURN, "Hi")
-    expected = len(seen) if frames is None else frames
-    await until(lambda: _has(stage, expected))
-    await worker.kill()
-    stage.lapse()
-
-
-async def _has(stage: Stage, frames: int) -> bool:
-    if frames == 0:
-        store = await stage.store()
-        return bool(await store.read_steps(run_id_of(TURN)))
-    return len(await stage.frames()) >= frames
-
-
-def errors_in(reader: Reader) -> list[str]:
-    return [event["data"]["code"] for event in reader.events if event["type"] == "error"]
 
 
 # Rung 0: nothing is missing but the end.
@@ -143,7 +123,7 @@ async def test_a_reader_who_was_there_before_gets_the_mark_and_the_rest(stage: S
     worker = await stage.worker(Script([text("Hel"), text("lost"), asyncio.Event()]))
     reader = Reader()
     submitted = await worker.engine.submit(TURN, "Hi")
-    await until(lambda: _has(stage, 2))
+    await until(lambda: has_frames(stage, 2))
     await reader.follow(submitted.lines(wire="envelope"), lines_max=2)
     await worker.kill()
     stage.lapse()
@@ -291,238 +271,6 @@ async def test_a_run_that_is_no_chat_turn_is_parked_not_mangled(stage: Stage) ->
     assert (await stage.run()).reason == "step_divergence"
 
 
-# Failures of the producer.
-
-
-SECRET = "postgres://ann:hunter2@10.0.0.7/prod"
-
-
-@pytest.mark.parametrize("deltas", [[], ["Hel"]])
-async def test_a_reader_learns_nothing_of_the_inside(
-    stage: Stage, caplog: pytest.LogCaptureFixture, deltas: list[str]
-) -> None:
-    script = Script([*map(text, deltas), RuntimeError(SECRET)])
-    submitted = await (await stage.engine(script)).submit(TURN, "Hi")
-    body = b"".join([line async for line in submitted.lines()])
-    assert b"hunter2" not in body
-    events = await events_of(submitted)
-    error = events[-2]["data"]
-    assert error["code"] == "internal"
-    assert error["ref"] in error["message"]
-    assert error["ref"] in caplog.text
-    assert SECRET in caplog.text
-    assert events[-1]["data"]["message"] == error["message"]
-
-
-async def test_a_product_may_show_the_message(stage: Stage) -> None:
-    engine = await stage.engine(Script([RuntimeError("the cat is out")]), expose_errors=True)
-    events = await events_of(await engine.submit(TURN, "Hi"))
-    assert events[-2]["data"]["message"] == "the cat is out"
-
-
-@pytest.mark.parametrize("retryable", [True, False])
-async def test_a_provider_that_fails_says_so_without_details(stage: Stage, retryable: bool) -> None:
-    error = BackendTransportError(SECRET, backend="b", status=500, retryable=retryable)
-    events = await events_of(await (await stage.engine(Script([error]))).submit(TURN, "Hi"))
-    told = events[-2]["data"]
-    assert (told["code"], told["retryable"]) == ("transport", retryable)
-    assert "hunter2" not in told["message"]
-    assert "model did not answer" in told["message"]
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        [7],
-        [Frame(0, 0, "completed", {})],
-        [text("a"), data("d", {1})],
-        [tool_call("c", "n", "x" * FRAME_BYTES_MAX)],
-    ],
-)
-async def test_what_a_producer_may_not_yield_fails_the_turn(stage: Stage, broken: Any) -> None:
-    async def produce(_turn: Turn) -> AsyncIterator[Any]:
-        for item in broken:
-            yield item
-
-    reader = await finish(await stage.engine(produce))
-    assert reader.kinds[-1] == FAILED
-    assert (await stage.run()).state == "failed"
-
-
-async def test_a_producer_that_is_none_fails_the_turn(stage: Stage) -> None:
-    reader = await finish(await stage.engine(lambda _turn: None))
-    assert reader.kinds[-1] == FAILED
-
-
-async def test_a_producer_that_cancels_itself_fails_the_turn(stage: Stage) -> None:
-    async def produce(_turn: Turn) -> AsyncIterator[Any]:
-        yield text("a")
-        raise asyncio.CancelledError
-
-    assert (await finish(await stage.engine(produce))).kinds[-1] == FAILED
-
-
-async def test_a_turn_that_grows_too_large_fails_and_keeps_what_fits(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("perdure.durable.journal.TURN_LOG_BYTES_MAX", 10_000)
-
-    async def produce(_turn: Turn) -> AsyncIterator[Any]:
-        while True:
-            yield text("x" * 1_000)
-
-    reader = await finish(await stage.engine(produce))
-    assert errors_in(reader) == ["value_too_large"]
-    assert 9_000 <= len(reader.text) <= 11_000
-
-
-# Producers in other shapes.
-
-
-async def test_a_producer_may_be_a_coroutine_function_or_have_a_stream(stage: Stage) -> None:
-    class Producer:
-        def __init__(self) -> None:
-            self.stream = Script([text("streamed")])(None)  # type: ignore[arg-type] # reads nothing
-
-        def final_text(self) -> str:
-            return "said at last"
-
-    async def produce(_turn: Turn) -> Any:
-        return Producer()
-
-    reader = await finish(await stage.engine(produce))
-    assert reader.text == "streamed"
-    assert (await stage.answer())["finalText"] == "said at last"
-
-
-@pytest.mark.parametrize(("own", "final"), [(None, "ab"), ("", "ab"), ("c", "c")])
-async def test_an_empty_final_text_of_its_own_leaves_the_streamed_one(
-    stage: Stage, own: str | None, final: str
-) -> None:
-    class Producer:
-        stream = property(lambda _self: Script([text("a"), text("b")])(None))  # type: ignore[arg-type] # reads nothing
-
-        async def final_text(self) -> str | None:
-            return own
-
-    await finish(await stage.engine(lambda _turn: Producer()))
-    assert (await stage.answer())["finalText"] == final
-
-
-async def test_a_final_text_that_is_none_fails_the_turn(stage: Stage) -> None:
-    class Producer:
-        stream = property(lambda _self: Script([text("a")])(None))  # type: ignore[arg-type] # reads nothing
-
-        def final_text(self) -> Any:
-            return {"text": "a"}
-
-    assert (await finish(await stage.engine(lambda _turn: Producer()))).kinds[-1] == FAILED
-
-
-# Silence.
-
-
-async def test_a_model_that_goes_silent_is_given_up(stage: Stage) -> None:
-    script = Script([text("Hel"), asyncio.Event()])
-    reader = await finish(await stage.engine(script, idle_timeout_ms=50))
-    assert (reader.text, errors_in(reader)) == ("Hel", ["idle_timeout"])
-    assert script.closed == 1
-    error = next(event for event in reader.events if event["type"] == "error")
-    assert error["data"]["retryable"] is True
-
-
-async def test_a_model_that_goes_on_is_not_given_up(stage: Stage) -> None:
-    async def produce(_turn: Turn) -> AsyncIterator[Any]:
-        for _ in range(10):
-            await asyncio.sleep(0.03)
-            yield text("x")
-
-    reader = await finish(await stage.engine(produce, idle_timeout_ms=150))
-    assert reader.kinds[-1] == COMPLETED
-
-
-async def test_a_tool_may_take_longer_than_a_model(stage: Stage) -> None:
-    async def produce(turn: Turn) -> AsyncIterator[Any]:
-        await turn.step("slow", lambda: asyncio.sleep(0.3), kind="tool")
-        yield text("x")
-
-    reader = await finish(await stage.engine(produce, idle_timeout_ms=100))
-    assert reader.kinds[-1] == COMPLETED
-
-
-async def test_a_model_in_a_step_may_not(stage: Stage) -> None:
-    async def produce(turn: Turn) -> AsyncIterator[Any]:
-        await turn.step("ask", lambda: asyncio.sleep(60), kind="llm")
-        yield text("x")
-
-    reader = await finish(await stage.engine(produce, idle_timeout_ms=100))
-    assert errors_in(reader) == ["idle_timeout"]
-
-
-# Producers that do not want to end.
-
-
-class Stubborn:
-    """A producer that swallows its cancellation, and then does what it likes."""
-
-    def __init__(self, afterwards: str) -> None:
-        self.afterwards = afterwards
-        self.is_free = asyncio.Event()
-
-    async def __call__(self, turn: Turn) -> AsyncIterator[Any]:
-        yield text("Hel")
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            if self.afterwards == "raises":
-                raise RuntimeError("cancelled? me?") from None
-        if self.afterwards == "hangs":
-            await self.is_free.wait()
-        if self.afterwards == "steps":
-            await turn.step("late", lambda: "late")
-        if self.afterwards == "goes on":
-            while True:
-                yield text("lo")
-
-
-@pytest.mark.parametrize("afterwards", ["returns", "raises", "goes on", "hangs", "steps"])
-@pytest.mark.parametrize("ending", ["stop", "drain", "idle"])
-async def test_a_turn_ends_whatever_its_producer_makes_of_that(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, afterwards: str, ending: str
-) -> None:
-    monkeypatch.setattr(producing, "GRACE_MS", 50)
-    stubborn = Stubborn(afterwards)
-    limit_ms = 50 if ending == "idle" else 60_000
-    engine = await stage.engine(stubborn, idle_timeout_ms=limit_ms)
-    submitted = await engine.submit(TURN, "Hi")
-    await until(stage.frames)
-    if ending == "stop":
-        assert (await within(engine.stop(TURN))).state == "stopped"
-        assert (await stage.answer())["finalText"] == "Hel"
-    elif ending == "drain":
-        await within(engine.aclose(drain_ms=0))
-        run = await stage.run()
-        assert (run.state, run.lease_holder_id) == ("running", None)
-    else:
-        events = await events_of(submitted)
-        assert events[-2]["data"]["code"] == "idle_timeout"
-    stubborn.is_free.set()
-    assert [frame.data.get("delta") for frame in await stage.frames()][:2] in (
-        ["Hel"],
-        ["Hel", None],
-    )
-
-
-async def test_a_stop_before_the_producer_begins_never_asks_it(stage: Stage) -> None:
-    script = Script()
-    engine = await stage.engine(script)
-    submitted = await engine.submit(TURN, "Hi")
-    run = await within(engine.stop(TURN))
-    assert run.state in ("stopped", "completed")
-    if run.state == "stopped" and not script.calls:
-        assert kinds_of(await events_of(submitted))[-1] == STOPPED
-
-
 # A lease that is lost in the middle.
 
 
@@ -555,7 +303,7 @@ async def test_a_lost_attempt_still_settles_what_it_used(stage: Stage) -> None:
     script = Script([text("a"), used, gate, text("late")], words("whole"))
     here = await stage.engine(script)
     await here.submit(TURN, "Hi")
-    await until(lambda: _has(stage, 2))
+    await until(lambda: has_frames(stage, 2))
     stage.clock.advance(LEASE_MS)
     await finish(await stage.engine(script))
     gate.set()
@@ -590,22 +338,12 @@ def _gone(engine: Any) -> bool:
     return not engine._turns._turns
 
 
-async def test_a_store_that_is_busy_at_the_end_loses_no_answer(stage: Stage) -> None:
-    store = await stage.open()
-    write, failures = store.write, 3
-
-    async def busy(*changes: Any) -> Any:
-        nonlocal failures
-        if failures > 0:
-            failures -= 1
-            raise StoreBusyError("locked")
-        return await write(*changes)
-
-    store.write = busy  # type: ignore[method-assign, assignment]
-    script = Script()
+async def test_a_store_that_is_busy_loses_no_answer(stage: Stage) -> None:
+    traffic, script = Traffic(busy=3), Script()
+    store = crashing(await stage.open(), traffic)
     reader = await finish(await stage.engine(script, store=store))
     assert (reader.text, reader.kinds[-1]) == ("Hello there", COMPLETED)
-    assert (failures, script.calls) == (0, 1)
+    assert (traffic.busy, script.calls) == (0, 1)
 
 
 # What a producer is handed.

@@ -1,62 +1,55 @@
-"""Readers: from every cursor the rest is exact, live or finished, here or elsewhere."""
+"""From every cursor the rest is exact, live or finished, here or elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from perdure.core.changes import BeginStep, CompleteStep, EndRun
 from perdure.core.frames import (
-    Frame,
-    cursor_mark,
     data,
-    format_cursor,
     reasoning,
     text,
     tool_call,
     tool_result,
     upstream_end,
 )
-from perdure.core.limits import LEASE_MS, READERS_MAX
 from perdure.core.records import SessionKey
 from perdure.errors import (
     CursorError,
     FramesExpiredError,
     RunNotFoundError,
-    TooManyReadersError,
     UsageError,
 )
-from perdure.store.memory import MemoryStore
-from perdure.store.memorydata import MemoryData
 from perdure.turn import reading as reading_module
 from perdure.turn.engine import ChatTurnEngine
-from perdure.turn.handout import Turn
 from perdure.turn.identity import chat_manifest, run_id_of
-from perdure.turn.reading import Reading, is_at_end, lines, open_reading
+from perdure.turn.reading import is_at_end, lines, open_reading
 from perdure.turn.wire.codecs import codec_for
 from tests.turn.stage import (
+    COMPLETED,
+    FAILED,
+    RESTARTED,
+    STOPPED,
     TURN,
     Reader,
     Script,
     Stage,
     collect,
+    cursor_of,
     events_of,
     finish,
+    has_frames,
     kinds_of,
     until,
     within,
     words,
 )
 
-COMPLETED, STOPPED, FAILED = (f"session.run.{end}" for end in ("completed", "stopped", "failed"))
-RESTARTED = "session.run.restarted"
 MIXED = [
     reasoning("Hm"),
     text("Hel"),
@@ -118,8 +111,8 @@ async def test_from_every_cursor_of_a_live_turn_the_rest_is_exact(
     submitted = await engine.submit(TURN, "Hi")
     other = engine if handle == "same" else await stage.engine()
     first = asyncio.ensure_future(collect(submitted.lines(wire="envelope")))
-    await until(lambda: _has(stage, 5))
-    cursors = [_cursor(await stage.run(), seq) for seq in range(6)]
+    await until(lambda: has_frames(stage, 5))
+    cursors = [cursor_of(await stage.run(), seq) for seq in range(6)]
     readers = [asyncio.ensure_future(whole(other, cursor)) for cursor in cursors]
     await asyncio.sleep(0.02)
     gate.set()
@@ -128,18 +121,10 @@ async def test_from_every_cursor_of_a_live_turn_the_rest_is_exact(
         assert await within(reader) == full[seq + 1 :]
 
 
-async def _has(stage: Stage, count: int) -> bool:
-    return len(await stage.frames()) >= count
-
-
-def _cursor(run: Any, seq: int, *, epoch: int = 1) -> str:
-    return format_cursor(epoch, seq, cursor_mark(run.run_id))
-
-
 async def test_a_cursor_of_a_lost_attempt_goes_on_at_the_restart(stage: Stage) -> None:
     full = await parted(stage)
     engine = await stage.engine()
-    old = _cursor(await stage.run(), 1)
+    old = cursor_of(await stage.run(), 1)
     rest = await whole(engine, old)
     assert rest[0][1]["type"] == RESTARTED
     assert [cursor for cursor, _ in rest] == [cursor for cursor, _ in full[2:]]
@@ -150,7 +135,7 @@ async def test_a_reader_without_a_cursor_begins_at_the_last_restart(stage: Stage
     engine = await stage.engine(Script([text("lost"), RuntimeError("no")], [text("new"), gate]))
     await finish(engine)
     await engine.submit(TURN, "Hi", retry=True)
-    await until(lambda: _has(stage, 4))
+    await until(lambda: has_frames(stage, 4))
     reader = Reader()
     reading = asyncio.ensure_future(reader.read(engine))
     await until(lambda: reader.text == "new")
@@ -303,28 +288,28 @@ async def test_a_cursor_of_another_turn_or_of_the_future_is_refused(stage: Stage
     await finish(engine)
     await finish(engine, TURN._replace(session_id="t"))
     run = await stage.run()
-    other = _cursor(await stage.run(TURN._replace(session_id="t")), 1)
+    other = cursor_of(await stage.run(TURN._replace(session_id="t")), 1)
     with pytest.raises(CursorError, match="another turn"):
         await engine.open(TURN, after=other)
     last = (await stage.frames())[-1].seq
-    await engine.open(TURN, after=_cursor(run, last))
+    await engine.open(TURN, after=cursor_of(run, last))
     with pytest.raises(CursorError, match="behind the last frame"):
-        await engine.open(TURN, after=_cursor(run, last + 1))
+        await engine.open(TURN, after=cursor_of(run, last + 1))
     with pytest.raises(CursorError, match="behind the last frame"):
-        await within(collect(engine.read(TURN, after=_cursor(run, 9_999_999_999))))
+        await within(collect(engine.read(TURN, after=cursor_of(run, 9_999_999_999))))
 
 
 async def test_the_epoch_of_a_cursor_is_information(stage: Stage) -> None:
     engine = await stage.engine()
     await finish(engine)
     run = await stage.run()
-    assert await whole(engine, _cursor(run, 1, epoch=7)) == await whole(engine, _cursor(run, 1))
+    assert await whole(engine, cursor_of(run, 1, epoch=7)) == await whole(engine, cursor_of(run, 1))
 
 
 async def test_frames_that_are_gone_are_said_to_be_gone(stage: Stage) -> None:
     engine = await stage.engine()
     await finish(engine)
-    cursor = _cursor(await stage.run(), 1)
+    cursor = cursor_of(await stage.run(), 1)
     await (await stage.store()).delete(run_id_of(TURN), frames_only=True)
     with pytest.raises(FramesExpiredError):
         await engine.open(TURN, after=cursor)
@@ -362,224 +347,6 @@ async def test_whoever_has_everything_is_at_the_end(stage: Stage, last: Any) -> 
     gate.set()
     await within(reading)
     assert await is_at_end(await engine.open(TURN, after=reader.cursor))
-    assert not await is_at_end(await engine.open(TURN, after=_cursor(await stage.run(), 0)))
+    assert not await is_at_end(await engine.open(TURN, after=cursor_of(await stage.run(), 0)))
     assert not await is_at_end(await engine.open(TURN))
     assert await whole(engine, reader.cursor) == []
-
-
-# Readers that come, go, and are slow.
-
-
-async def test_a_turn_goes_on_when_all_its_readers_have_left(stage: Stage) -> None:
-    gate = asyncio.Event()
-    engine = await stage.engine(Script([text("Hel"), gate, text("lo"), upstream_end("stop")]))
-    submitted = await engine.submit(TURN, "Hi")
-    reader = await Reader().follow(submitted.lines(wire="envelope"), lines_max=2)
-    gate.set()
-    await until(lambda: _is_over(stage))
-    await reader.read(engine)
-    assert (reader.text, reader.kinds[-1]) == ("Hello", COMPLETED)
-
-
-async def _is_over(stage: Stage) -> bool:
-    return (await stage.run()).state == "completed"
-
-
-async def test_a_turn_has_so_many_readers_and_no_more(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert READERS_MAX == 1_024
-    monkeypatch.setattr("perdure.durable.ring.READERS_MAX", 2)
-    engine = await stage.engine(Script([text("a"), asyncio.Event()]))
-    submitted = await engine.submit(TURN, "Hi")
-    await until(stage.frames)
-    readers = [submitted.lines() for _ in range(3)]
-    for one in readers[:2]:
-        await anext(one)
-        await anext(one)
-    with pytest.raises(TooManyReadersError):
-        await anext(readers[2])
-    await readers[0].aclose()
-    late = submitted.lines()
-    await anext(late)
-    await anext(late)
-    for one in (readers[1], late):
-        await one.aclose()
-
-
-async def test_a_slow_reader_reads_the_store_and_costs_the_turn_nothing(stage: Stage) -> None:
-    async def produce(_turn: Turn) -> AsyncIterator[Any]:
-        for number in range(3_000):
-            yield text(f"{number},")
-            if number % 100 == 0:
-                await asyncio.sleep(0)
-
-    engine = await stage.engine(produce)
-    submitted = await engine.submit(TURN, "Hi")
-    slow = submitted.lines(wire="envelope")
-    reader = Reader()
-    for line in (await anext(slow)).splitlines() + (await anext(slow)).splitlines():
-        reader.take(line)
-    await until(lambda: _is_over(stage))
-    await within(reader.follow(slow))
-    assert reader.text == "".join(f"{number}," for number in range(3_000))
-    assert reader.seqs == list(range(3_002))
-
-
-async def test_silence_is_filled_with_heartbeats(stage: Stage) -> None:
-    engine = await stage.engine(Script([text("a"), asyncio.Event()]))
-    await engine.submit(TURN, "Hi")
-    await until(stage.frames)
-    for wire, beat in (("envelope", b'{"id":null,"chunk":null}\n'), ("sse", b": hb\n\n")):
-        opened = await engine.open(TURN)
-        chunks = lines(opened._replace(heartbeat_ms=10), codec_for(wire))
-        await anext(chunks)
-        await anext(chunks)
-        assert await within(anext(chunks)) == beat
-        assert await within(anext(chunks)) == beat
-        await chunks.aclose()
-
-
-async def test_readers_of_another_process_get_heartbeats_too(stage: Stage) -> None:
-    engine = await stage.engine(Script([text("a"), asyncio.Event()]))
-    await engine.submit(TURN, "Hi")
-    await until(stage.frames)
-    opened = await (await stage.engine()).open(TURN)
-    chunks = lines(opened._replace(heartbeat_ms=10), codec_for("sse"))
-    await anext(chunks)
-    await anext(chunks)
-    assert await within(anext(chunks)) == b": hb\n\n"
-    await chunks.aclose()
-
-
-async def test_plain_ndjson_stays_silent(stage: Stage) -> None:
-    gate = asyncio.Event()
-    engine = await stage.engine(Script([text("a"), gate, upstream_end("stop")]))
-    await engine.submit(TURN, "Hi")
-    await until(stage.frames)
-    opened = await engine.open(TURN)
-    reading = asyncio.ensure_future(
-        collect(lines(opened._replace(heartbeat_ms=5), codec_for("ndjson")))
-    )
-    await asyncio.sleep(0.05)
-    gate.set()
-    assert all(await within(reading))
-
-
-async def test_a_turn_that_is_deleted_cuts_its_readers_off(stage: Stage) -> None:
-    engine = await stage.engine()
-    await finish(engine)
-    store = await stage.store()
-    run = await stage.run()
-    gone = Reading(store, run._replace(state="running"), TURN, 1, "perdure", "frames", lambda: None)
-    await store.delete(run.run_id)
-    with pytest.raises(RunNotFoundError):
-        await within(collect(lines(gone, codec_for("ndjson"))))
-
-
-async def test_the_ring_spares_the_store(stage: Stage) -> None:
-    reads = 0
-    store = await stage.open()
-    read_frames = store.read_frames
-
-    async def counted(*args: Any, **options: Any) -> Sequence[Frame]:
-        nonlocal reads
-        reads += 1
-        return await read_frames(*args, **options)
-
-    store.read_frames = counted  # type: ignore[method-assign]
-
-    async def produce(_turn: Turn) -> AsyncIterator[Any]:
-        for _ in range(20):
-            yield text("x")
-            await asyncio.sleep(0.005)
-
-    engine = await stage.engine(produce, store=store)
-    await finish(engine)
-    assert reads <= 4
-
-
-async def test_a_reader_waits_without_asking_again_and_again(stage: Stage) -> None:
-    """A hint that stands for ever would make readers of other processes spin."""
-    gate = asyncio.Event()
-    engine = await stage.engine(Script([text("a"), gate, upstream_end("stop")]))
-    await engine.submit(TURN, "Hi")
-    await until(stage.frames)
-    reads = 0
-    store = await stage.open()
-    read_frames = store.read_frames
-
-    async def counted(*args: Any, **options: Any) -> Sequence[Frame]:
-        nonlocal reads
-        reads += 1
-        return await read_frames(*args, **options)
-
-    store.read_frames = counted  # type: ignore[method-assign]
-    other = await stage.engine(store=store)
-    reader = Reader()
-    reading = asyncio.ensure_future(reader.read(other))
-    await until(lambda: reader.text)
-    reads = 0
-    await asyncio.sleep(0.3)
-    assert reads <= 8
-    gate.set()
-    await within(reading)
-
-
-# Whatever happens in between.
-
-
-async def drops(stage: Stage, seed: int) -> None:
-    """Read a turn that crashes twice through connections that break at random moments."""
-    chance = random.Random(seed)
-    answer = [f"{chance.randrange(100)} " for _ in range(40)]
-
-    async def produce(turn: Turn) -> AsyncIterator[Any]:
-        for position, word in enumerate(answer):
-            if turn.attempt < 3 and position == chance.randrange(5, 35):
-                await asyncio.Event().wait()
-            yield text(word)
-            await asyncio.sleep(chance.choice([0, 0, 0.001]))
-        yield upstream_end("stop")
-
-    reader = Reader()
-    for _ in range(2):
-        worker = await stage.worker(produce)
-        await worker.engine.submit(TURN, "Hi")
-        for _ in range(chance.randrange(1, 6)):
-            engine = worker.engine if chance.random() < 0.5 else await stage.engine()
-            limit = chance.randrange(1, 12)
-            try:
-                async with asyncio.timeout(0.05):
-                    chunks = engine.read(TURN, after=reader.cursor, wire="envelope")
-                    await reader.follow(chunks, lines_max=limit)
-            except TimeoutError:
-                continue
-        if (await stage.run()).state == "completed":
-            break
-        await worker.kill()
-        stage.clock.advance(LEASE_MS)
-    last = await stage.engine(produce)
-    await last.submit(TURN, "Hi")
-    while not reader.is_done:
-        await reader.read(last, lines_max=chance.randrange(1, 20))
-    assert reader.text == (await stage.answer())["finalText"] == "".join(answer)
-    frames = await stage.frames()
-    assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
-
-
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 2**32))
-async def test_the_text_of_a_reader_who_comes_and_goes_is_the_final_text(seed: int) -> None:
-    data = MemoryData()
-
-    async def open_handle(clock: Any) -> Any:
-        return MemoryStore(data, clock=clock)
-
-    async with Stage(open_handle) as stage:
-        await drops(stage, seed)
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_a_reader_who_comes_and_goes_on_any_store(stage: Stage, seed: int) -> None:
-    await drops(stage, seed)
