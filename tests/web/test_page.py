@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perdure.core.frames import reasoning, text, tool_call, tool_result, upstream_end
 from perdure.errors import BackendTransportError
@@ -71,25 +73,45 @@ async def serve() -> AsyncIterator[Serve]:
     """Return a coroutine function that serves a script in this process, page and all."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def serve(*script: Any) -> Site:
-            return await stack.enter_async_context(serving(Script(*script)))
+        async def serve(*script: Any, **options: int) -> Site:
+            return await stack.enter_async_context(serving(Script(*script), **options))
 
         yield serve
 
 
 @contextlib.asynccontextmanager
-async def serving(script: Script) -> AsyncGenerator[Site, None]:
+async def serving(script: Script, *, cuts: int = 0) -> AsyncGenerator[Site, None]:
+    """Serve a script; of the first `cuts` streams nothing more than the first chunk arrives."""
     store = MemoryStore()
     engine = ChatTurnEngine(store, produce=script)
     app = create_app(engine, store, authorize=lambda _: LOOPBACK_CALLER, drain_ms=0)
     closing, hurry = app.state.close_streams, app.state.hurry
-    server = StreamingServer(LoopbackGuard(app), close_streams=closing, hurry=hurry)
+    guarded = LoopbackGuard(cutting(app, cuts))
+    server = StreamingServer(guarded, close_streams=closing, hurry=hurry)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = asyncio.get_running_loop().create_task(server.serve_on(listener))
         yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", script)
         server.handle_exit(signal.SIGTERM, None)
         await running
     await store.close()
+
+
+def cutting(app: ASGIApp, cuts: int) -> ASGIApp:
+    left = [None] * cuts
+
+    async def cut(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_first(message: Message) -> None:
+            await send(message)
+            if message.get("body"):
+                raise OSError("the connection broke")
+
+        is_cut = scope.get("path", "").endswith("/stream") and left
+        if is_cut:
+            left.pop()
+        with contextlib.suppress(OSError):
+            await app(scope, receive, send_first if is_cut else send)
+
+    return cut
 
 
 async def ask(page: Page, message: str) -> None:
@@ -312,6 +334,28 @@ async def test_chats_of_this_browser_can_be_found_again(
     await page.locator("#chats > summary").click()
     await page.get_by_role("link", name="My first chat", exact=True).click()
     await expect(page.locator(".answer .text")).to_have_text("Hello there")
+
+
+async def test_an_event_source_comes_back_where_it_was_and_stays_away_after_the_end(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve([text("One"), text(" two"), upstream_end("stop")], cuts=1)
+    async with httpx2.AsyncClient(base_url=site.origin) as client:
+        sent = {"turnIndex": 0, "message": "Count"}
+        whole = await client.post("/v1/sessions/s/turns?envelope=1", json=sent)
+    first, *rest = [json.loads(line)["id"] for line in whole.content.splitlines()]
+    page = await context.new_page()
+    await page.goto(site.origin)
+    got = await page.evaluate(
+        """address => new Promise(resolve => {
+          const ids = [];
+          const source = new EventSource(address);
+          source.onmessage = ({ lastEventId }) => ids.push(lastEventId);
+          source.onerror = () => source.readyState === 2 && resolve(ids);
+        })""",
+        f"/v1/sessions/s/turns/0/stream?after={first}",
+    )
+    assert got == rest
 
 
 async def test_a_killed_server_restarts_the_turn_before_the_eyes_of_its_reader(

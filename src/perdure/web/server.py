@@ -40,6 +40,7 @@ class StreamingServer(uvicorn.Server):
             log_level="warning",
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
+            ws="none",
         )
         super().__init__(config)
         self._close_streams = close_streams
