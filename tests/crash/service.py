@@ -152,14 +152,11 @@ class Reader:
                 client.stream(method, url, **options) as response,
             ):
                 assert response.status_code in (200, 201, 204), await response.aread()
-                rest = b""
-                async for data in response.aiter_bytes():
-                    *lines, rest = (rest + data).split(b"\n")
-                    for line in filter(None, lines):
-                        self._take(json.loads(line))
-                        seen += 1
-                        if self.end is not None or seen == leave_behind:
-                            return
+                async for line in _lines_of(response):
+                    self._take(line)
+                    seen += 1
+                    if self.end is not None or seen == leave_behind:
+                        return
         except httpx2.TransportError:
             self.broke_off += 1
 
@@ -178,6 +175,14 @@ class Reader:
         elif event["type"] in ENDS:
             self.end = event["type"]
         self.text += event["data"].get("delta", "")
+
+
+async def _lines_of(response: httpx2.Response) -> AsyncIterator[Mapping[str, Any]]:
+    rest = b""
+    async for data in response.aiter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in filter(None, lines):
+            yield json.loads(line)
 
 
 def _turns(origin: str) -> str:

@@ -37,6 +37,7 @@ async def kill_and_come_back(database: Path, *, lines: int, pause_ms: float) -> 
             await reader.submit(service.origin, leave_behind=lines)
             await asyncio.sleep(pause_ms / 1_000)
             await service.kill()
+        seen = reader.text
         answered = await was_answered(database)
         async with service_on(database, provider) as service:
             while reader.end is None:
@@ -45,7 +46,9 @@ async def kill_and_come_back(database: Path, *, lines: int, pause_ms: float) -> 
         assert reader.end == "session.run.completed"
         assert reader.text == turn["text"] == ANSWER
         assert reader.seqs == sorted(set(reader.seqs)), "a frame came twice, or out of order"
-        assert provider.calls == (1 if answered else 2), f"killed behind {lines} lines"
+        # Whoever was killed before he said a word may not have asked the model yet.
+        expected = {1} if answered else {2} if seen else {1, 2}
+        assert provider.calls in expected, f"killed behind {lines} lines"
 
 
 async def kill_at(folder: Path, kills: int, seed: int) -> None:
