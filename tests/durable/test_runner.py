@@ -16,6 +16,7 @@ from perdure.errors import (
     NotSerializableError,
     RunInputMismatchError,
     StepFailedError,
+    StoreUnavailableError,
     UsageError,
 )
 from perdure.store.protocol import RunStore
@@ -227,6 +228,19 @@ async def test_a_store_that_dies_at_the_end_leaves_the_run_to_be_completed(
     await until(lambda: _is_free(store))
     done = await run(store, lambda context: context.step("work", body))
     assert (done.result, body.calls) == ("done", 1)
+
+
+async def test_a_store_that_dies_does_not_hide_why_the_task_failed(store: RunStore) -> None:
+    trouble = Trouble()
+
+    async def task(context: DurableContext) -> None:
+        trouble.is_down = True
+        raise Broken("the real trouble")
+
+    with pytest.raises(StoreUnavailableError) as away:
+        await within(run(TroubledStore(store, trouble), task, lease_ms=200))
+    assert isinstance(away.value.__cause__, Broken)
+    assert await is_in(store, "running")
 
 
 async def _is_free(store: RunStore) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -162,6 +163,22 @@ async def test_a_task_that_raises_ends_its_run_as_failed_and_the_worker_goes_on(
     outcome = (await read(store, "bad")).outcome
     assert outcome is not None
     assert (outcome.passed, outcome.notes) == (False, "it broke")
+
+
+async def test_an_error_that_is_no_exception_is_settled_like_any_other(
+    store: RunStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(BaseException): ...
+
+    async def task(context: DurableContext) -> None:
+        raise Odd
+
+    async with working(store, {"task": task}):
+        await submit(store)
+        await until(lambda: is_in(store, "failed"))
+        await asyncio.sleep(0)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_task_that_cancels_itself_is_not_run_for_ever(store: RunStore) -> None:

@@ -188,7 +188,10 @@ class Execution(Generic[T]):
         original = original_of(error)
         text = outcome_text_of(_failed_outcome(original, self._default_outcome))
         assert text is not None
-        await self._attempt.fail(original, outcome_text=text)
+        try:
+            await self._attempt.fail(original, outcome_text=text)
+        except PerdureError as trouble:
+            raise trouble from original
         return original
 
     async def _stop(self) -> RunStoppedError:

@@ -89,7 +89,9 @@ class TaskHandler:
             await execution.result()
         except Suspended as asleep:
             return asleep.wait_ms
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             # How the run ended is recorded; here is nobody to be told but the log.
             logger.info("run %r of task %r ended: %r", run_id, self.name, error)
         return None
