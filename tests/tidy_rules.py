@@ -26,8 +26,8 @@ NESTING_MAX = 4
 PACKAGES_ALLOWED = {
     "src/perdure/backends/endpoint": {"httpx2"},
     "src/perdure/backends/openai": {"httpx2"},
-    "src/perdure/cli": {"uvicorn"},
     "src/perdure/web": {"starlette"},
+    "src/perdure/web/server": {"uvicorn"},
 }
 """The only places that may import something that is not in the standard library."""
 

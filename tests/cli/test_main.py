@@ -12,6 +12,7 @@ import pytest
 from perdure.cli.main import main
 from tests.cli.commands import environment, perdure
 
+IMPORT_US_MAX = 150_000
 HEAVY = {"asyncio", "starlette", "uvicorn", "httpx2", "sqlite3", "perdure.turn", "perdure.store"}
 
 
@@ -30,18 +31,23 @@ def test_help_names_the_commands_and_options() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"]])
 def test_what_only_talks_imports_nothing_heavy(arguments: list[str]) -> None:
     code = "import sys; from perdure.cli.main import main; main(sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", code, *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    # Each line of it is `import time: self [us] | cumulative | name`.
-    found = re.findall(r"\|\s+(\d+) \|( +)([\w.]+)$", done.stderr, re.MULTILINE)
-    assert not HEAVY.intersection(name for _, _, name in found)
-    [took_us] = [int(us) for us, _, name in found if name == "perdure.cli.main"]
-    assert took_us < 150_000
+    took_us: list[int] = []
+    # A machine may be busy with something else once, or twice.
+    while len(took_us) < 5 and min(took_us, default=IMPORT_US_MAX) >= IMPORT_US_MAX:
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", code, *arguments],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        # Each line of it is `import time: self [us] | cumulative | name`.
+        found = re.findall(r"^import time:\s+(\d+) \|\s+\d+ \| +([\w.]+)$", done.stderr, re.M)
+        names = [name for _, name in found]
+        assert not HEAVY.intersection(names)
+        begun = names.index("site")
+        took_us.append(sum(int(us) for us, _ in found[begun + 1 :]))
+    assert min(took_us) < IMPORT_US_MAX
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ from urllib.parse import unquote_to_bytes
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message
 
+from perdure.core.frames import text, upstream_end
 from perdure.store.protocol import RunStore
 from perdure.turn.engine import ChatTurnEngine
 from perdure.web.app import Caller, create_app
-from tests.turn.stage import Script
+from tests.turn.stage import Script, until
 
 PATIENCE_S = 20.0
 TURNS = "/v1/sessions/s/turns"
+STREAM, STOP, TURN = f"{TURNS}/0/stream", f"{TURNS}/0/stop", f"{TURNS}/0"
 JSON = "application/json"
 
 
@@ -152,3 +154,28 @@ async def _exchange(
         body=b"".join(part["body"] for part in parts),
         is_whole=bool(parts) and not parts[-1].get("more_body", False),
     )
+
+
+def text_of(answer: Answer) -> str:
+    deltas = (event["data"] for event in answer.events if "delta" in event["data"])
+    return "".join(data["delta"] for data in deltas if data["part"]["type"] == "text")
+
+
+async def begin(service: Service, **options: Any) -> asyncio.Task[Answer]:
+    """Submit a turn whose script stops at an event, and return once it has said something."""
+    reading = asyncio.create_task(service.submit(**options))
+    await until(lambda: service.script.calls or reading.done())
+
+    async def has_spoken() -> bool:
+        target = f"{TURNS}/{options.get('index', 0)}"
+        caller = options.get("caller", "/ann")
+        return reading.done() or bool(
+            (await service.ask("GET", target, caller=caller)).json["text"]
+        )
+
+    await until(has_spoken)
+    return reading
+
+
+def halting(event: asyncio.Event) -> Script:
+    return Script([text("Hello"), event, text(" there"), upstream_end("stop")])

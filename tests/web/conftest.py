@@ -1,4 +1,4 @@
-"""A service on each store that there is."""
+"""A service on each store that there is, and a browser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import pytest
 
 from perdure.store.opening import open_store
 from perdure.testing.clock import ManualClock
-from tests.web.asking import Service, serve
+from tests.web import asking
+from tests.web.asking import Service
+from tests.web.browsing import browser, context, serve
+
+__all__ = ["browser", "context", "serve", "service", "start"]
 
 Start = Callable[..., Any]
 
@@ -25,7 +29,7 @@ async def start(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         async def start(*script: Any, **options: Any) -> Service:
             store = await open_store(url, durability="normal", clock=ManualClock())
             stack.push_async_callback(store.close)
-            service = serve(store, *script, **options)
+            service = asking.serve(store, *script, **options)
             stack.push_async_callback(service.engine.aclose, drain_ms=0)
             return service
 

@@ -1,4 +1,4 @@
-"""Every row and every status of the route table."""
+"""Submitting, looking at and stopping turns: the rows of the route table, and their statuses."""
 
 from __future__ import annotations
 
@@ -6,49 +6,24 @@ import asyncio
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.routing import Mount
 
 from perdure.core.frames import reasoning, text, tool_call, tool_result, upstream_end, usage
-from perdure.errors import PerdureError
-from perdure.store.memory import MemoryStore
-from perdure.store.opening import open_store
 from perdure.turn.hooks import ChatTurnHooks
-from perdure.web.app import Caller
-from perdure.web.responses import STATUS_OF
 from tests.turn.stage import Script, until, words
-from tests.web.asking import TURNS, Answer, Service, ask, serve
+from tests.web.asking import (
+    STOP,
+    STREAM,
+    TURN,
+    TURNS,
+    Service,
+    ask,
+    begin,
+    halting,
+    text_of,
+)
 from tests.web.conftest import Start
 
-STREAM, STOP, TURN = f"{TURNS}/0/stream", f"{TURNS}/0/stop", f"{TURNS}/0"
 HELLO = "Hello there"
-
-
-def text_of(answer: Answer) -> str:
-    deltas = (event["data"] for event in answer.events if "delta" in event["data"])
-    return "".join(data["delta"] for data in deltas if data["part"]["type"] == "text")
-
-
-async def begin(service: Service, **options: Any) -> asyncio.Task[Answer]:
-    """Submit a turn whose script stops at an event, and return once it has said something."""
-    reading = asyncio.create_task(service.submit(**options))
-    await until(lambda: service.script.calls or reading.done())
-
-    async def has_spoken() -> bool:
-        target = f"{TURNS}/{options.get('index', 0)}"
-        caller = options.get("caller", "/ann")
-        return reading.done() or bool(
-            (await service.ask("GET", target, caller=caller)).json["text"]
-        )
-
-    await until(has_spoken)
-    return reading
-
-
-def halting(event: asyncio.Event) -> Script:
-    return Script([text("Hello"), event, text(" there"), upstream_end("stop")])
 
 
 # Submitting.
@@ -186,106 +161,6 @@ async def test_a_client_who_leaves_in_the_middle_of_a_body_leaves_nothing(
     assert caplog.records == []
 
 
-# Streaming.
-
-
-async def watched(start: Start) -> tuple[Service, Answer]:
-    """Return a service and a turn as somebody saw it who was there from its first frame on."""
-    go_on = asyncio.Event()
-    service = await start(halting(go_on))
-    reading = await begin(service, target=f"{TURNS}?envelope=1")
-    go_on.set()
-    return service, await reading
-
-
-async def test_every_cursor_gives_exactly_the_rest(start: Start) -> None:
-    service, whole = await watched(start)
-    lines = whole.body.splitlines(keepends=True)
-    ids = [line["id"] for line in whole.events]
-    assert len(set(ids)) == len(ids) >= 4
-    for place, cursor in enumerate(ids[:-1]):
-        asked = await service.ask("GET", f"{STREAM}?envelope=1&after={cursor}")
-        assert asked.status == 200
-        rest = b"".join(lines[place + 1 :])
-        assert asked.body == rest.replace(b'"replayed":false', b'"replayed":true')
-
-
-async def test_a_cursor_may_come_as_last_event_id_which_counts_first(start: Start) -> None:
-    service, whole = await watched(start)
-    first, second, *_ = whole.events
-    header = [("Last-Event-ID", first["id"])]
-    asked = await service.ask("GET", f"{STREAM}?envelope=1", headers=header)
-    assert asked.events[0]["id"] == second["id"]
-    header = [("Last-Event-ID", second["id"])]
-    asked = await service.ask("GET", f"{STREAM}?envelope=1&after={first['id']}", headers=header)
-    assert second["id"] not in str(asked.events)
-
-
-async def test_the_cursor_of_the_end_is_answered_by_204(service: Service) -> None:
-    end = (await service.submit(target=f"{TURNS}?envelope=1")).events[-1]["id"]
-    answer = await service.ask("GET", f"{STREAM}?after={end}")
-    assert (answer.status, answer.body) == (204, b"")
-
-
-@pytest.mark.parametrize(
-    "cursor",
-    ["x", "1", "0001_0000000001_ffffff", "0001_9999999999_{mark}", "-1", "%00", "é", "a b"],
-)
-async def test_a_wrong_cursor_is_refused(service: Service, cursor: str) -> None:
-    mark = (await service.submit(target=f"{TURNS}?envelope=1")).events[0]["id"].split("_")[2]
-    cursor = cursor.format(mark=mark)
-    by_query = await service.ask("GET", f"{STREAM}?after={cursor}")
-    by_header = await service.ask("GET", STREAM, headers=[("Last-Event-ID", cursor)])
-    for answer in (by_query, by_header):
-        assert (answer.status, answer.error["code"]) == (400, "bad_cursor")
-
-
-async def test_frames_that_were_deleted_are_gone_but_the_turn_is_there(service: Service) -> None:
-    first = (await service.submit(target=f"{TURNS}?envelope=1")).events[0]["id"]
-    assert await service.store.delete("chat:s:0", frames_only=True)
-    answer = await service.ask("GET", f"{STREAM}?after={first}")
-    assert (answer.status, answer.error["code"]) == (410, "frames_expired")
-    assert text_of(await service.ask("GET", STREAM)) == HELLO
-
-
-async def test_a_turn_with_too_many_readers_asks_the_next_one_to_come_back(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go_on = asyncio.Event()
-    service = await start(halting(go_on))
-    first = await begin(service)
-    monkeypatch.setattr("perdure.durable.ring.READERS_MAX", 1)
-    for answer in (await service.ask("GET", STREAM), await service.submit()):
-        assert (answer.status, answer.error["code"]) == (429, "too_many_readers")
-        assert int(answer.headers["retry-after"]) >= 1
-    go_on.set()
-    assert text_of(await first) == HELLO
-
-
-async def test_a_reader_who_left_makes_room_at_once(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go_on, leaves = asyncio.Event(), asyncio.Event()
-    service = await start(halting(go_on))
-    monkeypatch.setattr("perdure.durable.ring.READERS_MAX", 1)
-    first = await begin(service, leaves=leaves)
-    leaves.set()
-    await first
-    go_on.set()
-    assert (await service.ask("GET", STREAM)).status == 200
-
-
-async def test_head_tells_the_headers_of_a_stream_without_waiting_for_it(start: Start) -> None:
-    service = await start(halting(asyncio.Event()))
-    leaves = asyncio.Event()
-    reading = await begin(service, leaves=leaves)
-    answer = await service.ask("HEAD", STREAM)
-    assert (answer.status, answer.body) == (200, b"")
-    assert answer.headers["content-type"] == "application/x-ndjson"
-    leaves.set()
-    await reading
-
-
 # Turns and sessions.
 
 
@@ -388,172 +263,3 @@ async def test_what_is_not_there_is_not_found(service: Service, method: str, tar
     answer = await service.ask(method, target)
     assert (answer.status, answer.error["code"]) == (404, "not_found")
     assert await service.store.list_runs() == []
-
-
-# Who asks.
-
-ENDPOINTS = [
-    ("GET", STREAM),
-    ("GET", TURN),
-    ("POST", STOP),
-    ("GET", "/v1/sessions/s"),
-    ("POST", TURNS),
-]
-
-
-@pytest.mark.parametrize(("method", "target"), ENDPOINTS)
-async def test_a_caller_whom_nobody_knows_gets_401(
-    service: Service, method: str, target: str
-) -> None:
-    await service.submit()
-    body = {"turnIndex": 0, "message": "Hi"} if target == TURNS else None
-    answer = await service.ask(method, target, caller=None, send=body)
-    assert (answer.status, answer.error["code"]) == (401, "unauthorized")
-
-
-@pytest.mark.parametrize("is_same_message", [True, False])
-@pytest.mark.parametrize(("method", "target"), ENDPOINTS)
-async def test_a_session_of_another_user_looks_as_if_it_were_not_there(
-    service: Service, method: str, target: str, is_same_message: bool
-) -> None:
-    await service.submit("Mine")
-    message = "Mine" if is_same_message else "Other"
-    body = {"turnIndex": 0, "message": message} if target == TURNS else None
-    answer = await service.ask(method, target, caller="/eve", send=body)
-    assert (answer.status, answer.error["code"]) == (404, "not_found")
-    assert "ann" not in str(answer)
-    assert (await service.ask("GET", TURN)).json["state"] == "completed"
-
-
-async def test_nobody_adds_a_turn_to_a_session_of_another_user(service: Service) -> None:
-    await service.submit("Mine")
-    answer = await service.submit("Mine too", index=1, caller="/eve")
-    assert (answer.status, answer.error["code"]) == (404, "not_found")
-    assert len(await service.store.list_runs()) == 1
-
-
-async def test_tenants_have_sessions_of_the_same_name_side_by_side(service: Service) -> None:
-    for tenant in ("acme", "beta", "", "a b"):
-        answer = await service.submit(f"I am {tenant}", caller=f"{tenant}/ann")
-        assert answer.status == 201, answer
-    for tenant in ("acme", "beta", "", "a b"):
-        view = (await service.ask("GET", TURN, caller=f"{tenant}/ann")).json
-        assert view["message"] == f"I am {tenant}"
-    assert (await service.ask("GET", TURN, caller="gamma/ann")).status == 404
-
-
-async def test_authorize_may_be_a_coroutine_function(start: Start) -> None:
-    async def authorize(request: Request) -> Caller | None:
-        await asyncio.sleep(0)
-        return Caller("", "ann") if request.headers.get("authorization") else None
-
-    service = await start(authorize=authorize)
-    assert (await service.submit()).status == 201
-    assert (await service.submit(caller=None)).status == 401
-
-
-async def test_authorize_may_raise_what_starlette_knows(start: Start) -> None:
-    def authorize(request: Request) -> Caller | None:
-        raise HTTPException(403, "Not you.", headers={"x-why": "because"})
-
-    answer = await (await start(authorize=authorize)).submit()
-    assert (answer.status, answer.headers["x-why"]) == (403, "because")
-    assert answer.error["message"] == "Not you."
-
-
-async def test_an_authorize_that_breaks_tells_nothing_of_the_inside(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
-    def authorize(request: Request) -> Caller | None:
-        raise RuntimeError("password=1234")
-
-    answer = await (await start(authorize=authorize)).submit()
-    assert (answer.status, answer.error["code"]) == (500, "internal")
-    assert b"1234" not in answer.body
-    reference = answer.error["message"].split()[-1].rstrip(".")
-    assert reference in caplog.text
-    assert "1234" in caplog.text
-
-
-# Health.
-
-
-async def test_health_asks_nobody_who_they_are(service: Service) -> None:
-    for target in ("/healthz", "/readyz"):
-        answer = await service.ask("GET", target, caller=None)
-        assert (answer.status, answer.json) == (200, {"status": "ok"})
-
-
-async def test_a_closed_store_is_alive_but_not_ready(service: Service) -> None:
-    await service.submit()
-    await service.store.close()
-    assert (await service.ask("GET", "/healthz")).status == 200
-    for method, target in (("GET", "/readyz"), ("GET", TURN), ("GET", STREAM), ("POST", STOP)):
-        answer = await service.ask(method, target)
-        assert (answer.status, answer.error["code"]) == (503, "store_unavailable"), target
-        assert int(answer.headers["retry-after"]) >= 1
-    assert (await service.submit("Next", index=1)).status == 503
-
-
-# The rest of the form.
-
-
-@pytest.mark.parametrize(
-    "target", ["/nothing", "/v1", "/v1/sessions", "/v1/sessions/", f"{TURNS}/"]
-)
-async def test_a_path_that_is_none_is_answered_in_json(service: Service, target: str) -> None:
-    answer = await service.ask("GET", target)
-    assert (answer.status, answer.error["code"]) == (404, "not_found")
-
-
-@pytest.mark.parametrize(
-    ("method", "target"),
-    [("DELETE", TURN), ("GET", TURNS), ("POST", STREAM), ("GET", STOP), ("OPTIONS", TURNS)],
-)
-async def test_a_method_that_a_path_has_not_is_answered_in_json(
-    service: Service, method: str, target: str
-) -> None:
-    answer = await service.ask(method, target)
-    assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
-    assert answer.headers["allow"]
-
-
-async def test_the_app_may_be_mounted_below_a_path() -> None:
-    service = serve(MemoryStore())
-    outer = Starlette(routes=[Mount("/v1/sessions/x y", app=service.app)])
-    body = {"turnIndex": 0, "message": "Hi"}
-    target = "/v1/sessions/x%20y/v1/sessions/caf%C3%A9%201/turns"
-    answer = await ask(outer, "POST", target, send=body)
-    assert answer.status == 201
-    assert answer.events[0]["data"]["sessionId"] == "café 1"
-    await service.engine.aclose(drain_ms=0)
-
-
-async def test_the_lifespan_gives_turns_back_and_cuts_streams() -> None:
-    store = await open_store("memory:")
-    service = serve(store, halting(asyncio.Event()), drain_ms=0)
-    app: Any = service.app
-    async with app.router.lifespan_context(app):
-        reading = await begin(service)
-    assert not (await reading).is_whole
-    [run] = await store.list_runs()
-    assert (run.state, run.lease_holder_id) == ("running", None)
-    await store.close()
-
-
-def test_every_status_is_that_of_a_code_that_there_is() -> None:
-    codes: set[str] = set()
-    pending: list[type[PerdureError]] = [PerdureError]
-    while pending:
-        known = pending.pop()
-        codes.add(known.code)
-        pending.extend(known.__subclasses__())
-    assert set(STATUS_OF) <= codes
-
-
-async def test_an_error_before_the_first_byte_is_a_status() -> None:
-    service = serve(MemoryStore())
-    await service.submit()
-    await service.engine.aclose(drain_ms=0)
-    answer = await service.ask("GET", STREAM)
-    assert (answer.status, answer.error["code"]) == (503, "store_unavailable")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from perdure.store.memory import MemoryStore
 from perdure.web.app import LOOPBACK_CALLER
@@ -141,10 +141,16 @@ async def test_programs_need_no_more_than_a_host(service: Service) -> None:
 async def test_what_is_no_request_is_left_alone() -> None:
     seen: list[str] = []
 
-    async def app(scope: Message, receive: object, send: object) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope["type"])
 
-    await LoopbackGuard(app)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]  # Unused.
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(_: Message) -> None:
+        return None
+
+    await LoopbackGuard(app)({"type": "lifespan"}, receive, send)
     assert seen == ["lifespan"]
 
 

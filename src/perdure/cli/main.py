@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from typing import Any
 
 from perdure.errors import PerdureError
 
@@ -33,11 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+class _Version(argparse.Action):
+    """Prints the version, for which more must be imported than for everything else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"perdure {version('perdure')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perdure", description="Chat turns and agent runs that survive everything but a stop."
     )
-    parser.add_argument("--version", action="version", version=f"perdure {version('perdure')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve durable chat turns over HTTP"))
     return parser
