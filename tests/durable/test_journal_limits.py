@@ -130,8 +130,9 @@ async def test_a_restart_is_one_unit_that_says_what_readers_keep(store: RunStore
     await first.journal.leave(Release())
     second = await Desk.open(store)
     kept = [text("😀" * 10_000, "p1"), tool_call("c", "n", {})]
+    second.journal.log_bytes = 5_000
     second.journal.begin_again(kept, reason="lease_expired", discarded_from="cursor")
-    assert second.journal.log_bytes == 0
+    assert second.journal.log_bytes == 0, "readers do not get it any more"
     await second.journal.write(CompleteStep(1, "step", "1"))
     found = await store.read_frames("run", after=2)
     assert found[0].kind == "restarted"

@@ -23,11 +23,13 @@ from perdure.errors import (
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.testing.crashing import crashing
+from perdure.turn import reading as reading_module
 from perdure.turn.handout import Turn
 from perdure.turn.reading import Reading, lines
 from perdure.turn.wire.codecs import codec_for
 from tests.turn.stage import (
     COMPLETED,
+    RESTARTED,
     TURN,
     Reader,
     Script,
@@ -38,7 +40,10 @@ from tests.turn.stage import (
     is_in,
     until,
     within,
+    words,
 )
+
+RECOVERING = "session.run.recovering"
 
 
 async def test_a_turn_goes_on_when_all_its_readers_have_left(stage: Stage) -> None:
@@ -117,6 +122,46 @@ async def test_readers_of_another_process_get_heartbeats_too(stage: Stage) -> No
     await anext(chunks)
     assert await within(anext(chunks)) == b": hb\n\n"
     await chunks.aclose()
+
+
+async def test_readers_are_told_when_nobody_works_on_their_turn(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading_module, "POLL_MS", 10)
+    engine = await stage.engine(Script([text("lost"), asyncio.Event()], words("whole")))
+    await engine.submit(TURN, "Hi")
+    await until(stage.frames)
+    other = await stage.engine(Script(words("whole")))
+    reader, old = Reader(), Reader()
+    reading = asyncio.ensure_future(reader.read(other))
+    plainly = other.read(TURN, wire="envelope", dialect="reference")
+    reading_plainly = asyncio.ensure_future(old.follow(plainly))
+    await until(lambda: reader.text and old.text)
+    assert RECOVERING not in reader.kinds
+    await engine.aclose(drain_ms=0)
+    await until(lambda: RECOVERING in reader.kinds)
+    await asyncio.sleep(0.05)
+    await other.submit(TURN, "Hi")
+    await within(asyncio.gather(reading, reading_plainly))
+    assert reader.kinds.count(RECOVERING) == 1
+    assert reader.kinds.index(RECOVERING) < reader.kinds.index(RESTARTED)
+    assert RECOVERING not in old.kinds
+
+
+async def test_a_lease_that_is_not_renewed_is_told_too(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading_module, "POLL_MS", 10)
+    monkeypatch.setattr(reading_module, "ADRIFT_MS", 50)
+    worker = await stage.worker(Script([text("lost"), asyncio.Event()]))
+    await worker.engine.submit(TURN, "Hi")
+    await until(stage.frames)
+    await worker.kill()
+    reader = Reader()
+    reading = asyncio.ensure_future(reader.read(await stage.engine()))
+    await until(lambda: RECOVERING in reader.kinds)
+    reading.cancel()
+    await asyncio.wait([reading])
 
 
 async def test_plain_ndjson_stays_silent(stage: Stage) -> None:

@@ -52,10 +52,17 @@ class LiveTurn:
 
     It reads what earlier attempts left, goes on by the ladder, journals what the producer yields,
     and ends the run: completed, stopped, failed, parked, or released when it was drained.
+    `asked_ms` is the monotonic moment at which the claim was asked for.
     """
 
     def __init__(
-        self, settings: TurnSettings, store: RunStore, claim: Claim, *, stop: bool = False
+        self,
+        settings: TurnSettings,
+        store: RunStore,
+        claim: Claim,
+        *,
+        stop: bool = False,
+        asked_ms: float | None = None,
     ) -> None:
         assert claim.lease is not None
         self.run = claim.run
@@ -73,7 +80,7 @@ class LiveTurn:
         self._addressee = Addressee(
             self.identity.tenant_id, self.identity.session_id, self.identity.turn_index
         )
-        self._attempt = Attempt(store, claim, lease_ms=settings.lease_ms)
+        self._attempt = Attempt(store, claim, lease_ms=settings.lease_ms, asked_ms=asked_ms)
         self._journal = Journal(
             self._attempt, self.ring, next_seq=claim.next_seq, on_published=self._tell
         )

@@ -122,6 +122,7 @@ class OwnedTurns:
             await work.left.wait()
         live = live_turns.share(handle, stored_id, manifest_hash)
         claim: Claim | None = None
+        asked_ms = monotonic_ms()
         try:
             claim = await self._claim(store, turn, manifest, retry)
         finally:
@@ -130,7 +131,7 @@ class OwnedTurns:
         if claim is None:
             return Opened(False, await known_turn(store, turn))
         if claim.lease is not None:
-            self._begin(live, claim)
+            self._begin(live, claim, asked_ms=asked_ms)
         return Opened(claim.lease is not None and claim.lease.epoch == 1, claim.run)
 
     async def _working_on(self, turn: ChatTurnIdentity) -> LiveTurn | None:
@@ -166,10 +167,18 @@ class OwnedTurns:
             await known_turn(store, turn)
             raise _other_message(turn) from error
 
-    def _begin(self, live: LiveRun[LiveTurn], claim: Claim, *, stop: bool = False) -> LiveTurn:
+    def _begin(
+        self,
+        live: LiveRun[LiveTurn],
+        claim: Claim,
+        *,
+        stop: bool = False,
+        asked_ms: float | None = None,
+    ) -> LiveTurn:
         assert claim.lease is not None
         handle, stored_id = self._store.handle, claim.lease.run_id
-        turn = live.work = LiveTurn(self._settings, self._store, claim, stop=stop)
+        turn = LiveTurn(self._settings, self._store, claim, stop=stop, asked_ms=asked_ms)
+        live.work = turn
         self._turns.add(turn)
 
         def over(_task: asyncio.Task[None]) -> None:
@@ -188,6 +197,7 @@ class OwnedTurns:
         """
         if run.manifest is None or run.handler not in (None, self._settings.name):
             return
+        asked_ms = monotonic_ms()
         try:
             claim = await store.start_or_resume(
                 run.run_id,
@@ -201,7 +211,7 @@ class OwnedTurns:
             return
         if claim.lease is not None:
             live = live_turns.share(store.handle, claim.lease.run_id, run.manifest_hash)
-            await self._begin(live, claim, stop=True).left.wait()
+            await self._begin(live, claim, stop=True, asked_ms=asked_ms).left.wait()
 
 
 async def _attend(turn: LiveTurn) -> None:

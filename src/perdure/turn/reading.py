@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from enum import Enum
 from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core import identity
@@ -17,7 +18,7 @@ from perdure.core.frames import (
     parse_cursor,
     part_frame,
 )
-from perdure.core.limits import HEARTBEAT_MS
+from perdure.core.limits import BEAT_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord, StepRecord
 from perdure.core.transitions import RESTING_STATES
 from perdure.durable.ring import Ring
@@ -33,6 +34,8 @@ Replay = Literal["frames", "result"]
 
 POLL_MS: Final = 1_000
 """Hints of another process may be lost, so a reader looks by himself at least this often."""
+ADRIFT_MS: Final = 2 * BEAT_MS
+"""A lease that was not renewed for this long has probably lost its holder."""
 _PAGE: Final = 1_000
 
 
@@ -127,7 +130,10 @@ async def lines(reading: Reading, codec: Codec) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(tail.follow()) as batches:
             async for batch in batches:
-                encoded = codec.heartbeat() if batch is None else writer.frames(batch)
+                if isinstance(batch, Silence):
+                    encoded = writer.silence(batch)
+                else:
+                    encoded = writer.frames(batch)
                 if encoded:
                     yield encoded
     finally:
@@ -145,6 +151,13 @@ async def _last_frame(reading: Reading, steps: Sequence[StepRecord]) -> Frame | 
     return frames[-1] if frames else None
 
 
+class Silence(Enum):
+    """What a reader may be told while there is nothing to read."""
+
+    HEARTBEAT = "heartbeat"
+    RECOVERING = "recovering"
+
+
 class Tail:
     """A reader's place in a turn that may still grow."""
 
@@ -157,9 +170,16 @@ class Tail:
         self._after = max(reading.after or 0, reading.run.live_from - 1)
         self._entered: Ring | None = None
         self._looked_ms = 0.0
+        self._lease: str | None = None
+        self._renewed_ms = monotonic_ms()
+        self._is_adrift = False
 
-    async def follow(self) -> AsyncGenerator[Sequence[Frame] | None, None]:
-        """Yield persisted frames in order until the turn's end; None when nothing came for 15 s."""
+    async def follow(self) -> AsyncGenerator[Sequence[Frame] | Silence, None]:
+        """Yield persisted frames in order until the turn's end.
+
+        In between: a heartbeat when nothing came for 15 s, and once that nobody works on the turn.
+        """
+        told_adrift = False
         heartbeat_ms = self._reading.heartbeat_ms
         heard_ms = monotonic_ms()
         while self.ended_as is None:
@@ -167,14 +187,18 @@ class Tail:
             frames = await self._next(patience_ms)
             if frames:
                 self._after, heard_ms = frames[-1].seq, monotonic_ms()
+                self._is_adrift = told_adrift = False
                 if frames[-1].kind in TERMINAL_KINDS:
                     await self._look_for_end()
                 shown = [frame for frame in frames if self._is_shown(frame)]
                 if shown:
                     yield shown
+            elif self._is_adrift and not told_adrift:
+                told_adrift = True
+                yield Silence.RECOVERING
             elif monotonic_ms() - heard_ms >= heartbeat_ms:
                 heard_ms = monotonic_ms()
-                yield None
+                yield Silence.HEARTBEAT
 
     def _is_shown(self, frame: Frame) -> bool:
         """An end that a retry has gone on behind is none: whoever believed it would leave."""
@@ -240,6 +264,15 @@ class Tail:
             self._run_id, after=self._after, limit=1
         ):
             self.ended_as = run
+        self._watch_lease(run)
+
+    def _watch_lease(self, run: RunRecord) -> None:
+        """Note whether anybody works on the turn: a lease was given back, or is not renewed."""
+        if run.lease_expires_at != self._lease:
+            self._lease, self._renewed_ms = run.lease_expires_at, monotonic_ms()
+        unrenewed_ms = monotonic_ms() - self._renewed_ms
+        is_held = run.lease_holder_id is not None and unrenewed_ms < ADRIFT_MS
+        self._is_adrift = run.state == "running" and not is_held
 
 
 class _Writer:
@@ -262,6 +295,14 @@ class _Writer:
 
     def started(self) -> bytes:
         return self._codec.encode(events.started(self._to), format_cursor(1, 0, self._mark))
+
+    def silence(self, silence: Silence) -> bytes:
+        """Encode what is said while there is nothing to say; mostly nothing."""
+        if silence is Silence.HEARTBEAT:
+            return self._codec.heartbeat()
+        if self._to.dialect == "reference":
+            return b""
+        return self._codec.encode(events.recovering(self._to), None)
 
     def frames(self, frames: Sequence[Frame]) -> bytes:
         """Encode frames; the cursor of each stands at its last event.

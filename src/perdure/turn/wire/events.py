@@ -44,7 +44,7 @@ def result(final_text: str) -> Event:
 
 
 def recovering(to: Addressee) -> Event:
-    """Return the passing remark that a lost attempt is being taken over."""
+    """Return the passing remark that nobody works on the turn just now: somebody will."""
     return _event("session.run.recovering", {"sessionId": to.session_id})
 
 
