@@ -183,6 +183,19 @@ async def test_a_replay_may_be_the_single_event_of_the_reference(stage: Stage) -
     ]
 
 
+async def test_the_lines_of_a_turn_are_those_of_the_reference(stage: Stage) -> None:
+    script = Script([text("Hé", "a"), {"type": "note", "data": {"z": 1}}, upstream_end("stop")])
+    submitted = await (await stage.engine(script)).submit(TURN, "Hi")
+    body = b"".join(await within(collect(submitted.lines(dialect="reference"))))
+    assert body.decode() == (
+        '{"type":"session.run.started","data":{"sessionId":"s","tenantId":"","turnIndex":0}}\n'
+        '{"type":"message.part.updated","data":'
+        '{"delta":"H\\u00e9","part":{"id":"a","type":"text"}}}\n'
+        '{"type":"note","data":{"z":1}}\n'
+        '{"type":"session.run.completed","data":{"sessionId":"s","replayed":false}}\n'
+    )
+
+
 async def test_the_reference_dialect_has_no_word_of_ours(stage: Stage) -> None:
     script = Script([text("lost"), RuntimeError("no")], words("Hel", "lo"))
     engine = await stage.engine(script)
