@@ -180,20 +180,20 @@ async def test_a_model_that_goes_silent_is_given_up(stage: Stage) -> None:
 
 async def test_a_model_that_goes_on_is_not_given_up(stage: Stage) -> None:
     async def produce(_turn: Turn) -> AsyncIterator[Any]:
-        for _ in range(10):
+        for _ in range(30):
             await asyncio.sleep(0.03)
             yield text("x")
 
-    reader = await finish(await stage.engine(produce, idle_timeout_ms=150))
+    reader = await finish(await stage.engine(produce, idle_timeout_ms=600))
     assert reader.kinds[-1] == COMPLETED
 
 
 async def test_a_tool_may_take_longer_than_a_model(stage: Stage) -> None:
     async def produce(turn: Turn) -> AsyncIterator[Any]:
-        await turn.step("slow", lambda: asyncio.sleep(0.3), kind="tool")
+        await turn.step("slow", lambda: asyncio.sleep(0.9), kind="tool")
         yield text("x")
 
-    reader = await finish(await stage.engine(produce, idle_timeout_ms=100))
+    reader = await finish(await stage.engine(produce, idle_timeout_ms=400))
     assert reader.kinds[-1] == COMPLETED
 
 

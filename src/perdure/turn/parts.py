@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from io import StringIO
 from typing import Final, NamedTuple, cast
 
 from perdure.core import frames
@@ -14,6 +13,7 @@ from perdure.core.limits import TURN_LOG_BYTES_MAX
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError
 
+_PIECES_MAX: Final = 128
 _DELTA_EVENT: Final[Set[str]] = {"type", "data"}
 _DELTA_DATA: Final[Set[str]] = {"delta", "part"}
 _DELTA_PART: Final[Set[str]] = {"id", "type"}
@@ -121,6 +121,25 @@ def spoken_in(frame: Frame) -> int:
     return 1 if frame.kind == "event" else 0
 
 
+class _Growing:
+    """A text that grows by small pieces, which are joined now and then: each costs 64 bytes."""
+
+    __slots__ = ("_chunks", "_pieces")
+
+    def __init__(self) -> None:
+        self._chunks: list[str] = []
+        self._pieces: list[str] = []
+
+    def add(self, piece: str) -> None:
+        self._pieces.append(piece)
+        if len(self._pieces) == _PIECES_MAX:
+            self._chunks.append("".join(self._pieces))
+            self._pieces.clear()
+
+    def __str__(self) -> str:
+        return "".join((*self._chunks, *self._pieces))
+
+
 class Content:
     """Parts and text of a turn, gathered frame by frame."""
 
@@ -129,8 +148,8 @@ class Content:
         """How much of what a model says there was in this attempt, as `spoken_in` counts."""
         self._parts: list[str | tuple[str, str]] = []
         """Encoded, or (a part that grows) its kind and name: objects would cost far more room."""
-        self._texts: dict[tuple[str, str], StringIO] = {}
-        self._text = StringIO()
+        self._texts: dict[tuple[str, str], _Growing] = {}
+        self._text = _Growing()
         self._usage: list[Frame] = []
 
     def add(self, frame: Frame, element_text: str | None = None) -> None:
@@ -142,11 +161,11 @@ class Content:
             key = (kind, data["part"])
             text = self._texts.get(key)
             if text is None:
-                text = self._texts[key] = StringIO()
+                text = self._texts[key] = _Growing()
                 self._parts.append(key)
-            text.write(delta)
+            text.add(delta)
             if kind == "text":
-                self._text.write(delta)
+                self._text.add(delta)
         elif kind in KEPT_KINDS:
             if element_text is None:
                 element_text = encode_value({"k": kind, **data}, name=f"{kind} frame")
@@ -161,13 +180,13 @@ class Content:
         change = text_change(event)
         if change is not None:
             if change.replaces:
-                self._text = StringIO()
-            self._text.write(change.text)
+                self._text = _Growing()
+            self._text.add(change.text)
 
     @property
     def text(self) -> str:
         """The final text by the reference's rules: text deltas as they came."""
-        return self._text.getvalue()
+        return str(self._text)
 
     @property
     def part_texts(self) -> list[str]:
@@ -175,7 +194,7 @@ class Content:
         return [part if isinstance(part, str) else self._grown(*part) for part in self._parts]
 
     def _grown(self, kind: str, name: str) -> str:
-        part = {"k": kind, "part": name, "d": self._texts[kind, name].getvalue()}
+        part = {"k": kind, "part": name, "d": str(self._texts[kind, name])}
         return encode_value(part, name=f"{kind} part", bytes_max=TURN_LOG_BYTES_MAX)
 
     def usage(self, call: int) -> SettleUsage | None:
