@@ -47,7 +47,7 @@ class Floor:
             await self.write("INSERT INTO step VALUES (?, ?, ?)", run_id, position, text)
         await self.write("UPDATE run SET status = 'done' WHERE id = ?", run_id)
 
-    def read_steps(self, run_id: str) -> list[Any]:
+    async def replay(self, run_id: str) -> list[Any]:
         connection = sqlite3.connect(self._path)
         sql = "SELECT seq, out FROM step WHERE run = ? ORDER BY seq"
         rows = connection.execute(sql, (run_id,)).fetchall()

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,10 +75,11 @@ async def compare(options: argparse.Namespace, folder: Path) -> None:
     worst: dict[str, list[float]] = {"floor": [], "perdure": []}
     for index in range(options.rounds):
         mark, count = f"run-{index}", options.steps
-        steps["floor"].append(await measured(lambda: floor.run_steps(mark, count)))
-        steps["perdure"].append(await measured(lambda: run(store, mark, count)))
-        replay["floor"].append(await measured(lambda: asyncio.sleep(0, floor.read_steps(mark))))
-        replay["perdure"].append(await measured(lambda: run(store, mark, count)))
+        ours = partial(run, store, mark, count)
+        steps["floor"].append(await measured(partial(floor.run_steps, mark, count)))
+        steps["perdure"].append(await measured(ours))
+        replay["floor"].append(await measured(partial(floor.replay, mark)))
+        replay["perdure"].append(await measured(ours))
         for name, one in (
             ("floor", lambda run_id: floor.run_steps(run_id, 3)),
             ("perdure", lambda run_id: run(store, run_id, 3)),
