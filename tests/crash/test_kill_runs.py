@@ -74,6 +74,9 @@ class Crew:
             )
             return {intent: (status, result) for intent, status, result in found}
 
+    def wait_for_progress(self, process: subprocess.Popen[bytes], lines: int) -> None:
+        until(lambda: len(self.lines()) > lines or process.poll() is not None)
+
     def end(self) -> None:
         for process in self._processes:
             if process.poll() is None:
@@ -118,7 +121,7 @@ def kill_at_random_moments(crew: Crew, kills: int, *, seed: int) -> None:
     for _ in range(kills):
         before = len(crew.lines())
         process = crew.start("--step-ms", "60")
-        until(lambda n=before, p=process: len(crew.lines()) > n or p.poll() is not None)  # type: ignore[misc]  # bound now
+        crew.wait_for_progress(process, before)
         time.sleep(dice.uniform(0, 0.12))
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)

@@ -234,3 +234,21 @@ class _TroubledRenewer:
 def described(error: BaseException) -> tuple[Any, ...]:
     """Return everything of an error that code may branch on."""
     return (type(error), str(error), vars(error))
+
+
+async def deadline(store: RunStore, run_id: str = "run") -> str:
+    return (await read(store, run_id)).lease_expires_at or ""
+
+
+async def moves(store: RunStore, run_id: str = "run") -> None:
+    """Return when the deadline of the run's lease has moved."""
+    before = await deadline(store, run_id)
+
+    async def has_moved() -> bool:
+        return await deadline(store, run_id) > before
+
+    await until(has_moved)
+
+
+def in_trouble(store: RunStore, trouble: Trouble, *, threaded: bool) -> RunStore:
+    return (ThreadedTroubledStore if threaded else TroubledStore)(store, trouble)

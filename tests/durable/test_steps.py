@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -161,22 +162,20 @@ async def test_outside_a_step_there_is_no_current_step() -> None:
     ],
 )
 async def test_a_wrong_option_is_refused_and_takes_no_position(
-    store: RunStore, options: dict[str, object], culprit: str
+    store: RunStore, options: dict[str, Any], culprit: str
 ) -> None:
     async def task(context: DurableContext) -> None:
         with pytest.raises((UsageError, NotSerializableError), match=culprit):
-            await context.step("wrong", lambda: 1, **options)  # type: ignore[call-overload]  # that is the point
+            await context.step("wrong", lambda: 1, **options)
         await context.step("right", lambda: 1)
 
     assert [step.intent for step in (await run(store, task)).steps] == ["right"]
 
 
 @pytest.mark.parametrize("intent", ["", "a\x00b", "\ud800", "x" * 1_001, 7])
-async def test_an_intent_that_no_store_could_keep_is_refused(
-    store: RunStore, intent: object
-) -> None:
+async def test_an_intent_that_no_store_could_keep_is_refused(store: RunStore, intent: Any) -> None:
     async def task(context: DurableContext) -> None:
-        await context.step(intent, lambda: 1)  # type: ignore[call-overload]  # that is the point
+        await context.step(intent, lambda: 1)
 
     with pytest.raises(UsageError, match="intent"):
         await run(store, task)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import pytest
 
@@ -26,6 +28,8 @@ from tests.durable.handles import (
 )
 
 QUICK = Retry(tries_max=3, backoff_ms=1)
+
+T = TypeVar("T")
 
 
 async def test_a_short_step_costs_exactly_one_write(store: RunStore) -> None:
@@ -195,3 +199,34 @@ async def test_usage_is_reported_inside_model_calls_only_and_in_whole_tokens(
         await run(store, logic)
     with pytest.raises(UsageError, match="tokens_in"):
         await run(store, model, run_id="other")
+
+
+class Overtaking(Trouble):
+    """A store in which a begin that is written alone stays away while later writes get through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin_is_away = asyncio.Event()
+        self.begin_arrives = asyncio.Event()
+
+    async def write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        if name == "write" and not self.begin_is_away.is_set():
+            self.begin_is_away.set()
+            await self.begin_arrives.wait()
+        return await super().write(name, call)
+
+
+async def test_the_end_of_a_step_is_never_overtaken_by_its_begin(store: RunStore) -> None:
+    trouble = Overtaking()
+
+    async def body() -> None:
+        await within(trouble.begin_is_away.wait())
+        asyncio.get_running_loop().call_later(0.01, trouble.begin_arrives.set)
+        raise Broken
+
+    async def task(context: DurableContext) -> None:
+        await context.step("work", body)
+
+    with pytest.raises(Broken):
+        await within(run(TroubledStore(store, trouble), task))
+    assert [step.status for step in await steps_of(store)] == ["failed"]

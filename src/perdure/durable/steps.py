@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from perdure.core import effects
 from perdure.core.changes import BeginStep, Change, CompleteStep, FailStep, IntendUsage, SettleUsage
@@ -114,6 +114,10 @@ class Steps:
 
     def unwind(self) -> None:
         """Interrupt what the task does beside a wait that ended the attempt."""
+        waiting = asyncio.current_task()
+        if waiting is not None:
+            # If nobody awaits the wait any more, its end is no news.
+            waiting.add_done_callback(_seen)
         if self.on_unwind is not None:
             self.on_unwind()
 
@@ -341,6 +345,11 @@ class Steps:
             if scope is not None:
                 await _bill(attempt, scope)
             raise
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _begin_of(scope: StepScope) -> BeginStep:
