@@ -14,6 +14,7 @@ from perdure.store.memory import MemoryStore
 from perdure.store.opening import open_store
 from perdure.web.responses import STATUS_OF
 from tests.web.asking import (
+    PATIENCE_S,
     STOP,
     STREAM,
     TURN,
@@ -79,13 +80,34 @@ async def test_the_app_may_be_mounted_below_a_path() -> None:
     await service.engine.aclose(drain_ms=0)
 
 
-async def test_the_lifespan_gives_turns_back_and_cuts_streams() -> None:
-    store = await open_store("memory:")
-    service = serve(store, halting(asyncio.Event()), drain_ms=0)
+async def test_the_end_of_the_lifespan_cuts_streams_and_then_lets_turns_finish() -> None:
+    store, go_on = await open_store("memory:"), asyncio.Event()
+    service = serve(store, halting(go_on), drain_ms=10_000)
     app: Any = service.app
-    async with app.router.lifespan_context(app):
-        reading = await begin(service)
+    lifespan = app.router.lifespan_context(app)
+    await lifespan.__aenter__()
+    reading = await begin(service)
+    leaving = asyncio.create_task(lifespan.__aexit__(None, None, None))
     assert not (await reading).is_whole
+    assert not leaving.done()
+    go_on.set()
+    await leaving
+    [run] = await store.list_runs()
+    assert run.state == "completed"
+    await store.close()
+
+
+async def test_a_hurry_ends_the_drain_and_gives_turns_back() -> None:
+    store = await open_store("memory:")
+    service = serve(store, halting(asyncio.Event()), drain_ms=60_000)
+    app: Any = service.app
+    lifespan = app.router.lifespan_context(app)
+    await lifespan.__aenter__()
+    reading = await begin(service)
+    leaving = asyncio.create_task(lifespan.__aexit__(None, None, None))
+    await reading
+    app.state.hurry()
+    await asyncio.wait_for(leaving, PATIENCE_S)
     [run] = await store.list_runs()
     assert (run.state, run.lease_holder_id) == ("running", None)
     await store.close()

@@ -268,6 +268,30 @@ async def test_a_turn_may_finish_while_the_server_drains(start: Start) -> None:
         assert run.state == "completed"
 
 
+async def test_a_second_signal_ends_the_drain(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, gates = gated("Hello", "never")
+    gates[0].set()
+    service: Service = await start(script, drain_ms=60_000)
+    drains, aclose = asyncio.Event(), service.engine.aclose
+
+    async def announced(**options: int) -> None:
+        drains.set()
+        await aclose(**options)
+
+    monkeypatch.setattr(service.engine, "aclose", announced)
+    async with listening(service) as served:
+        async with served.submit() as reader:
+            await reader.take(2)
+            served.signal()
+            await asyncio.wait_for(drains.wait(), PATIENCE_S)
+        served.signal()
+        await asyncio.wait_for(served.ended, PATIENCE_S)
+        [run] = await service.store.list_runs()
+        assert (run.state, run.lease_holder_id) == ("running", None)
+
+
 def process(database: Path, *, drain_ms: int) -> Any:
     options = ["--store", f"sqlite:{database}", "--durability", "normal", "--lease-ms", "2000"]
     return serving(*options, "--drain-ms", str(drain_ms), "--token-delay-ms", "8")
