@@ -115,6 +115,22 @@ async def test_a_crash_before_the_earlier_step_repeats_the_stream(stage: Stage) 
     assert draft.calls == 2
 
 
+async def test_a_stream_whose_earlier_step_never_ends_is_recorded_with_the_turn(
+    stage: Stage,
+) -> None:
+    async def produce(turn: Turn) -> AsyncIterator[Any]:
+        looking = asyncio.ensure_future(turn.step("look", Tool(hangs=True)))
+        await asyncio.sleep(0)
+        async for frame in turn.stream("draft", Model("draft"), result=joined):
+            yield frame
+        assert not looking.done()
+
+    assert (await finish(await stage.engine(produce))).text == "draft"
+    steps = await steps_of(stage)
+    assert (steps["draft"].status, steps["draft"].result) == ("completed", "draft")
+    assert steps["look"].status == "running"
+
+
 async def test_streams_side_by_side_lose_nothing(stage: Stage) -> None:
     left, right = Model("l1", "l2", "l3", hangs_at=2), Model("r1", "r2")
 
