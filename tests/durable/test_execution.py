@@ -164,6 +164,26 @@ async def test_a_swallowed_stop_cannot_be_outlived(store: RunStore) -> None:
     assert await is_in(store, "stopped")
 
 
+async def test_a_task_that_returns_because_of_a_stop_is_stopped_all_the_same(
+    store: RunStore,
+) -> None:
+    keep_leases(store, beat_ms=20)
+    task = Hanging()
+
+    async def polite(context: DurableContext) -> object:
+        try:
+            return await task(context)
+        except asyncio.CancelledError:
+            return "partial"
+
+    call = asyncio.create_task(run(store, polite))
+    await within(task.begun.wait())
+    await store.request_stop("run")
+    with pytest.raises(RunStoppedError):
+        await within(call)
+    assert await is_in(store, "stopped")
+
+
 async def test_a_run_that_is_to_be_stopped_is_not_begun(store: RunStore) -> None:
     await leave_behind(store)
     await store.request_stop("run")

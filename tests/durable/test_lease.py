@@ -8,8 +8,8 @@ import pytest
 
 from perdure.core.effects import monotonic_ms
 from perdure.core.records import Lease
-from perdure.durable.lease import HeldLease, keep_leases
-from perdure.errors import LeaseHeldError, LeaseLostError
+from perdure.durable.lease import HeldLease, keep_leases, keeper_of
+from perdure.errors import LeaseHeldError, LeaseLostError, StoreUnavailableError
 from perdure.store.protocol import RunStore
 from perdure.testing.samples import hold
 from tests.durable.handles import (
@@ -141,6 +141,20 @@ async def test_a_failed_beat_is_tried_again_soon(store: RunStore, threaded: bool
     await moves(store)
     task.go_on.set()
     assert (await within(call)).record.epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("lease_ms", "beat_ms", "soon_ms"), [(15_000, 5_000, 1_000), (600, 200, 50)]
+)
+async def test_soon_is_a_second_or_a_quarter_of_a_beat(
+    store: RunStore, lease_ms: int, beat_ms: int, soon_ms: int
+) -> None:
+    keeper = keeper_of(store)
+    held = keeper.hold(await hold(store, handler=None), lease_ms, lambda: None)
+    assert keeper._next_pause_ms() == beat_ms
+    keeper._note_failure(StoreUnavailableError("the store is away"))
+    assert keeper._next_pause_ms() == soon_ms
+    keeper.let_go(held)
 
 
 async def test_an_error_that_nobody_expects_does_not_stop_the_heartbeat(store: RunStore) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 from perdure.core.changes import Release
+from perdure.core.records import EventRecord
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import emit_event
 from perdure.errors import (
     LeaseLostError,
     RunStoppedError,
+    StoreCorruptError,
     StoreUnavailableError,
 )
 from perdure.store.protocol import RunStore
@@ -117,6 +120,43 @@ async def test_a_store_that_is_away_for_a_moment_does_not_end_a_sleep(store: Run
     await emit_event(store, "run", "approved", "yes")
     assert (await within(waiting)).result == "yes"
     assert trouble.failures == 3
+
+
+class Unreadable(TroubledStore):
+    """A store that cannot read events any more once it is broken."""
+
+    is_broken = False
+
+    async def load_event(self, run_id: str, key: str) -> EventRecord | None:
+        if self.is_broken:
+            raise StoreCorruptError("the event cannot be read")
+        return await super().load_event(run_id, key)
+
+
+async def test_a_store_that_is_broken_cannot_be_outlived(store: RunStore) -> None:
+    unreadable, later = Unreadable(store, Trouble()), Body()
+
+    async def task(context: DurableContext) -> str:
+        async def wait() -> None:
+            with contextlib.suppress(StoreCorruptError):
+                await await_approval(context)
+            with contextlib.suppress(StoreCorruptError):
+                await context.step("later", later)
+
+        async def break_it() -> None:
+            unreadable.is_broken = True
+            await emit_event(store, "run", "approved", "yes")
+
+        waiting = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        await context.step("work", break_it)
+        await waiting
+        return "outlived"
+
+    with pytest.raises(StoreCorruptError):
+        await within(run(unreadable, task))
+    assert later.calls == 0
+    assert await is_in(store, "running")
 
 
 async def test_a_store_that_stays_away_ends_the_call_and_not_the_run(store: RunStore) -> None:

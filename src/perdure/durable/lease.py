@@ -99,13 +99,8 @@ class LeaseKeeper:
         self._answered_ms = monotonic_ms()
 
     @property
-    def serves_this_process(self) -> bool:
-        """Whether the heartbeat still runs here: a thread does not survive a fork."""
-        return self._pid == os.getpid() and self._loop is asyncio.get_running_loop()
-
-    @property
     def is_orphaned(self) -> bool:
-        """Whether nobody can hold a lease here any more."""
+        """Whether nobody can hold a lease here any more: a handle has one loop and no forks."""
         return self._loop.is_closed() or self._pid != os.getpid()
 
     @property
@@ -336,10 +331,7 @@ def keep_leases(
 
 def keeper_of(store: RunStore) -> LeaseKeeper:
     """Return the keeper that all runs of the store's handle share."""
-    keeper = _keepers.get(store.handle)
-    if keeper is None or not keeper.serves_this_process:
-        return keep_leases(store)
-    return keeper
+    return _keepers.get(store.handle) or keep_leases(store)
 
 
 def forget_idle_keeper(keeper: LeaseKeeper) -> None:
