@@ -10,7 +10,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -85,7 +85,8 @@ async def place_in(folder: Path) -> AsyncIterator[Place]:
 
 async def end(process: asyncio.subprocess.Process, *, kill: bool = True) -> None:
     if kill and process.returncode is None:
-        os.kill(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            process.kill()
     await within(process.wait(), PATIENCE_S)
 
 
@@ -130,8 +131,7 @@ async def kill_once(folder: Path, after_ms: float) -> None:
         assert reader.kinds[-1] == "session.run.completed", where
         # On a machine that is busy enough an heir may lose its lease too: one more attempt.
         attempts = len((await place.store.read_details(RUN_ID)).attempts) - attempts
-        assert spent["producer"] == (0 if over else attempts), where
-        for name in ("ask", "tool", "answer"):
+        for name in ("producer", "ask", "tool", "answer"):
             done = spent[name]
             assert done == 0 if over or name in recorded else 1 <= done <= attempts, (name, where)
         await hooks_were_called(place, where)
