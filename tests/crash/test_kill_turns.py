@@ -46,8 +46,9 @@ class Place:
         notes = self.folder / "notes"
         return Counter(notes.read_text().split("\n")[:-1] if notes.exists() else ())
 
-    def was_asked(self, times: int) -> bool:
-        return self.noted()["producer"] >= times
+    def moved_on(self, asked: int, process: asyncio.subprocess.Process) -> bool:
+        """Return whether the model was asked again, or the process is over."""
+        return self.noted()["producer"] > asked or process.returncode is not None
 
     async def process(self, *, pause_s: float = 0.01) -> asyncio.subprocess.Process:
         """Start a process that works on the turn; return once it has submitted it."""
@@ -170,17 +171,21 @@ async def test_a_turn_survives_many_kills(tmp_path: Path, seed: int) -> None:
 
 async def test_a_turn_is_parked_when_its_processes_die_again_and_again(tmp_path: Path) -> None:
     async with place_in(tmp_path / "place") as place:
-        for strikes in range(3):
+        state = "running"
+        while state == "running":
+            asked = place.noted()["producer"]
             process = await place.process()
-            await until(partial(place.was_asked, strikes + 1))
+            await until(partial(place.moved_on, asked, process))
             await end(process)
-        last = await place.process()
-        await end(last, kill=False)
+            run = await place.store.read_run(RUN_ID)
+            assert run is not None
+            state = run.state
+        # Each dies before its first step is recorded, which would be progress.
         run = await place.store.read_run(RUN_ID)
         assert run is not None
-        # A recorded step is progress, and takes the strikes back.
-        _, recorded = await place.known()
-        assert run.state == ("completed" if recorded else "parked")
+        assert (run.state, run.reason, run.strikes) == ("parked", "attempts_exhausted", 3)
+        assert 2 <= place.noted()["producer"] <= 3
+        assert place.noted()["tool"] == 0
 
 
 async def pause(process: asyncio.subprocess.Process, database: Path) -> None:
