@@ -20,7 +20,7 @@ from tests.crash.run_process import INTENTS, LEASE_LOST, PARKED
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
 WRITES = 7
-"""Writing calls of an undisturbed run: the claim, five steps, the end."""
+"""Writing calls of an undisturbed run at the least: the claim, five steps, the end."""
 
 
 class Crew:
@@ -135,9 +135,11 @@ def kill_at_random_moments(crew: Crew, kills: int, *, seed: int) -> None:
     check_finished(crew)
 
 
-def test_an_undisturbed_run_writes_as_often_as_is_assumed_here(crew: Crew) -> None:
+def test_an_undisturbed_run_writes_at_least_as_often_as_is_assumed_here(crew: Crew) -> None:
+    # More often on a slow machine, where a step outlasts the 20 ms of a lazy begin.
     process = crew.start("--die-at", str(WRITES - 1), "--when", "after")
-    assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL, "it wrote less often"
+    crew.finish()
     check_finished(crew)
 
 
