@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from perdure.durable.context import DurableContext
+from perdure.durable.runner import emit_event
 from perdure.errors import LeaseHeldError
 from perdure.store.protocol import RunStore
 from tests.durable.handles import (
@@ -82,6 +83,26 @@ async def test_a_direct_call_of_a_run_that_the_worker_has_joins_it(store: RunSto
         task.go_on.set()
         assert (await within(call)).result == ["first", "second"]
     assert len(await attempts_of(store)) == 1
+
+
+async def test_a_direct_call_that_joined_goes_on_itself_when_the_run_falls_asleep(
+    store: RunStore,
+) -> None:
+    task = Hanging()
+
+    async def sleepy(context: DurableContext) -> object:
+        await task(context)
+        return await context.await_event("go", timeout_ms=None)
+
+    async with working(store, {"task": sleepy}):
+        await submit(store)
+        await within(task.begun.wait())
+        call = asyncio.create_task(run(store, sleepy))
+        await asyncio.sleep(0)
+        task.go_on.set()
+        await until(lambda: is_in(store, "waiting"))
+        await emit_event(store, "run", "go", "gone")
+        assert (await within(call)).result == "gone"
 
 
 async def test_a_direct_call_right_after_the_submission_gets_the_result(store: RunStore) -> None:
