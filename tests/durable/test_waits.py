@@ -273,6 +273,16 @@ async def test_a_step_that_begins_while_a_wait_beside_it_sleeps_wakes_the_run(
     assert done.record.epoch > 1
 
 
+async def test_an_emit_of_the_sleeping_run_itself_wakes_it(store: RunStore) -> None:
+    async def task(context: DurableContext) -> object:
+        waiting = asyncio.ensure_future(context.await_event("go", timeout_ms=None))
+        await until(lambda: is_in(store, "waiting"))
+        await context.emit_event("go", "gone")
+        return await waiting
+
+    assert (await within(run(store, task))).result == "gone"
+
+
 async def test_a_step_that_begins_while_the_lease_is_being_given_back_waits_for_it(
     store: RunStore,
 ) -> None:
