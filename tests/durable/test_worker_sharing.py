@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TypeVar
 
 import pytest
 
@@ -16,13 +18,17 @@ from tests.durable.handles import (
     Body,
     Handles,
     Hanging,
+    Trouble,
+    TroubledStore,
     attempts_of,
     is_in,
     run,
     until,
     within,
 )
-from tests.durable.workshop import submit, working
+from tests.durable.workshop import one_step, submit, working
+
+T = TypeVar("T")
 
 
 async def test_two_workers_share_without_double_execution(handles: Handles) -> None:
@@ -120,6 +126,30 @@ async def test_a_direct_call_right_after_the_submission_gets_the_result(store: R
                 await asyncio.sleep(0)
             assert (await within(run(store, task, run_id=run_id))).result == "done"
     assert body.calls == 20
+
+
+async def test_a_direct_call_waits_for_a_claim_of_its_own_process_that_is_under_way(
+    store: RunStore,
+) -> None:
+    class SlowToAnswer(Trouble):
+        async def write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+            answer = await super().write(name, call)
+            if name == "claim_due" and answer:
+                claimed.set()
+                await go_on.wait()
+            return answer
+
+    claimed, go_on = asyncio.Event(), asyncio.Event()
+    slow = TroubledStore(store, SlowToAnswer())
+    await submit(store)
+    async with working(slow, {"task": one_step}):
+        await within(claimed.wait())
+        call = asyncio.create_task(run(slow, one_step))
+        await asyncio.sleep(0.02)  # By now it has been told that the run is held.
+        assert not call.done()
+        go_on.set()
+        assert (await within(call)).result == 7
+    assert len(await attempts_of(store)) == 1
 
 
 async def test_a_direct_call_elsewhere_is_told_that_the_run_is_held(handles: Handles) -> None:
