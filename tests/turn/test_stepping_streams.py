@@ -232,3 +232,71 @@ async def test_only_the_body_of_a_stream_is_inside_its_step(stage: Stage) -> Non
     await finish(await stage.engine(produce))
     assert len(set(outside)) == 1
     assert model.keys[0] not in outside
+
+
+async def test_text_between_a_step_and_a_failure_that_was_handled_is_not_lost(stage: Stage) -> None:
+    last = Tool(hangs=True)
+
+    def fail() -> None:
+        raise RuntimeError("no such page")
+
+    async def produce(turn: Turn) -> AsyncIterator[Any]:
+        yield text("A")
+        await turn.step("first", lambda: 1)
+        yield text("B")
+        try:
+            await turn.step("second", fail)
+        except StepFailedError:
+            yield text("C")
+        await turn.step("last", last)
+        yield text("D")
+
+    await crash_when(stage, produce, lambda: last.calls)
+    reader = await finish(await stage.engine(produce))
+    assert reader.text == "ABCD" == (await stage.answer())["finalText"]
+
+
+async def test_a_step_that_ends_while_a_stream_runs_keeps_nothing_of_the_stream(
+    stage: Stage,
+) -> None:
+    hanging = asyncio.Event()
+    attempts: list[int] = []
+
+    async def words() -> AsyncIterator[Frame]:
+        attempts.append(1)
+        yield text("one ")
+        looked_up.set()
+        await recorded.wait()
+        yield text("two ")
+        if len(attempts) == 1:
+            hanging.set()
+            await asyncio.Event().wait()
+        yield text("three")
+
+    looked_up, recorded = asyncio.Event(), asyncio.Event()
+
+    async def look_up() -> str:
+        await looked_up.wait()
+        return "found"
+
+    async def produce(turn: Turn) -> AsyncIterator[Any]:
+        lookup = asyncio.ensure_future(turn.step("look up", look_up))
+        lookup.add_done_callback(lambda _: recorded.set())
+        async for frame in turn.stream("say", words, result=joined):
+            yield frame
+        await lookup
+
+    await crash_when(stage, produce, hanging.is_set)
+    reader = await finish(await stage.engine(produce))
+    assert reader.text == "one two three" == (await stage.answer())["finalText"]
+
+
+async def test_a_misspelt_effect_inside_a_turn_is_refused(stage: Stage) -> None:
+    async def produce(turn: Turn) -> AsyncIterator[Any]:
+        yield text("Paying.")
+        effect: Any = "at-most-once"
+        await turn.step("pay", lambda: 1, kind="tool", effect=effect)
+
+    reader = await finish(await stage.engine(produce))
+    assert reader.kinds[-1] == "session.run.failed"
+    assert "pay" not in await steps_of(stage)

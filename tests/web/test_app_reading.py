@@ -8,6 +8,7 @@ import pytest
 
 from tests.web.asking import (
     STREAM,
+    TURN,
     TURNS,
     Answer,
     Service,
@@ -76,6 +77,7 @@ async def test_frames_that_were_deleted_are_gone_but_the_turn_is_there(service: 
     assert await service.store.delete("chat:s:0", frames_only=True)
     answer = await service.ask("GET", f"{STREAM}?after={first}")
     assert (answer.status, answer.error["code"]) == (410, "frames_expired")
+    assert answer.error["turn"] == TURN, "where the turn can be read instead"
     assert text_of(await service.ask("GET", STREAM)) == HELLO
 
 

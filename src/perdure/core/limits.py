@@ -74,6 +74,8 @@ DELIVERY_BACKOFF_MAX_MS: Final = 60 * 60 * 1000
 """The longest wait between two tries of a delivery."""
 DELIVERY_CLAIM_MS: Final = 60_000
 """How long a claimed delivery belongs to its worker; a hook has 5 s less than that."""
+HOOK_TIMEOUT_MS: Final = 30_000
+"""A hook or policy that a turn waits for is given up after this long, so that the turn ends."""
 PERSIST_WAIT_MS: Final = 2_000
 """Live readers get the terminal frame after the first try of persist, or after this long."""
 DRAIN_MS: Final = 30_000

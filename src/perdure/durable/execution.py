@@ -165,11 +165,11 @@ class Execution(Generic[T]):
         if isinstance(refusal, StoreError):
             await self._leave_to_later("store")
             raise refusal
-        if error is None:
+        if error is None and not (interrupted and self._draining):
             text = outcome_text_of(self._default_outcome)
             await attempt.leave(EndRun("completed", outcome_text=text))
             return work.result()
-        if self._draining:
+        if error is None or self._draining:
             await self._release("drained")
             raise asyncio.CancelledError
         raise await self._fail(error)

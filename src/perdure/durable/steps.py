@@ -255,6 +255,10 @@ class Steps:
                     await self._pause(attempt, scope, error, scope.tries - tries)
                     continue
                 raise await self._record_failure(attempt, scope, error, began_at) from error
+            if self.refusal is not None:
+                # The body made a result of the interruption: half of it is none.
+                await _bill(attempt, scope)
+                raise self.refusal
             return cast(T, await self._record(attempt, scope, text, began_at))
 
     async def _begin(self, attempt: Attempt, scope: StepScope) -> None:

@@ -17,6 +17,7 @@ from perdure.core.changes import (
     Suspend,
 )
 from perdure.core.frames import Frame
+from perdure.core.limits import HOOK_TIMEOUT_MS
 from perdure.core.recordjson import step_error_of
 from perdure.core.records import StepError
 from perdure.durable.attempt import error_text
@@ -168,7 +169,8 @@ class Closing:
     async def _transformed(self, text: str, status: ending.Status) -> str:
         """Return the text for hooks. A failing transformation fails a turn, but never a stop."""
         try:
-            told = await call_hook(self._settings.hooks.transform_final_text, text)
+            async with asyncio.timeout(HOOK_TIMEOUT_MS / 1_000):
+                told = await call_hook(self._settings.hooks.transform_final_text, text)
             if not isinstance(told, str):
                 raise TypeError(f"transform_final_text returned {type(told).__name__}, not str")
         except Exception:

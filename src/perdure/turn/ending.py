@@ -15,6 +15,7 @@ from perdure.core.recordjson import outcome_to_json
 from perdure.core.records import DeliveryRecord, JsonValue, RunOutcome, StepRecord
 from perdure.errors import (
     AgentRuntimeError,
+    BackendTimeoutError,
     BackendTransportError,
     PerdureError,
     StepFailedError,
@@ -70,20 +71,38 @@ def failure_of(error: BaseException, *, expose: bool) -> Failure:
     logger.error("a turn failed (reference %s)", ref, exc_info=error)
     cause = error.__cause__ if isinstance(error, StepFailedError) else None
     told = cause if isinstance(cause, PerdureError) else error
-    if isinstance(told, BackendTransportError):
-        message = str(told) if expose else f"The model did not answer: {_summary(told)}"
-        return Failure(told.code, message, told.retryable, ref)
     if isinstance(told, PerdureError):
-        message = str(told) if expose else _summary(told)
+        message = str(told) if expose else f"{_summary(told)} Its reference is {ref}."
         return Failure(told.code, message, told.retryable, ref)
     message = str(error) if expose else f"Something went wrong. Its reference is {ref}."
     return Failure("internal", message, True, ref)
 
 
 def _summary(error: PerdureError) -> str:
-    """Return the first line of the class's own description: it holds nothing of the moment."""
+    """Return what a user may know of `error`: nothing of the moment but the kind of failure."""
+    if isinstance(error, BackendTimeoutError):
+        return "The model did not answer in time."
+    if isinstance(error, BackendTransportError):
+        return _PROVIDER_FAILURES.get(error.status, _kind_of_status(error.status))
     lines = (type(error).__doc__ or "It failed.").strip().splitlines()
     return lines[0]
+
+
+def _kind_of_status(status: int) -> str:
+    if status == 0:
+        return "The model could not be reached."
+    if status < 400:
+        return "The answer of the model broke off."
+    return "The model's provider failed." if status >= 500 else "The model refused the request."
+
+
+_PROVIDER_FAILURES: Final[Mapping[int, str]] = {
+    401: "The model's provider refused this service's key.",
+    403: "The model's provider refused this service's key.",
+    404: "The model's provider does not know the model.",
+    408: "The model did not answer in time.",
+    429: "The model's provider is too busy.",
+}
 
 
 def answer_change(

@@ -11,6 +11,7 @@ from perdure.core.frames import Frame
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.durable.attempt import Attempt
+from perdure.durable.scope import step_spec
 from perdure.durable.steps import StepSpec
 from perdure.errors import UsageError
 from perdure.turn.identity import ChatTurnIdentity
@@ -198,10 +199,12 @@ class AttemptedTurn:
     def _spec(
         self, intent: str, kind: StepKind, fingerprint: JsonValue, effect: Effect | None
     ) -> StepSpec:
-        return StepSpec(
-            position=self._steps.take(),
-            intent=intent,
+        return step_spec(
+            self._steps.take,
+            intent,
             kind=kind,
-            input_hash="" if fingerprint is None else identity.canonical_hash(fingerprint),
+            fingerprint=fingerprint,
+            retry=None,
+            timeout_ms=None,
             effect=effect or ("at_most_once" if kind == "tool" else "idempotent"),
         )

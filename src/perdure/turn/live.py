@@ -17,6 +17,7 @@ from perdure.core.frames import (
     part_frame,
     text_of,
 )
+from perdure.core.limits import HOOK_TIMEOUT_MS
 from perdure.core.records import Claim, StepRecord
 from perdure.durable.attempt import Attempt
 from perdure.durable.failures import failure_text, unfinished
@@ -40,7 +41,13 @@ from perdure.turn.history import history_of
 from perdure.turn.hooks import EventFollower, flush_trace
 from perdure.turn.identity import identity_of, intent_of
 from perdure.turn.producing import Producing
-from perdure.turn.recovery import Evidence, Partial, choose_rung, gather_evidence, settled_prefix
+from perdure.turn.recovery import (
+    Evidence,
+    Partial,
+    choose_rung,
+    gather_evidence,
+    last_kept_position,
+)
 from perdure.turn.stepping import TurnSteps, settle_late
 from perdure.turn.wire.events import Addressee, events_of, started
 
@@ -177,9 +184,10 @@ class LiveTurn:
         """Go on by the first rung of the ladder that applies."""
         policy = self._settings.on_interrupted
         try:
-            rung = await choose_rung(
-                evidence, policy, identity=self.identity, attempt=self._attempt.lease.epoch
-            )
+            async with asyncio.timeout(HOOK_TIMEOUT_MS / 1_000):
+                rung = await choose_rung(
+                    evidence, policy, identity=self.identity, attempt=self._attempt.lease.epoch
+                )
         except Exception as error:
             self._recall_everything(evidence)
             await self._closing.fail(error)
@@ -268,14 +276,21 @@ class LiveTurn:
             input_hash=self._closing.input_hash,
             tries=self._closing.tries,
         )
-        model = None if self.run.manifest is None else self.run.manifest.input.get("model")
+        produce, manifest = self._settings.produce, self.run.manifest
+        asked = None if manifest is None else manifest.input.get("model")
+        intend = IntendUsage(
+            0,
+            step_index=0,
+            provider=getattr(produce, "provider", None),
+            model=asked or getattr(produce, "model", None),
+        )
         self._closing.has_begun = True
         if restart:
             self._begin_again(evidence, evidence.kept)
         else:
             self._recall(evidence.kept)
-        await self._journal.write(begin, IntendUsage(0, step_index=0, model=model))
-        self._producing.swallow_to = settled_prefix(self._history)
+        await self._journal.write(begin, intend)
+        self._producing.swallow_to = last_kept_position(self._history)
 
     # Producing, and how it ended.
 

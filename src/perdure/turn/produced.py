@@ -32,6 +32,7 @@ from perdure.durable.live import LiveRun, LiveRuns
 from perdure.errors import (
     DivergenceError,
     LeaseLostError,
+    PerdureError,
     RunInputMismatchError,
     RunParkedError,
     RunStoppedError,
@@ -251,17 +252,19 @@ class ProducedTurn:
         if self._draining or attempt.stop_requested or attempt.held.lost:
             work.cancel()
         await asyncio.wait([work])
-        if not work.cancelled() and work.exception() is None:
-            await self._complete(work.result())
-        elif attempt.held.lost:
+        error = None if work.cancelled() else work.exception()
+        if attempt.held.lost:
             raise LeaseLostError(f"the lease on turn {self._stored_id!r} is lost")
-        elif attempt.stop_requested:
+        if attempt.stop_requested:
+            # A producer may make an end of the interruption: its text is a part of the answer.
             await self._stop()
-        elif work.cancelled():
+        elif not (self._draining or work.cancelled() or error is not None):
+            await self._complete_or_fail(work.result())
+        elif work.cancelled() or (self._draining and error is None):
             await self._leave(Release("drained"))
             raise LeaseLostError(f"the turn {self._stored_id!r} was given back")
         else:
-            await self._fail(work.exception())
+            await self._fail(error)
 
     async def _produce(self) -> str:
         """Drive the producer to its end and return the turn's text."""
@@ -281,9 +284,19 @@ class ProducedTurn:
                 await self._pipe.put(event)
         final_text = getattr(made, "final_text", None)
         own = await call_hook(final_text) if callable(final_text) else None
+        if own is not None and not isinstance(own, str):
+            raise UsageError(f"final_text() must return a str, it returned {type(own).__name__}")
         return own or self._text
 
     # Settling.
+
+    async def _complete_or_fail(self, text: str) -> None:
+        """Complete the turn; an answer that cannot be stored fails it."""
+        try:
+            self._answer({"finalText": text})
+        except PerdureError as error:
+            await self._fail(error)
+        await self._complete(text)
 
     async def _complete(self, text: str) -> None:
         self._text = text

@@ -164,7 +164,7 @@ class Producing:
         self._active_ms = monotonic_ms()
         self._taken += 1
         frame = frame_of(item)
-        if self.swallow_to and not self._is_past_replay():
+        if self.swallow_to and not self._is_past_replay() and not self._steps.is_streamed(item):
             return
         for numbered in self._journal.append(frame):
             self._content.add(numbered, self._journal.element_text)

@@ -99,7 +99,7 @@ async def _check_cursor(store: RunStore, run: RunRecord, after: str) -> int:
     stored = identity.stored_id(run.tenant, run.run_id)
     seq = parse_cursor(after, cursor_mark(stored))
     if run.frames_expired_at is not None:
-        raise FramesExpiredError(f"the frames of the turn {run.run_id!r} are no longer kept")
+        raise FramesExpiredError("the frames of this turn are no longer kept")
     if seq > 0 and not await store.read_frames(run.run_id, after=seq - 1, limit=1):
         raise CursorError(f"the cursor {after!r} lies behind the last frame of the turn")
     return seq

@@ -132,6 +132,15 @@ def settled_prefix(steps: Mapping[int, StepRecord]) -> int:
     return position
 
 
+def last_kept_position(steps: Mapping[int, StepRecord]) -> int:
+    """Return the last step of that prefix whose end readers keep everything up to; 0 for none.
+
+    A failure that only replays keeps no frames: what is yielded before it is new.
+    """
+    kept = (p for p in range(1, settled_prefix(steps) + 1) if steps[p].frames_to is not None)
+    return max(kept, default=0)
+
+
 async def choose_rung(
     evidence: Evidence, policy: Policy, *, identity: ChatTurnIdentity, attempt: int
 ) -> Rung:

@@ -50,6 +50,9 @@ class TurnSteps(Steps):
         self._settled_to = settled_prefix(attempt.history)
         self._settled: set[int] = set()
         self._held_back: dict[int, CompleteStep] = {}
+        self._newest: dict[int, Frame] = {}
+        self._open_streams: dict[int, int] = {}
+        """By position, the last seq before the first frame of a stream that still runs."""
 
     async def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
         is_timed = spec.kind != "llm"
@@ -71,13 +74,17 @@ class TurnSteps(Steps):
         return await super().working(spec, known)
 
     async def commit(self, attempt: Attempt, done: CompleteStep, *usage: SettleUsage) -> Written:
-        done = done._replace(frames_to=self._journal.last_seq)
+        # A stream that still runs will be made again after a crash, so nothing of it is kept.
+        others = [seq for at, seq in self._open_streams.items() if at != done.position]
+        done = done._replace(frames_to=min([self._journal.last_seq, *others]))
         self._settle(done.position)
         return await self._journal.write(done, *self.take_held_back(), *usage)
 
     def take_held_back(self, *, all_of_them: bool = False) -> list[CompleteStep]:
         """Return the streams that may be recorded now, since all steps before them are."""
         ready: list[CompleteStep] = []
+        if self._open_streams and not all_of_them:
+            return ready
         for position in sorted(self._held_back):
             if all_of_them or position == self._settled_to + 1:
                 ready.append(self._held_back.pop(position))
@@ -117,6 +124,7 @@ class TurnSteps(Steps):
             scope.tries = 1 if known is None else known.attempts + 1
             began_at = started_at(attempt)
             await self._begin(attempt, scope)
+            self._open_streams[spec.position] = self._journal.last_seq
             frames: list[Frame] = []
             try:
                 async with aclosing(self._seen(scope, open_stream, frames)) as seen:
@@ -127,9 +135,17 @@ class TurnSteps(Steps):
                 await settle_late(attempt, scope.usage)
                 raise
             except Exception as error:
+                if self.refusal is not None:
+                    raise self.refusal from error
                 raise await self._record_failure(attempt, scope, error, began_at) from error
+            if self.refusal is not None:
+                # The body made an end of the interruption: half an answer is none.
+                await settle_late(attempt, scope.usage)
+                raise self.refusal
+            self._open_streams.pop(spec.position, None)
             keep(await self._record_stream(attempt, scope, text, began_at))
         finally:
+            self._open_streams.pop(spec.position, None)
             self.answered(spec)
 
     async def _seen(
@@ -159,13 +175,19 @@ class TurnSteps(Steps):
                     scope.usage = usage_of(frame, scope.usage_call)
                 elif frame.kind != "upstream_end":
                     self.spoken += spoken_in(frame)
+                    self._newest[scope.spec.position] = frame
                     yield frame
+
+    def is_streamed(self, item: object) -> bool:
+        """Return whether a stream that executes now has just yielded this very frame."""
+        return any(item is frame for frame in self._newest.values())
 
     async def _record_stream(
         self, attempt: Attempt, scope: StepScope, text: str, began_at: str
     ) -> JsonValue:
         spec = scope.spec
-        if spec.position == self._settled_to + 1:
+        before = range(self._settled_to + 1, spec.position)
+        if not self._open_streams and all(at in self._held_back for at in before):
             return await self._record(attempt, scope, text, began_at)
         self._held_back[spec.position] = CompleteStep(
             spec.position,

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from perdure.core.limits import DRAIN_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord
-from perdure.errors import PerdureError, RunNotFoundError
+from perdure.errors import FramesExpiredError, PerdureError, RunNotFoundError
 from perdure.store.protocol import RunStore
 from perdure.turn.engine import ChatTurnEngine
 from perdure.turn.identity import ChatTurnIdentity
@@ -182,9 +182,13 @@ class Service:
     async def stream(self, request: Request) -> Response:
         """Stream a turn from behind a cursor, wherever it runs."""
         caller, format = await self._caller(request), format_of(request)
-        reading = await self._engine.open(
-            self._identity(caller, request), after=cursor_of(request), dialect=format.dialect
-        )
+        identity = self._identity(caller, request)
+        try:
+            reading = await self._engine.open(
+                identity, after=cursor_of(request), dialect=format.dialect
+            )
+        except FramesExpiredError as error:
+            return error_answer(error, turn=request.url.path.removesuffix("/stream"))
         if await is_at_end(reading):
             return Response(status_code=204)  # It tells an EventSource not to come back.
         return self._streamed(reading, format.wire, 200)
@@ -241,7 +245,7 @@ class Service:
                 timeout=BODY_WAIT_MS / 1_000,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if read.done():
+            if read.done() and not self._closing.is_set():
                 return read.result()
         finally:
             read.cancel()

@@ -81,8 +81,8 @@ def json_answer(
     return Response(body, status, known, media_type="application/json")
 
 
-def error_answer(error: PerdureError) -> Response:
-    """Return the JSON form of an error: code, message, hint."""
+def error_answer(error: PerdureError, *, turn: str | None = None) -> Response:
+    """Return the JSON form of an error: code, message, hint, and where the `turn` is instead."""
     status = STATUS_OF.get(error.code, 500)
     headers: dict[str, str] = {}
     if error.retryable and status in (409, 429, 503):
@@ -93,6 +93,8 @@ def error_answer(error: PerdureError) -> Response:
         logger.error("a request failed (reference %s)", ref, exc_info=error)
         summary = (type(error).__doc__ or "It failed.").strip().splitlines()[0]
         told |= {"message": f"{summary} Its reference is {ref}."}
+    if turn is not None:
+        told["turn"] = headers["location"] = turn
     return json_answer({"error": told}, status=status, headers=headers)
 
 

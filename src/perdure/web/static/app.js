@@ -4,6 +4,7 @@ import { recentChats, rememberChat } from "./chats.js";
 import { Refused, follow, pauseFor, refusalOf } from "./stream.js";
 import { TurnView, element } from "./turn.js";
 
+const UNANSWERED_TRIES = 20;
 const POLL_MS = 2000;
 const SUBMIT_PAUSE_MAX_MS = 8000;
 const NEAR_END_PX = 96;
@@ -131,7 +132,7 @@ async function watch(working, first = null) {
     });
     view.account(await readTurn(view));
   } catch (error) {
-    if (error instanceof Refused) view.failed({ message: error.message, retryable: true });
+    if (error instanceof Refused) view.failed({ message: error.message });
   } finally {
     finish(working);
   }
@@ -166,8 +167,12 @@ async function submit(view, { retry = false } = {}) {
   try {
     response = await send(working, retry);
   } catch {
-    view.failed({ message: "It was not sent.", retryable: true });
+    // It may have arrived all the same: then the service is asked to stop it, and what it knows
+    // of the turn replaces this notice.
+    view.failed({ message: "It was stopped before the service had answered." });
     finish(working);
+    isUnknown = false;
+    await stopUnanswered(view);
     return;
   }
   isUnknown = false;
@@ -181,7 +186,7 @@ async function submit(view, { retry = false } = {}) {
   if (CONFLICTS.has(refusal.code) && !retry) {
     await giveWay(view);
   } else {
-    view.failed({ message: refusal.message, retryable: true });
+    view.failed({ message: refusal.message });
   }
 }
 
@@ -206,8 +211,13 @@ async function refresh() {
     for (const turn of (await response.json()).turns) {
       if (live) return;
       const view = turns.get(turn.turnIndex) ?? place(turn.turnIndex, turn.message);
-      if (LIVE.has(turn.state)) inFlight = view;
-      else if (view.shown !== `${turn.state}/${turn.attempt}`) changed.push(view);
+      if (LIVE.has(turn.state)) {
+        inFlight = view;
+        view.attempt = turn.attempt;
+        view.begun = Date.parse(turn.createdAt);
+      } else if (view.shown !== `${turn.state}/${turn.attempt}`) {
+        changed.push(view);
+      }
     }
     if (turns.has(0)) rememberChat(sessionId, turns.get(0).message ?? sessionId);
     await Promise.all(changed.map(async (view) => view.showWhole(await readTurn(view))));
@@ -216,6 +226,16 @@ async function refresh() {
   }
   say("");
   if (inFlight && !live) await watch(begin(inFlight));
+}
+
+async function stopUnanswered(view) {
+  for (let tries = 0; tries < UNANSWERED_TRIES && !live; tries += 1) {
+    const stopped = await fetch(address(`/turns/${view.index}/stop`), { method: "POST" })
+      .then((response) => response.ok)
+      .catch(() => false);
+    if (stopped) return;
+    await pauseFor(500);
+  }
 }
 
 async function stop() {
@@ -297,7 +317,10 @@ addEventListener("hashchange", () => location.reload());
 
 // What others do: another tab, another device, another process.
 
-const look = () => refresh().catch(() => say("The service does not answer."));
+const look = () =>
+  refresh().catch((error) =>
+    say(error instanceof Refused ? error.message : "The service does not answer."),
+  );
 otherTabs.addEventListener("message", ({ data }) => {
   if (data === sessionId) look();
 });

@@ -17,6 +17,12 @@ export function element(tag, className, text) {
 
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 
+const REASONS = {
+  lease_expired: "The worker was lost",
+  released: "The worker was replaced",
+  retry: "Tried again",
+};
+
 export class TurnView {
   constructor(index, message, { retry, grown }) {
     this.index = index;
@@ -47,7 +53,7 @@ export class TurnView {
       case "session.run.restarted":
         this.forget();
         this.attempt = data.attempt;
-        this.note(`The worker was lost: attempt ${data.attempt} answers anew.`);
+        this.note(`${REASONS[data.reason] ?? "Again"}: attempt ${data.attempt} answers anew.`);
         break;
       case "session.run.recovering":
         this.note("The worker was lost; another one takes over.");
@@ -151,10 +157,10 @@ export class TurnView {
     this.notice.hidden = true;
   }
 
-  failed({ message, retryable }) {
+  failed({ message }) {
     this.root.classList.add("failed");
+    this.line.textContent = "";
     this.note(message);
-    if (!retryable) return;
     const again = element("button", "again", "Try again");
     again.type = "button";
     again.addEventListener("click", () => this.retry(this));
@@ -166,7 +172,7 @@ export class TurnView {
     this.answer.setAttribute("aria-busy", String(isWorking));
     clearInterval(this.ticking);
     if (!isWorking) return;
-    const begun = Date.now();
+    const begun = this.begun ?? Date.now();
     const tick = () => {
       const seconds = Math.round((Date.now() - begun) / 1000);
       this.line.textContent = `answering · attempt ${this.attempt} · ${seconds} s`;
