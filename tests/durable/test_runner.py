@@ -273,3 +273,15 @@ async def test_a_replayed_failure_of_a_completed_run_is_raised(store: RunStore) 
     with pytest.raises(StepFailedError, match="it broke"):
         await run(store, strict)
     assert await is_in(store, "completed")
+
+
+@pytest.mark.parametrize("lease_ms", [0, -1, 10**15, 0.5, True, "5"])
+async def test_a_lease_that_is_no_length_is_refused_before_anything_is_recorded(
+    store: RunStore, lease_ms: Any
+) -> None:
+    async def task(ctx: DurableContext) -> None:
+        raise AssertionError("it was not to run")
+
+    with pytest.raises(UsageError, match="lease_ms"):
+        await run_durable(store, run_id="r", manifest=MANIFEST, task=task, lease_ms=lease_ms)
+    assert await store.read_run("r") is None

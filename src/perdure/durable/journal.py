@@ -197,6 +197,9 @@ class Journal:
             part = self._joined_part(kind)
         if 0 < len(delta) <= _DELTA_CHARS_MAX:
             return (self._number_delta(kind, part, delta),)
+        if self.log_bytes + self._pending_bytes + len(delta) > TURN_LOG_BYTES_MAX:
+            # Before it is cut: nothing of it is stored.
+            raise ValueTooLargeError(f"the turn's frames are over {TURN_LOG_BYTES_MAX} bytes")
         # None of an empty one.
         cuts = range(0, len(delta), _DELTA_CHARS_MAX)
         return [self._number_delta(kind, part, delta[i : i + _DELTA_CHARS_MAX]) for i in cuts]

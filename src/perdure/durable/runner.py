@@ -21,6 +21,7 @@ from perdure.durable.execution import (
     running,
 )
 from perdure.durable.live import LiveRun
+from perdure.durable.scope import check_length
 from perdure.durable.steps import Steps
 from perdure.durable.waits import Suspended
 from perdure.errors import (
@@ -67,8 +68,7 @@ async def run_durable(
     """
     stored_id = identity.stored_id(store.tenant, identity.check_run_id(run_id))
     manifest_hash = identity.manifest_hash(manifest)
-    if lease_ms <= 0:
-        raise UsageError(f"lease_ms must be positive, it is {lease_ms}")
+    check_length(lease_ms, name="lease_ms", least=1)
     # Refused now, not when the work is done.
     outcome_text_of(default_outcome)
     claiming = Claiming(

@@ -15,6 +15,7 @@ from perdure.durable.attempt import Attempt
 from perdure.durable.context import DurableContext
 from perdure.durable.execution import Execution, live_runs
 from perdure.durable.outbox import Outbox
+from perdure.durable.scope import check_length
 from perdure.durable.waits import Suspended
 from perdure.errors import StoreError, UsageError
 from perdure.store.protocol import RunStore
@@ -120,6 +121,7 @@ class Worker:
     ) -> None:
         if concurrency_max < 1:
             raise UsageError(f"concurrency_max must be at least 1, it is {concurrency_max}")
+        check_length(lease_ms, name="lease_ms", least=1)
         self._store = store
         self._lease_ms = lease_ms
         self._concurrency_max = concurrency_max

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from perdure.core import identity
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import RunManifest, RunRecord
+from perdure.durable.scope import check_length
 from perdure.store.protocol import RunStore
 from perdure.turn.produced import ProducedTurn, TurnCall
 
@@ -61,6 +62,7 @@ def run_durable_turn(
     RunInputMismatchError, DivergenceError (the run's step 0 is another one), RunStoppedError,
     RunParkedError (three attempts crashed), LeaseLostError, StoreError.
     """
+    check_length(lease_ms, name="lease_ms", least=1)
     call = TurnCall(
         store,
         run_id=identity.check_run_id(run_id),

@@ -20,6 +20,7 @@ from perdure.core.limits import (
 from perdure.core.records import Claim, DeliveryRecord, RunRecord
 from perdure.durable.outbox import Outbox
 from perdure.durable.ring import Ring
+from perdure.durable.scope import check_length
 from perdure.durable.worker import Worker
 from perdure.errors import StoreUnavailableError, UsageError
 from perdure.store.closing import before_close
@@ -88,6 +89,7 @@ class ChatTurnEngine:
                 f"on_interrupted must be 'rerun', 'fail' or a callable, it is {on_interrupted!r}"
             )
         self.name = ids.check_id(name, name="name")
+        check_length(lease_ms, name="lease_ms", least=1)
         self._store = store
         self._project_id = project_id
         self._domain = domain
