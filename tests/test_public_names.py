@@ -26,6 +26,7 @@ PUBLIC_NAMES = [
     "DurableContext",
     "DurableRunError",
     "EventRecord",
+    "FileStore",
     "FinishedTurn",
     "Frame",
     "FramesExpiredError",

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from perdure.durable.steps import current_step as current_step
     from perdure.durable.steps import report_usage as report_usage
     from perdure.durable.worker import Worker as Worker
+    from perdure.store.files import FileStore as FileStore
     from perdure.store.memory import MemoryStore as MemoryStore
     from perdure.store.opening import open_store as open_store
     from perdure.store.protocol import RunStore as RunStore
@@ -106,6 +107,7 @@ _MODULES = {
     "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
     "perdure.durable.steps": ("current_step", "report_usage"),
     "perdure.durable.worker": ("Worker",),
+    "perdure.store.files": ("FileStore",),
     "perdure.store.memory": ("MemoryStore",),
     "perdure.store.opening": ("open_store",),
     "perdure.store.protocol": ("RunStore",),
@@ -139,6 +141,7 @@ __all__ = [
     "DurableContext",
     "DurableRunError",
     "EventRecord",
+    "FileStore",
     "FinishedTurn",
     "Frame",
     "FramesExpiredError",

@@ -34,7 +34,15 @@ def new_sqlite_lab(folder: Path) -> StoreLab:
     return StoreLab(open_handle)
 
 
-LABS = {"memory": new_memory_lab, "sqlite": new_sqlite_lab}
+def new_file_lab(folder: Path) -> StoreLab:
+    async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
+        url = f"file:{folder / 'runs'}"
+        return await open_store(url, clock=clock, code_version=code_version)
+
+    return StoreLab(open_handle)
+
+
+LABS = {"file": new_file_lab, "memory": new_memory_lab, "sqlite": new_sqlite_lab}
 
 
 @pytest.fixture(params=sorted(LABS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +17,7 @@ from perdure.testing.contract import NewLab
 from perdure.testing.lab import StoreLab
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "file"])
 def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewLab:
     count = 0
 
@@ -28,10 +29,10 @@ def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewLab:
 
         return StoreLab(open_handle)
 
-    def sqlite() -> StoreLab:
+    def opened_by(address: str) -> StoreLab:
         nonlocal count
         count += 1
-        url = f"sqlite:{tmp_path / f'{count}.db'}"
+        url = address.format(tmp_path / str(count))
 
         async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
             return await open_store(
@@ -40,4 +41,5 @@ def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewLab:
 
         return StoreLab(open_handle)
 
-    return memory if cast(str, request.param) == "memory" else sqlite
+    scheme = cast(str, request.param)
+    return memory if scheme == "memory" else partial(opened_by, f"{scheme}:{{}}")

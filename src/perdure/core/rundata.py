@@ -116,7 +116,9 @@ class RunData:
         lost = usage.state == "intended" and self.attempts[usage.epoch].ended_at is not None
         return usage._replace(state="unknown") if lost else usage
 
-    def claim_delivery(self, handlers: frozenset[str], now: str) -> Sequence[DeliveryRecord]:
+    def claim_delivery(
+        self, handlers: frozenset[str], now: str, *, token: str | None = None
+    ) -> Sequence[DeliveryRecord]:
         """Claim the first waiting delivery, if it is due: later ones wait for it."""
         waiting = (d for _, d in sorted(self.deliveries.items()) if d.state == "waiting")
         first = next(waiting, None)
@@ -125,7 +127,9 @@ class RunData:
         if self.claimed_until.get(first.position, "") > now:
             return ()
         position = first.position
-        self.deliveries[position] = first._replace(token=new_token(), tries=first.tries + 1)
+        self.deliveries[position] = first._replace(
+            token=token or new_token(), tries=first.tries + 1
+        )
         self.claimed_until[position] = iso_time(epoch_ms(now) + DELIVERY_CLAIM_MS)
         return (self.delivery(position),)
 

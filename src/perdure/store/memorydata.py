@@ -176,8 +176,8 @@ class MemoryData:
         self.runs[opening.stored_id] = data
         return data
 
+    @staticmethod
     def grant(
-        self,
         data: RunData,
         *,
         worker_id: str,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from perdure.core.effects import Clock, system_clock
 from perdure.errors import UsageError
 from perdure.store.protocol import RunStore
+
+_FORMS: Final = {
+    "sqlite": "sqlite:///PATH for a relative path, sqlite:////PATH for an absolute one",
+    "file": "file:PATH for a relative path, file:///PATH for an absolute one",
+}
 
 
 async def open_store(
@@ -21,6 +26,7 @@ async def open_store(
 
     `memory:` forgets everything with the process. `sqlite:PATH` and `sqlite:///PATH` are a file
     on a local disk, `sqlite:////PATH` one from the root; it is made where there is none.
+    `file:PATH` and, from the root, `file:///PATH` are a folder of logs on a local disk (POSIX).
     `migrate` None brings the schema up to date where that is safe while other processes run, as
     it is for SQLite; False refuses a database that lacks something. `durability="normal"` leaves
     flushing to the system: a power cut may undo acknowledged writes. `code_version` is stored with
@@ -38,7 +44,7 @@ async def open_store(
         from perdure.store.sql.store import SqlStore
 
         database = Sqlite(
-            _path(rest),
+            _path(scheme, rest),
             durability=durability,
             migrate=migrate is not False,
             clock=clock or system_clock,
@@ -49,25 +55,38 @@ async def open_store(
             await database.close()
             raise
         return SqlStore(database, code_version=code_version)
+    if scheme == "file" and colon:
+        from perdure.store.files import FileStore
+
+        store = FileStore(
+            _path(scheme, rest),
+            durability=durability,
+            clock=clock or system_clock,
+            code_version=code_version,
+        )
+        try:
+            await store.open()
+        except BaseException:
+            await store.close()
+            raise
+        return store
     raise UsageError(
-        f"{url!r:.80} is not the address of a store; known are memory: and sqlite:PATH "
-        "(also sqlite:///PATH)"
+        f"{url!r:.80} is not the address of a store; known are memory:, sqlite:PATH (also "
+        "sqlite:///PATH) and file:PATH"
     )
 
 
-def _path(rest: str) -> str:
-    """Return the path of what stands behind `sqlite:`."""
+def _path(scheme: str, rest: str) -> str:
+    """Return the path of what stands behind the scheme."""
     if "?" in rest:
         raise UsageError(
-            f"'sqlite:{rest:.80}' has a query, which is not understood: settings are arguments of "
-            "open_store"
+            f"'{scheme}:{rest:.80}' has a query, which is not understood: settings are arguments "
+            "of open_store"
         )
     if not rest.startswith("//"):
         return rest
     host, slash, path = rest[2:].partition("/")
     if host or not slash:
-        raise UsageError(
-            f"'sqlite:{rest:.80}' names the host {host!r}: write sqlite:///PATH for a relative "
-            "path, sqlite:////PATH for an absolute one"
-        )
-    return path
+        raise UsageError(f"'{scheme}:{rest:.80}' names the host {host!r}: write {_FORMS[scheme]}")
+    # The two schemes differ here by custom: of `file:`, all that follows the host is the path.
+    return f"/{path}" if scheme == "file" else path

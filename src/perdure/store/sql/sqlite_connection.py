@@ -21,6 +21,7 @@ from perdure.errors import (
     UsageError,
     ValueTooLargeError,
 )
+from perdure.store.mounts import MOUNTS, network_mount
 from perdure.store.sql.database import Dialect, Text, load_statements
 
 T = TypeVar("T")
@@ -44,34 +45,6 @@ STATEMENTS_CACHED: Final = 256
 
 _PAUSE_MS: Final = 0.3
 _PAUSE_MAX_MS: Final = 4.0
-_NETWORK_FILE_SYSTEMS: Final = frozenset(
-    (
-        "9p",
-        "afs",
-        "ceph",
-        "cifs",
-        "coda",
-        "davfs",
-        "fuse.glusterfs",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "gfs2",
-        "glusterfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "prl_fs",
-        "smb3",
-        "smbfs",
-        "vboxsf",
-        "virtiofs",
-        "vmhgfs",
-    )
-)
-
-_MOUNTS: Final = "/proc/self/mounts"
 _never = threading.Event()
 
 
@@ -117,7 +90,7 @@ def check_library() -> None:
         probe.close()
 
 
-def check_path(path: str | os.PathLike[str], *, mounts: str = _MOUNTS) -> str:
+def check_path(path: str | os.PathLike[str], *, mounts: str = MOUNTS) -> str:
     """Return the absolute path of a database file, or raise UsageError."""
     name = os.fspath(path)
     if name in ("", ":memory:") or name.startswith("file:"):
@@ -133,30 +106,13 @@ def check_path(path: str | os.PathLike[str], *, mounts: str = _MOUNTS) -> str:
     folder = os.path.dirname(full)
     if not os.path.isdir(folder):
         raise UsageError(f"the folder {folder!r} of the database does not exist")
-    kind = _file_system(folder, mounts)
-    if kind in _NETWORK_FILE_SYSTEMS:
+    kind = network_mount(folder, mounts)
+    if kind is not None:
         raise UsageError(
             f"{name!r} is on a network mount ({kind}), where SQLite loses data: put the database "
             "on a local disk"
         )
     return full
-
-
-def _file_system(folder: str, mounts: str) -> str | None:
-    """Return the type of the file system that holds `folder`, if this machine tells."""
-    try:
-        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.split(" ") for line in file]
-    except OSError:
-        return None
-    kind, longest = None, -1
-    for fields in lines:
-        point = fields[1].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
-        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
-        # The last mount on a point hides those before it.
-        if inside and len(point) >= longest:
-            kind, longest = fields[2], len(point)
-    return kind
 
 
 def connect_writer(path: str, durability: Durability) -> sqlite3.Connection:

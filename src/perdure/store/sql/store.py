@@ -45,7 +45,6 @@ from perdure.store.sql.rows import (
     token_of,
     usage_record,
 )
-from perdure.store.sql.waiting import Waiting
 from perdure.store.sql.writes import (
     FENCE,
     LEAVING,
@@ -55,6 +54,7 @@ from perdure.store.sql.writes import (
     write_statements,
     written,
 )
+from perdure.store.waiting import Waiting
 
 _ROUNDS: Final = 16
 """How often a claim of deliveries looks again when others are faster."""

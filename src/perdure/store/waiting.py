@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import Any, Final
-
-from perdure.store.sql.database import Database
+from collections.abc import Callable, Collection
+from typing import Any, Final, Protocol
 
 LOOK_RUN_MS: Final = 10
 """How soon a write of another process is noticed while somebody waits for one run."""
 LOOK_ANY_MS: Final = 250
 _KEPT: Final = 4_096
+
+
+class Watched(Protocol):
+    """What tells of writes of other processes."""
+
+    def watch(self, changed: Callable[[], None], *, interval_ms: int | None) -> None:
+        """Call `changed` on the loop after such a write, looked for so often; None: never."""
+        ...
 
 
 class Waiting:
@@ -21,8 +28,8 @@ class Waiting:
     much had changed when it last came back from here.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
         self._waiters: dict[str | None, set[asyncio.Future[None]]] = {}
         self._count = 0
         self._changed: dict[str | None, int] = {}
@@ -41,6 +48,11 @@ class Waiting:
         self._forget()
         for stored_id in list(self._waiters):
             self._wake(stored_id)
+
+    @property
+    def waited_for(self) -> Collection[str | None]:
+        """The stored ids of the runs that somebody waits for; None: for any."""
+        return list(self._waiters)
 
     async def wait(self, stored_id: str | None, timeout_ms: int) -> None:
         """Return when the run, or (None) any run, may have changed, at the latest in time."""
@@ -91,4 +103,4 @@ class Waiting:
             interval_ms = LOOK_ANY_MS
         else:
             interval_ms = LOOK_RUN_MS
-        self._database.watch(self.changed_elsewhere, interval_ms=interval_ms)
+        self._watched.watch(self.changed_elsewhere, interval_ms=interval_ms)

@@ -1,0 +1,188 @@
+"""What one handle knows of a folder: its runs, its sessions, and what memory looks up among them.
+
+Three kinds of logs: `runs/HASH/log` is the truth of one run, `sessions/HASH/log` that of one
+session, and `index` tells which runs there are, and which of them somebody may have to work on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from perdure.core.records import RunRecord
+from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES
+from perdure.errors import RunNotFoundError, StoreCorruptError
+from perdure.store.entry import Opening
+from perdure.store.filelog import FileLog, locked, open_for_reading
+from perdure.store.fileruns import FileRuns, FolderOptions, remove_log
+from perdure.store.memorydata import SessionData
+
+SESSIONS_KEPT: Final = 10_000
+"""So many sessions are kept in memory."""
+_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class SessionFile:
+    """The log of one session; `turns` have their places, as turn and revision.
+
+    `founder` is the turn by which the session began, until a later line or its deletion shows
+    that this turn was recorded: a session that died with its first turn never was.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.log = FileLog(path)
+        self.data: SessionData | None = None
+        self.turns: dict[str, tuple[int, int]] = {}
+        self.founder: str | None = None
+
+
+class FileData(FileRuns):
+    """The runs and sessions of a folder. Belongs to one thread."""
+
+    def __init__(self, options: FolderOptions) -> None:
+        super().__init__(options)
+        self._sessions: dict[tuple[str, str], SessionFile] = {}
+
+    def trim(self) -> None:
+        super().trim()
+        while len(self._sessions) > SESSIONS_KEPT:
+            self._forget_session(next(iter(self._sessions)))
+
+    @contextmanager
+    def session_locked(self, key: tuple[str, str] | None) -> Generator[int | None]:
+        """Hold the lock of a session, always before that of a run; of none if `key` is None."""
+        if key is None:
+            yield None
+            return
+        path = self._session_file(key).log.path
+        with locked(path, create=True, patience_ms=self.options.patience_ms) as descriptor:
+            self._catch_up_session(key, descriptor)
+            try:
+                yield descriptor
+            finally:
+                if descriptor is not None and os.fstat(descriptor).st_size == 0:
+                    remove_log(path)
+
+    def session(self, key: tuple[str, str]) -> SessionData | None:
+        """Return the session as it stands in its log now."""
+        known = self._session_file(key)
+        with open_for_reading(known.log.path) as descriptor:
+            found = self._catch_up_session(key, descriptor)
+        if not known.log.name:
+            self._forget_session(key)
+        return found
+
+    def turns(self, key: tuple[str, str]) -> Mapping[str, tuple[int, int]]:
+        """Return the session's turns and their places; some may not be there (any more)."""
+        self.session(key)
+        return dict(self._session_file(key).turns)
+
+    def note_session(
+        self, key: tuple[str, str], descriptor: int, turn: str, place: tuple[int, int] | None
+    ) -> None:
+        """Write down what became of a session. The caller holds its lock.
+
+        `place` is that of the turn, None if the run `turn` is no turn of this session.
+        """
+        after, known = self.sessions[key], self._session_file(key)
+        before = self._visible(known)
+        same = before is not None and before.active_run_id == after.active_run_id
+        if same and known.turns.get(turn) == place and known.founder is None:
+            return
+        line = {"session": after, "turn": turn, "place": place, "founds": before is None}
+        try:
+            # A power cut that took this, and left the run, would let two turns in at once.
+            self.write_down(known.log, descriptor, _dumps(line), durable=True)
+        except BaseException:
+            self._forget_session(key)
+            raise
+        self._follow_session(known, line)
+
+    def keep_session(self, key: tuple[str, str], descriptor: int, turn: str) -> None:
+        """See to it that the session outlives this turn. The caller holds its lock."""
+        known = self._session_file(key)
+        if known.founder == turn:
+            self.note_session(key, descriptor, turn, known.turns.get(turn))
+
+    def owner_of(self, run: RunRecord) -> str | None:
+        if run.session_id is None:
+            return None
+        session = self.session((run.tenant, run.session_id))
+        return None if session is None else session.owner_id
+
+    def _session_file(self, key: tuple[str, str]) -> SessionFile:
+        known = self._sessions.get(key)
+        if known is None:
+            path = self.path_to("sessions", json.dumps(key))
+            known = self._sessions[key] = SessionFile(path)
+        return known
+
+    def _catch_up_session(self, key: tuple[str, str], descriptor: int | None) -> SessionData | None:
+        known = self._session_file(key)
+        try:
+            tail = known.log.catch_up(descriptor)
+            if tail.anew:
+                known.data, known.turns, known.founder = None, {}, None
+            for text in tail.texts:
+                self._follow_session(known, json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
+            self._forget_session(key)
+            raise StoreCorruptError(f"{known.log.path!r} cannot be followed: {error}") from error
+        except BaseException:
+            self._forget_session(key)
+            raise
+        visible = self._visible(known)
+        if visible is None:
+            self.sessions.pop(key, None)
+        else:
+            self.sessions[key] = visible
+        return visible
+
+    @staticmethod
+    def _follow_session(known: SessionFile, line: Mapping[str, Any]) -> None:
+        known.data = SessionData(*line["session"])
+        known.founder = line["turn"] if line["founds"] else None
+        if line["place"] is not None:
+            turn, revision = line["place"]
+            known.turns[line["turn"]] = (turn, revision)
+
+    def _visible(self, known: SessionFile) -> SessionData | None:
+        if known.founder is not None and self.peek(known.founder) is None:
+            return None
+        return known.data
+
+    def _forget_session(self, key: tuple[str, str]) -> None:
+        self._sessions.pop(key, None)
+        self.sessions.pop(key, None)
+
+    # What memory looks up among all of its runs.
+
+    def _is_busy(self, stored_id: str) -> bool:
+        run = self.peek(stored_id)
+        return run is not None and run.state != "queued" and run.state not in RESTING_STATES
+
+    def _parent(self, opening: Opening) -> str | None:
+        key = opening.session
+        if key is None:
+            return None
+        turns = self.turns((opening.tenant, key.session_id))
+        earlier = [turn for turn, place in turns.items() if place[0] < key.turn_index]
+        for turn in sorted(earlier, key=lambda turn: turns[turn], reverse=True):
+            run = self.peek(turn)
+            if run is None or run.session_id != key.session_id:
+                continue
+            if run.state in TERMINAL_STATES:
+                return run.run_id
+        return None
+
+
+def session_of(opening: Opening) -> tuple[str, str] | None:
+    """Return the tenant and the id of the session of a turn."""
+    return None if opening.session is None else (opening.tenant, opening.session.session_id)
+
+
+def unknown(run_id: str) -> RunNotFoundError:
+    return RunNotFoundError(f"there is no run {run_id!r}")
