@@ -65,7 +65,12 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("perdure.backends.openai", "openai"), ("perdure.web.app", "serve")]
+    ("module", "extra"),
+    [
+        ("perdure.backends.openai", "openai"),
+        ("perdure.encryption", "encryption"),
+        ("perdure.web.app", "serve"),
+    ],
 )
 def test_a_missing_extra_says_how_to_install_it(module: str, extra: str) -> None:
     code = f"""

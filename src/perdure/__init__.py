@@ -38,6 +38,7 @@ from perdure.errors import (
     TooManyReadersError,
     UnfinishedStepError,
     UsageError,
+    ValueSealedError,
     ValueTooLargeError,
 )
 
@@ -64,10 +65,17 @@ if TYPE_CHECKING:
     from perdure.durable.steps import current_step as current_step
     from perdure.durable.steps import report_usage as report_usage
     from perdure.durable.worker import Worker as Worker
+    from perdure.encryption import EnvelopeSealer as EnvelopeSealer
+    from perdure.encryption import KeyRing as KeyRing
+    from perdure.encryption import LocalKeys as LocalKeys
     from perdure.store.files import FileStore as FileStore
+    from perdure.store.guarding import redact_strings as redact_strings
     from perdure.store.memory import MemoryStore as MemoryStore
     from perdure.store.opening import open_store as open_store
+    from perdure.store.protected import protect as protect
     from perdure.store.protocol import RunStore as RunStore
+    from perdure.store.sealing import Sealer as Sealer
+    from perdure.store.sealing import ValuePlace as ValuePlace
     from perdure.store.sql.schema import DURABLE_SCHEMA_SQL as DURABLE_SCHEMA_SQL
     from perdure.store.sql.schema import DURABLE_SCHEMA_VERSION as DURABLE_SCHEMA_VERSION
     from perdure.store.sql.sqlite import Sqlite as Sqlite
@@ -107,10 +115,14 @@ _MODULES = {
     "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
     "perdure.durable.steps": ("current_step", "report_usage"),
     "perdure.durable.worker": ("Worker",),
+    "perdure.encryption": ("EnvelopeSealer", "KeyRing", "LocalKeys"),
     "perdure.store.files": ("FileStore",),
+    "perdure.store.guarding": ("redact_strings",),
     "perdure.store.memory": ("MemoryStore",),
     "perdure.store.opening": ("open_store",),
+    "perdure.store.protected": ("protect",),
     "perdure.store.protocol": ("RunStore",),
+    "perdure.store.sealing": ("Sealer", "ValuePlace"),
     "perdure.store.sql.schema": ("DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"),
     "perdure.store.sql.sqlite": ("Sqlite",),
     "perdure.store.sql.store": ("SqlStore",),
@@ -140,14 +152,17 @@ __all__ = [
     "DivergenceError",
     "DurableContext",
     "DurableRunError",
+    "EnvelopeSealer",
     "EventRecord",
     "FileStore",
     "FinishedTurn",
     "Frame",
     "FramesExpiredError",
     "InterruptedTurn",
+    "KeyRing",
     "LeaseHeldError",
     "LeaseLostError",
+    "LocalKeys",
     "MemoryStore",
     "NotSerializableError",
     "PerdureError",
@@ -162,6 +177,7 @@ __all__ = [
     "RunStoppedError",
     "RunStore",
     "SchemaError",
+    "Sealer",
     "SessionBusyError",
     "SessionKey",
     "SqlStore",
@@ -180,6 +196,8 @@ __all__ = [
     "Turn",
     "UnfinishedStepError",
     "UsageError",
+    "ValuePlace",
+    "ValueSealedError",
     "ValueTooLargeError",
     "Worker",
     "answer_with",
@@ -192,6 +210,8 @@ __all__ = [
     "frames",
     "manifest_hash",
     "open_store",
+    "protect",
+    "redact_strings",
     "report_usage",
     "run_durable",
     "run_durable_turn",

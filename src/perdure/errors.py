@@ -215,6 +215,14 @@ class StoreCorruptError(StoreError):
     hint = "Stop all workers and check the database's integrity."
 
 
+class ValueSealedError(StoreError):
+    """A stored value is sealed, and cannot be opened here; nothing was changed."""
+
+    code = "value_sealed"
+    retryable = False
+    hint = "Give the key ring the key that the value was sealed under."
+
+
 class SchemaError(StoreError):
     """The database has another schema than this version needs."""
 

@@ -8,9 +8,11 @@ from typing import cast
 
 import pytest
 
+from perdure.encryption import EnvelopeSealer, LocalKeys
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.opening import open_store
+from perdure.store.protected import protect
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import STORE_CASES, NewLab, check_run_store
@@ -42,7 +44,23 @@ def new_file_lab(folder: Path) -> StoreLab:
     return StoreLab(open_handle)
 
 
-LABS = {"file": new_file_lab, "memory": new_memory_lab, "sqlite": new_sqlite_lab}
+def new_sealed_lab(folder: Path) -> StoreLab:
+    keys = LocalKeys({"now": bytes(range(32))}, current="now")
+
+    async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
+        url = f"sqlite:{folder / 'runs.db'}"
+        inner = await open_store(url, clock=clock, code_version=code_version)
+        return protect(inner, sealer=EnvelopeSealer(keys))
+
+    return StoreLab(open_handle)
+
+
+LABS = {
+    "file": new_file_lab,
+    "memory": new_memory_lab,
+    "sealed": new_sealed_lab,
+    "sqlite": new_sqlite_lab,
+}
 
 
 @pytest.fixture(params=sorted(LABS))

@@ -61,6 +61,11 @@ def new_token() -> str:
         return _tokens.pop()
 
 
+def random_bytes(count: int) -> bytes:
+    """Return `count` random bytes that nobody can guess, for a key."""
+    return secrets.token_bytes(count)
+
+
 def new_uuid() -> str:
     """Return a random UUID (version 4)."""
     return str(uuid.uuid4())

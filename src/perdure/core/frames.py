@@ -21,6 +21,8 @@ KEPT_KINDS: Final = frozenset(
     {"text", "reasoning", "tool_call", "tool_result", "source", "data", "event"}
 )
 """What a reader keeps of a turn: the kinds that become parts of its result."""
+SEALED_KIND: Final = "sealed"
+"""Stands for all frames of a sealed row, under the seq of the last of them."""
 URGENT_KINDS: Final = frozenset(
     {"tool_call", "tool_result", "event", "upstream_end", "restarted"} | TERMINAL_KINDS
 )
@@ -201,6 +203,10 @@ def decode_row(first_seq: int, epoch: int, body: str) -> list[Frame]:
                 for piece in cast("list[str]", pieces):
                     frames.append(Frame(seq, epoch, kind, {"part": part, "delta": piece}))
                     seq += 1
+            elif element["k"] == SEALED_KIND:
+                seq = element["to"]
+                frames.append(part_frame(element, seq=seq, epoch=epoch))
+                seq += 1
             else:
                 frames.append(part_frame(element, seq=seq, epoch=epoch))
                 seq += 1

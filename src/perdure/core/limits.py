@@ -51,6 +51,8 @@ VALUE_BYTES_MAX: Final = 1024 * 1024
 """The largest value as JSON: the result of a step, a payload, a handle."""
 MANIFEST_BYTES_MAX: Final = 1024 * 1024
 """The largest manifest of a run, as JSON."""
+SEALED_BYTES_MAX: Final = 3 * 1024 * 1024 // 2
+"""The largest sealed value: what sealing may add to the largest plain one."""
 BODY_BYTES_MAX: Final = 1024 * 1024
 """The largest body of an HTTP request."""
 DEPTH_MAX: Final = 64

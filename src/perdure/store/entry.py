@@ -6,9 +6,28 @@ from typing import NamedTuple
 
 from perdure.core import identity
 from perdure.core.jsonvalue import encode_value
-from perdure.core.limits import MANIFEST_BYTES_MAX
+from perdure.core.limits import MANIFEST_BYTES_MAX, SEALED_BYTES_MAX
 from perdure.core.recordjson import manifest_to_json
-from perdure.core.records import RunManifest, SessionKey
+from perdure.core.records import JsonValue, RunManifest, SessionKey
+
+
+class SealedManifest(RunManifest):
+    """A manifest whose values were sealed; its run is recognised by the hash of the plain one."""
+
+    plain_hash: str
+
+    @classmethod
+    def of(cls, manifest: RunManifest, plain_hash: str) -> SealedManifest:
+        """Return `manifest`, which holds sealed values, with the hash of what they were."""
+        sealed = cls._make(manifest)
+        sealed.plain_hash = plain_hash
+        return sealed
+
+
+class SealedPayload(NamedTuple):
+    """A payload that was checked, encoded and sealed: JSON text to be stored as it is."""
+
+    text: str
 
 
 class Opening(NamedTuple):
@@ -42,16 +61,26 @@ def opening_for(
         identity.check_session_id(session.session_id)
         identity.check_index(session.turn_index, name="turn_index")
         identity.check_index(session.revision, name="revision")
+    known_hash, bytes_max = None, MANIFEST_BYTES_MAX
+    if isinstance(manifest, SealedManifest):
+        known_hash, bytes_max = manifest.plain_hash, SEALED_BYTES_MAX
     return Opening(
         stored_id=identity.stored_id(tenant, identity.check_run_id(run_id)),
         tenant=tenant,
         run_id=run_id,
-        manifest_hash=identity.manifest_hash(manifest),
+        manifest_hash=known_hash or identity.manifest_hash(manifest),
         manifest_text=encode_value(
-            manifest_to_json(manifest), name="manifest", bytes_max=MANIFEST_BYTES_MAX
+            manifest_to_json(manifest), name="manifest", bytes_max=bytes_max
         ),
         project_id=manifest.project_id,
         scenario_id=manifest.scenario_id,
         handler=handler,
         session=session,
     )
+
+
+def payload_text(payload: JsonValue | SealedPayload) -> str:
+    """Return what is stored of an event's payload. Raises NotSerializableError."""
+    if isinstance(payload, SealedPayload):
+        return payload.text
+    return encode_value(payload, name="payload")

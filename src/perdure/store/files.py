@@ -13,7 +13,6 @@ from perdure.core.changes import Change, SettleUsage
 from perdure.core.draft import LEAVING
 from perdure.core.effects import Clock, system_clock
 from perdure.core.frames import Frame
-from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import (
     Claim,
@@ -31,7 +30,7 @@ from perdure.core.records import (
 )
 from perdure.errors import StoreUnavailableError, UsageError
 from perdure.store.closing import bring_to_rest
-from perdure.store.entry import opening_for
+from perdure.store.entry import opening_for, payload_text
 from perdure.store.memorydata import MemoryRenewer
 
 
@@ -155,7 +154,7 @@ class FileStore:
         self, run_id: str, key: str, payload: JsonValue
     ) -> tuple[bool, EventRecord]:
         identity.check_id(key, name="event key")
-        text = encode_value(payload, name="payload")
+        text = payload_text(payload)
         stored_id = self._stored(run_id)
         call = partial(self._inside.work.emit, stored_id, run_id, key, text)
         won, event = await self._inside.run(call)

@@ -9,7 +9,6 @@ from perdure.core import draft, effects, identity, transitions
 from perdure.core.changes import Change, SettleUsage
 from perdure.core.effects import Clock, iso_time
 from perdure.core.frames import Frame, decode_row
-from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import (
     Claim,
@@ -28,7 +27,7 @@ from perdure.core.records import (
 from perdure.core.rundata import RunData
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
-from perdure.store.entry import Opening, opening_for
+from perdure.store.entry import Opening, opening_for, payload_text
 from perdure.store.memorydata import (
     HandleState,
     MemoryData,
@@ -173,7 +172,7 @@ class MemoryStore:
         self, run_id: str, key: str, payload: JsonValue
     ) -> tuple[bool, EventRecord]:
         identity.check_id(key, name="event key")
-        text = encode_value(payload, name="payload")
+        text = payload_text(payload)
         with self._data.lock:
             data = self._known(run_id)
             if key in data.events:

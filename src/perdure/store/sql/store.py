@@ -11,7 +11,6 @@ from perdure.core import identity
 from perdure.core.changes import Change, EndRun, SettleUsage
 from perdure.core.effects import new_token
 from perdure.core.frames import Frame, decode_row
-from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import DELIVERY_CLAIM_MS, DELIVERY_TRIES_MAX, LEASE_MS
 from perdure.core.records import (
     Claim,
@@ -31,7 +30,7 @@ from perdure.core.rundata import delivery_backoff_ms
 from perdure.core.transitions import ENDED_STATES
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
-from perdure.store.entry import opening_for
+from perdure.store.entry import opening_for, payload_text
 from perdure.store.sql.claims import Claims, Wish
 from perdure.store.sql.database import Connection, Database, Refused, Row, Statement
 from perdure.store.sql.rows import (
@@ -185,7 +184,7 @@ class SqlStore:
     ) -> tuple[bool, EventRecord]:
         identity.check_event_key(key)
         stored_id = self._stored(run_id)
-        text = encode_value(payload, name="payload")
+        text = payload_text(payload)
         statements = [
             Statement("lock_run", (stored_id,), required=True),
             Statement("wake_on_event", (stored_id, key)),
