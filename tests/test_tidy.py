@@ -45,15 +45,19 @@ EXCEPTIONS = {
     (
         "class_has_few_public_methods",
         "src/perdure/store/files.py:FileStore",
-    ): "the 20 of the contract, the opener of the lease keeper's own handle, and its own opening",
+    ): "the 20 of the contract, the openers of the lease keeper's handle and the upkeep, its own",
     (
         "class_has_few_public_methods",
         "src/perdure/store/memory.py:MemoryStore",
-    ): "the 20 of the contract, and the opener of the lease keeper's own handle",
+    ): "the 20 of the contract, and the openers of the lease keeper's handle and the upkeep",
     (
         "class_has_few_public_methods",
         "src/perdure/store/sql/store.py:SqlStore",
-    ): "the 20 of the contract, and the opener of the lease keeper's own handle",
+    ): "the 20 of the contract, and the openers of the lease keeper's handle and the upkeep",
+    (
+        "class_has_few_public_methods",
+        "src/perdure/store/protected.py:ProtectedStore",
+    ): "the 20 of the contract, and the opener of the upkeep",
     (
         "function_takes_few_parameters",
         "src/perdure/turn/engine.py:ChatTurnEngine.__init__",

@@ -152,6 +152,20 @@ class RunData:
         self.deliveries[delivery.position] = known
         return True
 
+    def retry_delivery(self, position: int, now: str) -> bool:
+        """Make a delivery due now, and a dead one wait again; False if it was made."""
+        known = self.deliveries.get(position)
+        if known is None or known.state == "delivered":
+            return False
+        if known.state == "dead":
+            known = known._replace(state="waiting", tries=0)
+        self.deliveries[position] = known._replace(due_at=now)
+        return True
+
+    def has_waiting(self) -> bool:
+        """Return whether something must still follow the end of the run."""
+        return any(delivery.state == "waiting" for delivery in self.deliveries.values())
+
     def settle(self, lease: Lease, usage: SettleUsage, now: str) -> None:
         """Settle a row of the lease's own epoch and token; a settled row stays."""
         key = (lease.epoch, usage.call)

@@ -82,6 +82,12 @@ class SettleDelivery(NamedTuple):
     error: str | None
 
 
+class RetryDelivery(NamedTuple):
+    """Make a delivery due at once, also a dead one."""
+
+    position: int
+
+
 class Settle(NamedTuple):
     """Settle a usage row of an attempt that may be lost."""
 
@@ -107,6 +113,7 @@ Operation = (
     | Stop
     | ClaimDelivery
     | SettleDelivery
+    | RetryDelivery
     | Settle
     | Expire
     | Delete
@@ -154,6 +161,8 @@ def _apply(data: RunData, operation: Operation, now: str) -> Any:
         case SettleDelivery(position, token, error):
             delivery = data.deliveries[position]._replace(token=token)
             data.settle_delivery(delivery, now, error)
+        case RetryDelivery(position):
+            data.retry_delivery(position, now)
         case Settle(lease, usage):
             data.settle(lease, usage, now)
         case Expire():
@@ -168,7 +177,7 @@ def may_be_due(operation: Operation) -> bool:
     """Return whether there may be work for a worker after this."""
     if isinstance(operation, Write):
         return any(isinstance(change, draft.LEAVING) for change in operation.changes)
-    return isinstance(operation, Create | Requeue | Emit | Stop | SettleDelivery)
+    return isinstance(operation, Create | Requeue | Emit | Stop | SettleDelivery | RetryDelivery)
 
 
 def is_open(data: RunData | None) -> bool:

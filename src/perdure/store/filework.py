@@ -28,6 +28,7 @@ from perdure.store.fileentries import (
     Emit,
     Expire,
     Renew,
+    RetryDelivery,
     Settle,
     SettleDelivery,
     Stop,
@@ -166,6 +167,15 @@ class FileWork:
             self._data.accept(delivery.run_id, file, self._data.now(), operation)
             return True
 
+    def retry_delivery(self, stored_id: str, position: int) -> DeliveryRecord | None:
+        with self._data.run_locked(stored_id) as file:
+            data = self._data.runs.get(stored_id)
+            known = None if data is None else data.deliveries.get(position)
+            if file is None or data is None or known is None or known.state == "delivered":
+                return None
+            self._data.accept(stored_id, file, self._data.now(), RetryDelivery(position))
+            return data.delivery(position)
+
     # Deletion.
 
     def delete(self, stored_id: str, run_id: str, *, frames_only: bool) -> bool:
@@ -189,12 +199,18 @@ class FileWork:
                 )
             if frames_only:
                 return self._expire(stored_id, data, file, now)
-            if key is not None and session_file is not None:
-                self._data.keep_session(key, session_file, stored_id)
-            self._data.accept(stored_id, file, now, Delete())
-            remove_log(self._data.file_of(stored_id).log.path)
-            self._data.forget(stored_id)
+            self.remove(stored_id, file, key, session_file)
             return True
+
+    def remove(
+        self, stored_id: str, file: int, key: tuple[str, str] | None, session_file: int | None
+    ) -> None:
+        """Delete a run. The caller holds its lock and that of its session."""
+        if key is not None and session_file is not None:
+            self._data.keep_session(key, session_file, stored_id)
+        self._data.accept(stored_id, file, self._data.now(), Delete())
+        remove_log(self._data.file_of(stored_id).log.path)
+        self._data.forget(stored_id)
 
     def _clear(self, stored_id: str) -> None:
         """Finish a deletion that a crash cut off."""

@@ -25,6 +25,7 @@ from perdure.errors import UsageError
 from perdure.store.guarding import Redact, ValueGuard
 from perdure.store.protocol import Renewer, RunStore, ThreadRenewal
 from perdure.store.sealing import Sealer, ValuePlace
+from perdure.store.upkeep import Upkeep, upkeep_of
 
 
 def protect(
@@ -187,6 +188,10 @@ class ProtectedStore:
 
     async def wait_for_change(self, run_id: str | None, *, timeout_ms: int) -> None:
         await self._inner.wait_for_change(run_id, timeout_ms=timeout_ms)
+
+    def upkeep(self) -> Upkeep:
+        """Return the upkeep of the store beneath: what it finds stays as it is stored."""
+        return upkeep_of(self._inner)
 
     def for_tenant(self, tenant: str) -> ProtectedStore:
         """Return the view of another tenant, protected alike."""

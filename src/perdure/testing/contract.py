@@ -32,6 +32,7 @@ from perdure.testing.cases import (
     sessions,
     steps,
     tenants,
+    upkeep,
     usage,
 )
 from perdure.testing.lab import Case, StoreLab, cases_of
@@ -59,6 +60,9 @@ _GROUPS = (
 
 STORE_CASES: Final[tuple[Case, ...]] = tuple(chain.from_iterable(map(cases_of, _GROUPS)))
 """Every case: an async function that takes a StoreLab, named as the sentence that it proves."""
+
+UPKEEP_CASES: Final[tuple[Case, ...]] = cases_of(upkeep)
+"""What a store must pass that can be looked after: one that has `upkeep()`."""
 
 
 async def check_run_store(new_lab: NewLab) -> int:

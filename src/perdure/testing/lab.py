@@ -57,7 +57,7 @@ def case(function: Case) -> Case:
     return function
 
 
-def cases_of(module: ModuleType) -> Sequence[Case]:
+def cases_of(module: ModuleType) -> tuple[Case, ...]:
     """Return the cases that `module` defines, in the order of their definition."""
     return tuple(_cases[module.__name__])
 

@@ -15,7 +15,9 @@ from perdure.store.sql.sqlite_connection import connect_writer, sqlite_statement
 from perdure.store.sql.sqlite_schema import prepare_schema
 
 # The turns of one session are few, and their order is not that of an index.
-SORTED_IN_MEMORY = {"list_session"}
+SORTED_IN_MEMORY = {"find_session_runs", "list_session"}
+COUNTS_EVERYTHING = {"count_deliveries", "count_runs"}
+"""A survey, for people: what it counts it has to read."""
 
 
 @pytest.fixture
@@ -36,8 +38,12 @@ def plan(connection: sqlite3.Connection, sql: str) -> list[str]:
 def test_every_statement_finds_its_rows_by_an_index(
     connection: sqlite3.Connection, name: str
 ) -> None:
+    if name in COUNTS_EVERYTHING:
+        return
     for line in plan(connection, sqlite_statements()[name].sql):
-        scans = line.startswith("SCAN") and "json_each" not in line and "CONSTANT" not in line
+        # What is made on the way is no table: a parameter's rows, a hop to the next run.
+        made = any(word in line for word in ("json_each", "CONSTANT", "SCAN framed"))
+        scans = line.startswith("SCAN") and not made
         assert not scans, line
         assert name in SORTED_IN_MEMORY or "TEMP B-TREE" not in line, line
 

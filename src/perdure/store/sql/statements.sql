@@ -504,3 +504,81 @@ DELETE FROM perdure_usage WHERE run_id = ?1
 -- Frames of a run that may still go on are part of its stream, so only an end lets them go.
 UPDATE durable_runs SET frames_expired_at = {now} WHERE run_id = ?1 AND status = 'completed'
 RETURNING run_id
+
+-- find_runs --
+-- Over all tenants, the newest first, behind the run ?6.
+SELECT {run_columns},
+  (SELECT s.owner_id FROM perdure_sessions s
+    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now}
+FROM durable_runs
+WHERE {wanted}
+ORDER BY created_at DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
+
+-- find_unfinished_runs --
+-- The same for the states that few runs are in, by the index that has only those.
+SELECT {run_columns},
+  (SELECT s.owner_id FROM perdure_sessions s
+    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now}
+FROM durable_runs
+WHERE status <> 'completed' AND {wanted}
+ORDER BY created_at DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
+
+-- find_session_runs --
+-- The same within one session, which is small.
+SELECT {run_columns},
+  (SELECT s.owner_id FROM perdure_sessions s
+    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now}
+FROM durable_runs
+WHERE tenant = ?1 AND session_id = ?3 AND {wanted_there}
+ORDER BY coalesce(created_at, '') DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
+
+-- next_framed --
+-- Hops from run to run with frames, so those without cost nothing.
+WITH RECURSIVE framed (run_id, left) AS (
+  SELECT (SELECT min(run_id) FROM perdure_frames WHERE run_id > ?2), CAST(?3 AS INTEGER)
+  UNION ALL
+  SELECT (SELECT min(f.run_id) FROM perdure_frames f WHERE f.run_id > framed.run_id), left - 1
+  FROM framed WHERE framed.run_id IS NOT NULL AND left > 1)
+SELECT framed.run_id, EXISTS (
+  SELECT 1 FROM durable_runs r
+  WHERE r.run_id = framed.run_id AND r.status = 'completed' AND r.completed_at <= ?1)
+FROM framed WHERE framed.run_id IS NOT NULL
+
+-- find_ended --
+-- By the moment of the end: {over} says what is over and done with by ?1.
+SELECT completed_at, run_id FROM durable_runs
+WHERE completed_at IS NOT NULL AND (completed_at, run_id) > (?2, ?3) AND {over}
+ORDER BY completed_at, run_id LIMIT CAST(?4 AS INTEGER)
+
+-- remove_ended --
+-- It is judged again where it is deleted. No row: it is not over and done with (any more).
+DELETE FROM durable_runs WHERE run_id = ?2 AND {over}
+RETURNING run_id
+
+-- find_open_deliveries --
+-- What waits or is dead, by the index that has only those.
+SELECT {delivery_columns} FROM perdure_outbox
+WHERE state = ?1 AND state <> 'delivered'
+  AND (run_id, position) > (?2, CAST(?3 AS INTEGER))
+ORDER BY run_id, position LIMIT CAST(?4 AS INTEGER)
+
+-- find_deliveries --
+SELECT {delivery_columns} FROM perdure_outbox
+WHERE state = ?1 AND (run_id, position) > (?2, CAST(?3 AS INTEGER))
+ORDER BY run_id, position LIMIT CAST(?4 AS INTEGER)
+
+-- retry_delivery --
+-- A dead one gets all of its tries again. A claim that somebody holds stays his.
+UPDATE perdure_outbox SET due_at = {now},
+  tries = CASE WHEN state = 'dead' THEN 0 ELSE tries END, state = 'waiting'
+WHERE run_id = ?1 AND position = CAST(?2 AS INTEGER) AND state <> 'delivered'
+RETURNING {delivery_columns}
+
+-- read_now --
+SELECT {now}
+
+-- count_runs --
+SELECT {state}, count(*), max(updated_at) FROM durable_runs GROUP BY 1
+
+-- count_deliveries --
+SELECT state, count(*), min(due_at) FROM perdure_outbox WHERE state <> 'delivered' GROUP BY state
