@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from perdure.core.records import StepRecord as StepRecord
     from perdure.durable.context import DurableContext as DurableContext
     from perdure.durable.runner import RunResult as RunResult
+    from perdure.durable.retention import Collected as Collected
+    from perdure.durable.retention import collect_garbage as collect_garbage
     from perdure.durable.runner import emit_event as emit_event
     from perdure.durable.runner import run_durable as run_durable
     from perdure.durable.steps import current_step as current_step
@@ -113,6 +115,7 @@ _MODULES = {
     ),
     "perdure.durable.context": ("DurableContext",),
     "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
+    "perdure.durable.retention": ("Collected", "collect_garbage"),
     "perdure.durable.steps": ("current_step", "report_usage"),
     "perdure.durable.worker": ("Worker",),
     "perdure.encryption": ("EnvelopeSealer", "KeyRing", "LocalKeys"),
@@ -149,6 +152,7 @@ __all__ = [
     "ChatTurnHooks",
     "ChatTurnIdentity",
     "CursorError",
+    "Collected",
     "DivergenceError",
     "DurableContext",
     "DurableRunError",
@@ -205,6 +209,7 @@ __all__ = [
     "canonical_json",
     "current_step",
     "derive_worker_id",
+    "collect_garbage",
     "durable_chat_turn_engine",
     "emit_event",
     "frames",

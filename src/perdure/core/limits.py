@@ -41,7 +41,11 @@ RING_BYTES: Final = 32 * 1024
 READERS_MAX: Final = 1_024
 """The most readers of one turn in one process."""
 FRAMES_KEPT_MS: Final = 24 * 60 * 60 * 1000
-"""The age at which a clean-up should delete the frames of finished turns."""
+"""The age at which a clean-up deletes the frames of finished turns."""
+GARBAGE_EVERY_MS: Final = 10 * 60 * 1000
+"""How often a service cleans up its store, give or take a half."""
+GARBAGE_BATCH: Final = 50
+"""So many runs are cleaned up in one transaction at most."""
 HEARTBEAT_MS: Final = 15_000
 """A stream that was silent for this long gets a heartbeat, where its wire has one."""
 IDLE_TIMEOUT_MS: Final = 120_000

@@ -10,7 +10,7 @@ from perdure.core import identity
 from perdure.core.records import DeliveryRecord, DeliveryState, RunRecord
 from perdure.core.rundata import RunData
 from perdure.core.transitions import ENDED_STATES, TERMINAL_STATES
-from perdure.errors import RunNotFoundError
+from perdure.errors import RunNotFoundError, StoreCorruptError
 from perdure.store.filedata import FileData, session_of
 from perdure.store.filework import FileWork
 from perdure.store.memoryupkeep import (
@@ -39,6 +39,12 @@ class FileTending:
     def now(self) -> str:
         return self._data.now()
 
+    def _load(self, stored_id: str) -> RunData | None:
+        """Return the run; one with a damaged log is passed over, and told of once."""
+        if self._data.peek_for_sweep(stored_id) is None:
+            return None
+        return self._data.load(stored_id)
+
     def find_runs(self, wanted: RunQuery, after: str | None, limit: int) -> Sequence[RunRecord]:
         edge: tuple[str, str] | None = None
         if after is not None:
@@ -52,7 +58,7 @@ class FileTending:
                 break
             if edge is not None and order >= edge:
                 continue
-            data = self._data.load(order[1])
+            data = self._load(order[1])
             if data is not None and matches(data.run, wanted):
                 found.append(self._data.record(data))
             self._data.trim()
@@ -70,7 +76,7 @@ class FileTending:
             ):
                 yield listed.created_at, stored_id
         for stored_id in list(index.open_runs):
-            run = self._data.peek(stored_id)
+            run = self._data.peek_for_sweep(stored_id)
             if run is not None and matches(run, wanted):
                 yield newest_order(run)
 
@@ -112,7 +118,7 @@ class FileTending:
             if len(found) >= limit:
                 break
             last = stored_id
-            data = self._data.load(stored_id)
+            data = self._load(stored_id)
             if data is not None and chosen(data):
                 found.append(stored_id)
             self._data.trim()
@@ -139,9 +145,16 @@ class FileTending:
             return False
         key = (run.tenant, run.session_id)
         if key not in known:
-            turns = (self._data.peek(stored_id) for stored_id in self._data.turns(key))
-            known[key] = any(turn is not None and not has_ended(turn, ended_by) for turn in turns)
+            turns = self._data.turns(key)
+            known[key] = any(self._may_go_on(stored_id, ended_by) for stored_id in turns)
         return known[key]
+
+    def _may_go_on(self, stored_id: str, ended_by: str) -> bool:
+        try:
+            run = self._data.peek(stored_id)
+        except StoreCorruptError:
+            return True  # Nobody knows, before its log is mended.
+        return run is not None and not has_ended(run, ended_by)
 
     def remove_ended(self, run_ids: Sequence[str], ended_by: str) -> Sequence[str]:
         return [run_id for run_id in run_ids if self._remove(run_id, ended_by)]
@@ -171,7 +184,7 @@ class FileTending:
         for stored_id in sorted(self._delivering(state)):
             if len(found) >= limit:
                 break
-            data = self._data.load(stored_id) if stored_id >= edge[0] else None
+            data = self._load(stored_id) if stored_id >= edge[0] else None
             for position in () if data is None else sorted(data.deliveries):
                 is_wanted = data is not None and data.deliveries[position].state == state
                 if data is not None and is_wanted and (stored_id, position) > edge:
@@ -197,7 +210,7 @@ class FileTending:
         index = self._data.index
         index.catch_up()
         for stored_id in [*index.open_runs, *index.closed_runs]:
-            data = self._data.load(stored_id)
+            data = self._load(stored_id)
             if data is not None:
                 yield data
             self._data.trim()

@@ -139,12 +139,12 @@ _PARENT = (
     "AND p.turn_index < CAST(?9 AS INTEGER) AND p.status = 'completed' "
     "ORDER BY p.turn_index DESC, p.revision DESC LIMIT 1)"
 )
-# What may be asked for: ?1 tenant, ?2 state, ?3 session, ?4 handler, ?5 since; behind ?6.
+# No moment is behind '9'. ?1 tenant, ?2 state, ?3 session, ?4 handler, ?5 since; behind ?6.
 _WANTED = (
     f"(?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR {_STATE} = ?2) "
     "AND (?3 IS NULL OR session_id = ?3) AND (?4 IS NULL OR handler = ?4) "
     "AND {0} >= coalesce(?5, '') AND ({0}, run_id) < ("
-    "coalesce((SELECT a.created_at FROM durable_runs a WHERE a.run_id = ?6), '~'), "
+    "coalesce((SELECT a.created_at FROM durable_runs a WHERE a.run_id = ?6), '9'), "
     "coalesce(?6, ''))"
 )
 # Over and done with by ?1: nothing waits to follow, and the whole session is at rest.
@@ -154,7 +154,7 @@ _OVER = (
     "WHERE o.run_id = durable_runs.run_id AND o.state = 'waiting') "
     "AND NOT EXISTS (SELECT 1 FROM durable_runs t WHERE t.tenant = durable_runs.tenant "
     "AND t.session_id = durable_runs.session_id "
-    "AND (t.status NOT IN ('completed', 'failed') OR coalesce(t.completed_at, '~') > ?1))"
+    "AND (t.status NOT IN ('completed', 'failed') OR coalesce(t.completed_at, '9') > ?1))"
 )
 _PIECES: Final[Mapping[str, str]] = {
     "fence": f"EXISTS (SELECT 1 FROM durable_runs f WHERE {_FENCE.format('f.')})",

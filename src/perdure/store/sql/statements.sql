@@ -534,11 +534,11 @@ ORDER BY coalesce(created_at, '') DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
 
 -- next_framed --
 -- Hops from run to run with frames, so those without cost nothing.
-WITH RECURSIVE framed (run_id, left) AS (
+WITH RECURSIVE framed (run_id, hops) AS (
   SELECT (SELECT min(run_id) FROM perdure_frames WHERE run_id > ?2), CAST(?3 AS INTEGER)
   UNION ALL
-  SELECT (SELECT min(f.run_id) FROM perdure_frames f WHERE f.run_id > framed.run_id), left - 1
-  FROM framed WHERE framed.run_id IS NOT NULL AND left > 1)
+  SELECT (SELECT min(f.run_id) FROM perdure_frames f WHERE f.run_id > framed.run_id), hops - 1
+  FROM framed WHERE framed.run_id IS NOT NULL AND hops > 1)
 SELECT framed.run_id, EXISTS (
   SELECT 1 FROM durable_runs r
   WHERE r.run_id = framed.run_id AND r.status = 'completed' AND r.completed_at <= ?1)
