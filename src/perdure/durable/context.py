@@ -10,6 +10,7 @@ from perdure.core.effects import iso_time
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import Effect, JsonValue, Retry, RunRecord, StepKind
 from perdure.durable.attempt import Attempt
+from perdure.durable.parallel import branches_of, check_concurrency, run_branches
 from perdure.durable.scope import StepSpec, check_length, step_spec
 from perdure.durable.steps import Steps
 from perdure.durable.waits import Wait
@@ -21,9 +22,9 @@ class DurableContext(Protocol):
     """The durable half of a task: everything that must happen once goes through it.
 
     Each of `step`, `now`, `uuid`, `random`, `sleep` and `await_event` takes the next position of
-    the run at the moment it is called, so `asyncio.gather` over them is deterministic. What they
-    return was recorded first; a later attempt gets the record. All raise LeaseLostError when
-    another worker has gone on with the run: let it pass.
+    the run at the moment it is called (`parallel` one for each of its steps), so `asyncio.gather`
+    over them is deterministic. What they return was recorded first; a later attempt gets the
+    record. All raise LeaseLostError when another worker has gone on with the run: let it pass.
     """
 
     @property
@@ -71,6 +72,26 @@ class DurableContext(Protocol):
         timeout_ms: int | None = None,
         effect: Effect | None = None,
     ) -> Awaitable[T]: ...
+
+    def parallel(
+        self,
+        *steps: tuple[str, Callable[[], Any]],
+        concurrency_max: int | None = None,
+        kind: StepKind = "logic",
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[list[Any]]:
+        """Return what the steps returned, in their order; each is (intent, fn), as for `step`.
+
+        They are begun in order, at most `concurrency_max` at a time (None: all at once); the
+        other options are those of each step. A step that fails stops no other: when all have
+        ended, the StepFailedError of the lowest position is raised, and a task that goes on after
+        it takes the same branch in every attempt. No steps: [], and no position is taken.
+
+        Raises UsageError, before any position is taken, for what is no such pair or option.
+        """
+        ...
 
     def now(self) -> Awaitable[str]:
         """Return the time, as ISO-8601 text, that was recorded when this was first asked."""
@@ -151,6 +172,26 @@ class RunContext:
             effect=effect or "idempotent",
         )
         return self._steps.run(spec, fn)
+
+    def parallel(
+        self,
+        *steps: tuple[str, Callable[[], Any]],
+        concurrency_max: int | None = None,
+        kind: StepKind = "logic",
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[list[Any]]:
+        check_concurrency(concurrency_max)
+        branches = branches_of(
+            self._steps,
+            steps,
+            kind=kind,
+            retry=retry,
+            timeout_ms=timeout_ms,
+            effect=effect or "idempotent",
+        )
+        return run_branches(self._steps, branches, concurrency_max=concurrency_max)
 
     def now(self) -> Awaitable[str]:
         return self._deterministic("now", self._store_now)

@@ -11,6 +11,7 @@ from perdure.core.frames import Frame
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.durable.attempt import Attempt
+from perdure.durable.parallel import branches_of, check_concurrency, run_branches
 from perdure.durable.scope import step_spec
 from perdure.durable.steps import StepSpec
 from perdure.errors import UsageError
@@ -90,6 +91,18 @@ class Turn(Protocol):
         timeout_ms: int | None = None,
         effect: Effect | None = None,
     ) -> Awaitable[T]: ...
+
+    def parallel(
+        self,
+        *steps: tuple[str, Callable[[], Any]],
+        concurrency_max: int | None = None,
+        kind: StepKind = "logic",
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[list[Any]]:
+        """Do several things at once, as `DurableContext.parallel`; for tools see `step`."""
+        ...
 
     def stream(
         self,
@@ -179,6 +192,26 @@ class AttemptedTurn:
         spec = self._spec(intent, kind, fingerprint, effect)
         return self._steps.run(spec._replace(retry=retry, timeout_ms=timeout_ms), fn)
 
+    def parallel(
+        self,
+        *steps: tuple[str, Callable[[], Any]],
+        concurrency_max: int | None = None,
+        kind: StepKind = "logic",
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[list[Any]]:
+        check_concurrency(concurrency_max)
+        branches = branches_of(
+            self._steps,
+            steps,
+            kind=kind,
+            retry=retry,
+            timeout_ms=timeout_ms,
+            effect=_effect_of(kind, effect),
+        )
+        return run_branches(self._steps, branches, concurrency_max=concurrency_max)
+
     def stream(
         self,
         intent: str,
@@ -206,5 +239,9 @@ class AttemptedTurn:
             fingerprint=fingerprint,
             retry=None,
             timeout_ms=None,
-            effect=effect or ("at_most_once" if kind == "tool" else "idempotent"),
+            effect=_effect_of(kind, effect),
         )
+
+
+def _effect_of(kind: StepKind, effect: Effect | None) -> Effect:
+    return effect or ("at_most_once" if kind == "tool" else "idempotent")
