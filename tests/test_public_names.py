@@ -61,6 +61,7 @@ PUBLIC_NAMES = [
     "StepRecord",
     "StepTimeoutError",
     "StoreBusyError",
+    "StoreClosedError",
     "StoreCorruptError",
     "StoreError",
     "StoreFullError",

@@ -207,6 +207,14 @@ class StoreUnavailableError(StoreError):
     hint = "Check that the database is there and may be read and written."
 
 
+class StoreClosedError(StoreUnavailableError):
+    """This handle was closed, and with it ended what was worked on with it."""
+
+    code = "store_closed"
+    retryable = False
+    hint = "Open another handle: what was given back goes on with that."
+
+
 class StoreCorruptError(StoreError):
     """The store holds something that this package never writes."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from perdure.core.changes import AppendFrames, Change, CompleteStep, SettleUsage, Suspend
 from perdure.core.effects import iso_time
+from perdure.core.limits import LEASE_MS
 from perdure.core.records import (
     Claim,
     DeliveryRecord,
@@ -213,6 +214,16 @@ class ForgetsStops(BrokenStore):
         return run
 
 
+class TakesLeasesOfAnyLength(BrokenStore):
+    async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
+        return await super().renew(leases, LEASE_MS)
+
+
+class ClosesUnderWhatWorksWithIt(BrokenStore):
+    async def close(self) -> None:
+        self._state.closed = True
+
+
 class DeletesEverythingWhenItCloses(BrokenStore):
     async def close(self) -> None:
         self._data.runs.clear()
@@ -249,6 +260,11 @@ FAULTS: Sequence[tuple[type[BrokenStore], str]] = (
     (ForgetsOwnersWhenItDeletes, "deleting_a_turn_frees_its_session_and_leaves_its_owner"),
     (LetsTenantsIn, "to_a_tenant_the_runs_of_others_do_not_exist"),
     (ForgetsStops, "the_holder_hears_of_a_stop_with_every_write_and_renewal"),
+    (TakesLeasesOfAnyLength, "a_lease_of_no_length_is_refused_by_every_call_that_takes_one"),
+    (
+        ClosesUnderWhatWorksWithIt,
+        "a_handle_that_closes_waits_for_its_work_and_grants_no_more_claims",
+    ),
     (
         DeletesEverythingWhenItCloses,
         "closing_a_handle_leaves_the_data_and_other_handles_alone",

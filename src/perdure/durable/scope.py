@@ -12,14 +12,13 @@ from typing import Final, NamedTuple, Protocol, TypeVar, cast, get_args
 
 from perdure.core import identity
 from perdure.core.changes import SettleUsage
+from perdure.core.lengths import check_length as check_length
 from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepKind
 from perdure.errors import StepTimeoutError, UsageError
 
 T = TypeVar("T")
 
 INTENT_CHARS_MAX: Final = 1_000
-LENGTH_MAX_MS: Final = 100 * 365 * 24 * 60 * 60 * 1_000
-"""No store can name a moment behind the year 9999."""
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, list, dict})
 """What is known to be no awaitable without a closer look."""
 _KINDS: Final = get_args(StepKind)
@@ -73,14 +72,6 @@ def check_intent(intent: object) -> None:
         )
     if not intent.isprintable() and _NOT_IN_INTENTS.search(intent):
         raise UsageError(f"intent {intent!r:.60} must not contain NUL or lone surrogates")
-
-
-def check_length(length_ms: object, *, name: str, least: int = 0) -> None:
-    """Raise UsageError unless `length_ms` is a whole number of milliseconds, up to 100 years."""
-    if type(length_ms) is not int or not least <= length_ms <= LENGTH_MAX_MS:
-        raise UsageError(
-            f"{name} must be an integer from {least} to {LENGTH_MAX_MS}, not {length_ms!r:.40}"
-        )
 
 
 class StepOwner(Protocol):

@@ -2,26 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Generator, Hashable
+from contextlib import contextmanager
 from typing import Final
 
-_rest: Final[dict[Hashable, set[Callable[[], Awaitable[None]]]]] = {}
+from perdure.core.effects import monotonic_ms
+from perdure.errors import StoreClosedError
+
+logger = logging.getLogger("perdure.store")
+
+Rest = Callable[[], Awaitable[object]]
+
+CLOSED: Final = "the store was closed: open another handle, as with open_store(url)"
+REST_MS: Final = 20_000
+"""A handle that is being closed waits this long for what does not come to rest."""
+
+_waiting: Final[dict[Hashable, dict[object, Rest]]] = {}
+_closing: Final[dict[Hashable, asyncio.Task[None]]] = {}
 
 
-def before_close(handle: Hashable, rest: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+def before_close(handle: Hashable, rest: Rest) -> Callable[[], None]:
     """Have `rest` awaited before the handle closes; return what takes that back."""
-    _rest.setdefault(handle, set()).add(rest)
+    mark = object()
+    _waiting.setdefault(handle, {})[mark] = rest
 
     def forget() -> None:
-        waiting = _rest.get(handle, set())
-        waiting.discard(rest)
+        waiting = _waiting.get(handle, {})
+        waiting.pop(mark, None)
         if not waiting:
-            _rest.pop(handle, None)
+            _waiting.pop(handle, None)
 
     return forget
 
 
+@contextmanager
+def keeping_open(handle: Hashable) -> Generator[None, None, None]:
+    """Have the handle closed only behind this block, and behind what it has begun when it ends.
+
+    Whoever claims a run within it registers what works on the run, without an `await` between.
+    """
+    over = asyncio.Event()
+    forget = before_close(handle, over.wait)
+    try:
+        yield
+    finally:
+        forget()
+        over.set()
+
+
+def check_open(handle: Hashable) -> None:
+    """Raise StoreClosedError if the handle is being closed: nobody may claim a run with it."""
+    if handle in _closing:
+        raise StoreClosedError(CLOSED)
+
+
 async def bring_to_rest(handle: Hashable) -> None:
-    """Await what was registered for the handle. A store calls it first when it is closed."""
-    for rest in _rest.pop(handle, set()):
+    """Await what is registered for the handle; what is registered meanwhile counts too.
+
+    A store calls it first when it is closed, and goes on without an `await`. Whoever closes it at
+    the same time waits for the same. What raises, or takes longer than `REST_MS`, is logged.
+    """
+    resting = _closing.get(handle)
+    if resting is None:
+        if handle not in _waiting:
+            return
+        resting = asyncio.get_running_loop().create_task(_rest(handle))
+        _closing[handle] = resting
+    # A caller that is cancelled has begun what cannot be taken back.
+    await asyncio.shield(resting)
+    _closing.pop(handle, None)
+
+
+async def _rest(handle: Hashable) -> None:
+    loop = asyncio.get_running_loop()
+    deadline_ms = monotonic_ms() + REST_MS
+    while waiting := _waiting.pop(handle, None):
+        tasks = [loop.create_task(_logged(rest)) for rest in waiting.values()]
+        left_ms = max(0.0, deadline_ms - monotonic_ms())
+        _, late = await asyncio.wait(tasks, timeout=left_ms / 1_000)
+        for task in late:
+            logger.error("work on a store does not come to rest: its lease will lapse")
+            task.cancel()
+        if late:
+            return
+
+
+async def _logged(rest: Rest) -> None:
+    try:
         await rest()
+    except Exception:
+        logger.exception("work on a store that is being closed did not end well")

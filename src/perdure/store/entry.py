@@ -1,14 +1,17 @@
-"""What a caller brings who opens or queues a run, checked and encoded for any store."""
+"""What a caller brings who opens, claims or queues a run, checked and encoded for any store."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from perdure.core import identity
 from perdure.core.jsonvalue import encode_value
+from perdure.core.lengths import check_length
 from perdure.core.limits import MANIFEST_BYTES_MAX, SEALED_BYTES_MAX
 from perdure.core.recordjson import manifest_to_json
 from perdure.core.records import JsonValue, RunManifest, SessionKey
+from perdure.store.closing import check_open
 
 
 class SealedManifest(RunManifest):
@@ -77,6 +80,17 @@ def opening_for(
         handler=handler,
         session=session,
     )
+
+
+def check_claim(handle: Hashable, lease_ms: int) -> None:
+    """Raise UsageError for a lease of no length, StoreClosedError if the handle is closing."""
+    check_lease(lease_ms)
+    check_open(handle)
+
+
+def check_lease(lease_ms: int) -> None:
+    """Raise UsageError unless `lease_ms` is a length of a lease."""
+    check_length(lease_ms, name="lease_ms", least=1)
 
 
 def payload_text(payload: JsonValue | SealedPayload) -> str:

@@ -10,13 +10,14 @@ from functools import partial
 from typing import TypeVar
 
 from perdure.core.records import Lease
-from perdure.errors import StoreUnavailableError, UsageError
+from perdure.errors import StoreClosedError, UsageError
+from perdure.store.closing import CLOSED
 from perdure.store.fileclaims import FileClaims
 from perdure.store.filedata import FileData
 from perdure.store.filereads import FileReads
 from perdure.store.fileruns import FolderOptions
 from perdure.store.filetending import FileTending
-from perdure.store.filethread import CLOSED, FileThread, Watch
+from perdure.store.filethread import FileThread, Watch
 from perdure.store.filework import FileWork
 from perdure.store.mounts import MOUNTS, network_mount
 from perdure.store.waiting import Waiting
@@ -67,7 +68,7 @@ class FileHandle:
     def check(self) -> FileThread:
         """Start with the first call; raise if this handle may not be used here and now."""
         if self._closed:
-            raise StoreUnavailableError(CLOSED)
+            raise StoreClosedError(CLOSED)
         if self._forked:
             raise UsageError("a store does not survive a fork: open another handle in the child")
         loop = asyncio.get_running_loop()
@@ -87,7 +88,7 @@ class FileHandle:
     def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
         """Renew from any thread but the loop's."""
         if self._closed or self._forked or self._thread is None:
-            raise StoreUnavailableError(CLOSED)
+            raise StoreClosedError(CLOSED)
         return self._thread.run_and_wait(partial(self.work.renew, leases, lease_ms))
 
     def watch(self, changed: Callable[[], None], *, interval_ms: int | None) -> None:

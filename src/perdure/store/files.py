@@ -30,7 +30,7 @@ from perdure.core.records import (
 )
 from perdure.errors import StoreUnavailableError, UsageError
 from perdure.store.closing import bring_to_rest
-from perdure.store.entry import opening_for, payload_text
+from perdure.store.entry import check_claim, check_lease, opening_for, payload_text
 from perdure.store.memorydata import MemoryRenewer
 from perdure.store.upkeep import Upkeep
 
@@ -99,6 +99,7 @@ class FileStore:
     ) -> Claim:
         from perdure.store.fileclaims import Wish
 
+        check_claim(self._handle, lease_ms)
         opening = opening_for(self._tenant, run_id, manifest, handler=handler, session=session)
         wish = Wish(worker_id, lease_ms, token, retry)
         claim = await self._inside.run(partial(self._inside.claims.start, opening, wish))
@@ -127,6 +128,7 @@ class FileStore:
     ) -> Sequence[Claim]:
         from perdure.store.fileclaims import Wish
 
+        check_claim(self._handle, lease_ms)
         wish = Wish(worker_id, lease_ms)
         call = partial(self._inside.claims.claim_due, frozenset(handlers), wish, limit)
         claims = await self._inside.run(call)
@@ -142,6 +144,7 @@ class FileStore:
         return written
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
+        check_lease(lease_ms)
         return await self._inside.run(partial(self._inside.work.renew, leases, lease_ms))
 
     def open_renewer(self) -> MemoryRenewer:

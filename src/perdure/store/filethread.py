@@ -9,16 +9,15 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from perdure.core.effects import monotonic_ms
-from perdure.errors import StoreUnavailableError
+from perdure.errors import StoreClosedError, StoreUnavailableError
+from perdure.store.closing import CLOSED
 from perdure.store.filedata import FileData
 from perdure.store.filelog import FlushFailed, translated
 
 T = TypeVar("T")
-
-CLOSED: Final = "the store was closed"
 
 
 class Job(NamedTuple):
@@ -82,7 +81,7 @@ class FileThread:
     def _put(self, job: Job) -> None:
         with self._open:
             if self._is_closed:
-                raise StoreUnavailableError(CLOSED)
+                raise StoreClosedError(CLOSED)
             self._queue.put(job)
 
     def _work(self) -> None:

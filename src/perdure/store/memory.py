@@ -27,7 +27,7 @@ from perdure.core.records import (
 from perdure.core.rundata import RunData
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
-from perdure.store.entry import Opening, opening_for, payload_text
+from perdure.store.entry import Opening, check_claim, check_lease, opening_for, payload_text
 from perdure.store.memorydata import HandleState, MemoryData, MemoryRenewer, list_order
 from perdure.store.memoryupkeep import MemoryUpkeep
 
@@ -75,6 +75,7 @@ class MemoryStore:
         retry: bool = False,
         token: str | None = None,
     ) -> Claim:
+        check_claim(self._handle, lease_ms)
         opening = self._opening(run_id, manifest, handler, session)
         with self._data.lock:
             now = self._now()
@@ -114,6 +115,7 @@ class MemoryStore:
     async def claim_due(
         self, handlers: Sequence[str], *, worker_id: str, lease_ms: int, limit: int
     ) -> Sequence[Claim]:
+        check_claim(self._handle, lease_ms)
         claims: list[Claim] = []
         with self._data.lock:
             self._state.check()
@@ -381,6 +383,7 @@ class MemoryStore:
         return Claim(lease, self._data.record(data), data.all_steps(), data.next_seq)
 
     def _renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
+        check_lease(lease_ms)
         held: dict[Lease, bool] = {}
         with self._data.lock:
             expires_at = iso_time(self._clock() + lease_ms)

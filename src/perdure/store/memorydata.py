@@ -17,9 +17,10 @@ from perdure.errors import (
     RunInputMismatchError,
     RunNotFoundError,
     SessionBusyError,
-    StoreUnavailableError,
+    StoreClosedError,
     UsageError,
 )
+from perdure.store.closing import CLOSED
 from perdure.store.entry import Opening
 
 
@@ -266,7 +267,7 @@ class HandleState:
 
     def check(self) -> None:
         if self.closed:
-            raise StoreUnavailableError("the store was closed")
+            raise StoreClosedError(CLOSED)
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop

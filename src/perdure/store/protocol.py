@@ -68,7 +68,8 @@ class RunStore(Protocol):
 
         Raises RunInputMismatchError (other manifest hash, in every state, first of all),
         LeaseHeldError (a live lease of another claim), SessionBusyError (another turn of the
-        session is in flight), RunNotFoundError (the session has another owner).
+        session is in flight), RunNotFoundError (the session has another owner), UsageError
+        (`lease_ms` is no whole number from 1 up; so do `claim_due` and `renew`).
         """
         ...
 
@@ -220,7 +221,12 @@ class RunStore(Protocol):
         ...
 
     async def close(self) -> None:
-        """Finish what was accepted and let go; idempotent. A later call raises PerdureError."""
+        """Bring to rest what works with this handle, finish what was accepted, let go; idempotent.
+
+        First of all it awaits `perdure.store.closing.bring_to_rest(handle)`; as soon as that has
+        begun, `start_or_resume` and `claim_due` raise StoreClosedError (`entry.check_claim`), and
+        then every call.
+        """
         ...
 
 

@@ -12,7 +12,8 @@ from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 from perdure.core.effects import Clock, system_clock
-from perdure.errors import StoreUnavailableError, UsageError
+from perdure.errors import StoreClosedError, StoreUnavailableError, UsageError
+from perdure.store.closing import CLOSED
 from perdure.store.sql.database import Statement, Text
 from perdure.store.sql.sqlite_connection import (
     PATIENCE_MS,
@@ -145,7 +146,7 @@ class Sqlite:
         """Start with the first call; raise if this handle may not be used here and now."""
         loop = asyncio.get_running_loop()
         if self._closed:
-            raise StoreUnavailableError("the store was closed")
+            raise StoreClosedError(CLOSED)
         if self._forked:
             raise UsageError("a store does not survive a fork: open another handle in the child")
         if self._loop is None:

@@ -30,7 +30,7 @@ from perdure.core.rundata import delivery_backoff_ms
 from perdure.core.transitions import ENDED_STATES
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
-from perdure.store.entry import opening_for, payload_text
+from perdure.store.entry import check_claim, check_lease, opening_for, payload_text
 from perdure.store.sql.claims import Claims, Wish
 from perdure.store.sql.database import Connection, Database, Refused, Row, Statement
 from perdure.store.sql.rows import (
@@ -106,6 +106,7 @@ class SqlStore:
         retry: bool = False,
         token: str | None = None,
     ) -> Claim:
+        check_claim(self._handle, lease_ms)
         opening = opening_for(self._tenant, run_id, manifest, handler=handler, session=session)
         wish = Wish(worker_id, lease_ms, token or new_token(), retry)
         claim = await self._claims.open(opening, wish)
@@ -131,6 +132,7 @@ class SqlStore:
     async def claim_due(
         self, handlers: Sequence[str], *, worker_id: str, lease_ms: int, limit: int
     ) -> Sequence[Claim]:
+        check_claim(self._handle, lease_ms)
         claims = await self._claims.due(
             handlers, worker_id=worker_id, lease_ms=lease_ms, limit=limit
         )
@@ -168,6 +170,7 @@ class SqlStore:
         raise LeaseLostError(f"the lease on the run {run_id!r} is lost")
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
+        check_lease(lease_ms)
         if not leases:
             return {}
         (rows,) = await self._database.run([_beat(leases, lease_ms)])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from perdure.core.changes import SettleUsage
+from perdure.core.changes import Release, SettleUsage
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import DeliveryRecord, Lease
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, StoreClosedError
+from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
 from perdure.testing.lab import StoreLab, case, check, read, refused, same, snapshot, unchanged
 from perdure.testing.samples import HANDLER, completed, delivery, finish, hold, manifest, row
@@ -94,7 +95,7 @@ async def a_closed_handle_answers_no_call(lab: StoreLab) -> None:
     for store in (first, view):
         for name, call in _every_call(store, lease, found).items():
             try:
-                with refused(PerdureError):
+                with refused(StoreClosedError):
                     await call()
             except AssertionError as error:
                 error.add_note(f"the call was {name}")
@@ -103,6 +104,35 @@ async def a_closed_handle_answers_no_call(lab: StoreLab) -> None:
     same(await second.read_run("queued"), None, "a run queued by a closed handle")
     [stored] = (await second.read_details("done")).deliveries
     same(stored.state, "waiting", "a delivery settled by a closed handle")
+
+
+@case
+async def a_handle_that_closes_waits_for_its_work_and_grants_no_more_claims(lab: StoreLab) -> None:
+    first, second = await lab.open(), await lab.open()
+    lease = await hold(first)
+    await first.enqueue("queued", manifest(), handler=HANDLER)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def rest() -> None:
+        asked.set()
+        await go_on.wait()
+        await first.write(lease, completed(0), Release("drained"))
+
+    before_close(first.handle, rest)
+    closes = [asyncio.ensure_future(first.close()) for _ in range(2)]
+    async with asyncio.timeout(_PATIENCE_S):
+        await asked.wait()
+        with refused(StoreClosedError):
+            await first.start_or_resume("new", manifest(), worker_id="ann")
+        with refused(StoreClosedError):
+            await first.claim_due([HANDLER], worker_id="ann", lease_ms=LEASE_MS, limit=1)
+        check(not any(close.done() for close in closes), "it closed under what works with it")
+        go_on.set()
+        await asyncio.gather(*closes)
+    same(len(await second.read_steps("run")), 1, "the steps that were written at last")
+    same(await second.read_run("new"), None, "the run that was refused")
+    same((await hold(second)).epoch, 2, "the epoch of the next claim")
+    same((await read(second, "run")).strikes, 0, "the strikes")
 
 
 @case

@@ -9,10 +9,11 @@ from typing import Any
 
 from perdure.core.changes import AppendFrames, CompleteStep, IntendUsage, SaveHandle, SettleUsage
 from perdure.core.frames import data, encode_row, text
+from perdure.core.lengths import LENGTH_MAX_MS
 from perdure.core.limits import FRAMES_ROW_BYTES_MAX, INTEGER_MAX, LEASE_MS, VALUE_BYTES_MAX
 from perdure.core.records import JsonValue
-from perdure.errors import NotSerializableError, ValueTooLargeError
-from perdure.testing.lab import StoreLab, case, check, read, refused, same, snapshot
+from perdure.errors import NotSerializableError, UsageError, ValueTooLargeError
+from perdure.testing.lab import StoreLab, case, check, read, refused, same, snapshot, unchanged
 from perdure.testing.samples import (
     HANDLER,
     begun,
@@ -238,6 +239,25 @@ async def a_lease_may_be_as_short_as_a_millisecond(lab: StoreLab) -> None:
     same((await read(store, "run")).lease_expires_at, lab.clock.iso(1), "the deadline")
     lab.clock.advance(1)
     same((await hold(store)).epoch, lease.epoch + 1, "the epoch after it lapsed")
+
+
+@case
+async def a_lease_of_no_length_is_refused_by_every_call_that_takes_one(lab: StoreLab) -> None:
+    store = await lab.open()
+    lease = await hold(store)
+    await store.enqueue("queued", manifest(), handler=HANDLER)
+    before = await snapshot(store, "run")
+    no_lengths: tuple[Any, ...] = (0, -1, 1.5, True, "9000", None, LENGTH_MAX_MS + 1)
+    for wrong in no_lengths:
+        with refused(UsageError):
+            await store.start_or_resume("new", manifest(), worker_id="ann", lease_ms=wrong)
+        with refused(UsageError):
+            await store.claim_due([HANDLER], worker_id="ann", lease_ms=wrong, limit=1)
+        with refused(UsageError):
+            await store.renew([lease], wrong)
+    same(await store.read_run("new"), None, "the run that was refused")
+    same((await read(store, "queued")).state, "queued", "the run that was not claimed")
+    await unchanged(store, "run", before)
 
 
 @case
