@@ -21,10 +21,10 @@ def start(name: str, *arguments: object) -> subprocess.Popen[str]:
 
 def start_without_privilege(name: str, *arguments: object) -> subprocess.Popen[str]:
     """Start a process that has to keep to the permissions of files, whoever runs the tests."""
-    return _start(name, arguments, _drop_privilege)
+    return _start(name, arguments, drop_privilege)
 
 
-def _drop_privilege() -> None:
+def drop_privilege() -> None:
     ctypes.CDLL(None).prctl(_DROP_FROM_BOUNDING_SET, _MAY_WRITE_ANYWHERE, 0, 0, 0)
 
 

@@ -137,7 +137,7 @@ async def test_no_id_becomes_a_name_of_a_file(
     assert files_of(tmp_path)[0] == "runs"
     assert os.listdir(tmp_path) == ["runs"]
     names = {name for path in files_of(folder) for name in path.split("/")}
-    allowed = re.compile(r"index|runs|sessions|log|[0-9a-f]{64}")
+    allowed = re.compile(r"index|live|runs|sessions|log|[0-9a-f]{64}|[0-9a-f]{12}-[0-9a-f]{32}")
     assert [name for name in names if not allowed.fullmatch(name)] == []
     assert len(await store.list_runs()) == len(HOSTILE_IDS)
 

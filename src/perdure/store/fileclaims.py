@@ -89,9 +89,15 @@ class FileClaims:
         operations: list[Operation] = []
         if data is None:
             operations.append(self._new_run(opening, now))
-        code_version = self._data.options.code_version
         operations.append(
-            Grant(wish.worker_id, wish.lease_ms, token, opening.handler, code_version)
+            Grant(
+                wish.worker_id,
+                wish.lease_ms,
+                token,
+                opening.handler,
+                self._data.options.code_version,
+                self._data.locks.take(),
+            )
         )
         self._data.accept(stored_id, file, now, *operations)
         data = self._data.runs[stored_id]
@@ -160,14 +166,22 @@ class FileClaims:
         self._data.index.catch_up()
         now = self._data.now()
         due: list[str] = []
+        locks: dict[str, str] = {}
         for stored_id in list(self._data.index.open_runs):
             run = self._data.peek_for_sweep(stored_id)
             if run is None:
                 continue
-            if not self._data.file_of(stored_id).is_open:
+            known = self._data.file_of(stored_id)
+            if not known.is_open:
                 self._close(stored_id)
-            elif run.handler in handlers and transitions.is_due(run, now):
+            elif run.handler not in handlers:
+                continue
+            elif transitions.is_due(run, now):
                 due.append(stored_id)
+            elif known.holder_lock is not None:
+                locks[stored_id] = known.holder_lock
+        dead = self._data.locks.dead(set(locks.values()))
+        due += [stored_id for stored_id, lock in locks.items() if lock in dead]
         return shuffled(due)
 
     def _close(self, stored_id: str) -> None:
@@ -190,7 +204,10 @@ class FileClaims:
             if file is None or data is None:
                 return None
             opening = self._data.opening_of(stored_id, data)
-            is_due = transitions.is_due(data.run, self._data.now())
+            now = self._data.now()
+            is_due = transitions.is_due(data.run, now)
+            if data.run.state == "running":
+                is_due = not self._data.is_held(data, now)
             if session_of(opening) != key or not is_due or data.run.handler not in handlers:
                 return None
             return self._claim(opening, wish, session_file, file)

@@ -35,6 +35,7 @@ class Grant(NamedTuple):
     token: str
     handler: str | None
     code_version: str | None
+    liveness: str | None = None
 
 
 class Requeue(NamedTuple):

@@ -35,13 +35,14 @@ from perdure.store.filelog import (
     new_path,
     open_for_reading,
 )
+from perdure.store.lockfolder import LockFolder
 from perdure.store.memorydata import MemoryData
 
 logger = logging.getLogger("perdure.store")
 
 CACHE_BYTES: Final = 64 * 1024 * 1024
 """The logs of so many bytes are kept in memory, as what they say."""
-_NAMES: Final = frozenset(("index", "index.new", "runs", "sessions", "lost+found"))
+_NAMES: Final = frozenset(("index", "index.new", "live", "runs", "sessions", "lost+found"))
 
 
 class FolderOptions(NamedTuple):
@@ -55,11 +56,15 @@ class FolderOptions(NamedTuple):
 
 
 class RunFile:
-    """The log of one run; `run` is kept when the rest is let go."""
+    """The log of one run; `run` and the rest here are kept when what it says is let go.
+
+    `holder_lock` is the liveness lock of whoever holds the lease.
+    """
 
     def __init__(self, path: str) -> None:
         self.log = FileLog(path)
         self.run: RunRecord | None = None
+        self.holder_lock: str | None = None
         self.is_open = False
         self.bytes_kept = 0
 
@@ -70,6 +75,7 @@ class FileRuns(MemoryData):
     def __init__(self, options: FolderOptions) -> None:
         super().__init__()
         self.options = options
+        self.locks = LockFolder(os.path.join(options.path, "live"))
         self.index = FileIndex(os.path.join(options.path, "index"), options.patience_ms)
         self._files: dict[str, RunFile] = {}
         self._bytes_kept = 0
@@ -98,6 +104,12 @@ class FileRuns(MemoryData):
 
     def now(self) -> str:
         return iso_time(self.options.clock())
+
+    def is_held(self, data: RunData, now: str) -> bool:
+        if not super().is_held(data, now):
+            return False
+        lock = _lock_of_holder(data)
+        return lock is None or not self.locks.dead((lock,))
 
     def file_of(self, stored_id: str) -> RunFile:
         known = self._files.get(stored_id)
@@ -169,6 +181,7 @@ class FileRuns(MemoryData):
         known = self.file_of(stored_id)
         known.is_open = is_open(data)
         known.run = None if data is None else data.run
+        known.holder_lock = None if data is None else _lock_of_holder(data)
         self._let_go(stored_id)
         if not known.log.name:
             del self._files[stored_id]
@@ -270,6 +283,13 @@ class FileRuns(MemoryData):
         """Return where the log that belongs to an id is, if there is one."""
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
         return os.path.join(self.options.path, kind, digest, "log")
+
+
+def _lock_of_holder(data: RunData) -> str | None:
+    attempt = data.attempts.get(data.run.epoch)
+    if attempt is None or attempt.holder != data.run.lease_holder_id:
+        return None
+    return attempt.liveness
 
 
 def remove_log(path: str) -> None:

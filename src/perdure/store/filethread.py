@@ -85,6 +85,12 @@ class FileThread:
             self._queue.put(job)
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._data.locks.release()
+
+    def _serve(self) -> None:
         while (job := self._next()) is not None:
             try:
                 value, error = self._made(job.call), None

@@ -101,10 +101,14 @@ class MemoryData:
         """Raise LeaseHeldError if somebody else holds the run."""
         run = data.run
         same = _is_same_claim(data, worker_id, token)
-        if transitions.phase_of(run, now) == "held" and not same:
+        if self.is_held(data, now) and not same:
             raise LeaseHeldError(
                 f"the run {run.run_id!r} is held by another worker until {run.lease_expires_at}"
             )
+
+    def is_held(self, data: RunData, now: str) -> bool:
+        """Return whether somebody works on the run, as far as can be known."""
+        return transitions.phase_of(data.run, now) == "held"
 
     def opening_of(self, stored_id: str, data: RunData) -> Opening:
         """Return what a stranger brings who goes on with a stored run."""
@@ -187,6 +191,7 @@ class MemoryData:
         handler: str | None,
         code_version: str | None,
         now: str,
+        liveness: str | None = None,
     ) -> None:
         """Give the lease of a free run to a new attempt; the same token is the same claim."""
         expires_at = iso_time(epoch_ms(now) + lease_ms)
@@ -201,7 +206,11 @@ class MemoryData:
         data.run = claimed._replace(handler=run.handler or handler)
         data.token = token
         data.attempts[claimed.epoch] = AttemptRecord(
-            epoch=claimed.epoch, holder=worker_id, started_at=now, code_version=code_version
+            epoch=claimed.epoch,
+            holder=worker_id,
+            started_at=now,
+            code_version=code_version,
+            liveness=liveness,
         )
 
     def due(self, handlers: frozenset[str], now: str) -> list[str]:

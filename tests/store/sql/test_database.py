@@ -14,8 +14,8 @@ from perdure.store.sql.database import Dialect, load_statements, package_text
 from perdure.store.sql.sqlite_connection import connect_writer, sqlite_statements
 from perdure.store.sql.sqlite_schema import prepare_schema
 
-# The turns of one session are few, and their order is not that of an index.
-SORTED_IN_MEMORY = {"find_session_runs", "list_session"}
+# The turns of one session are few, and their order is not that of an index; nor are processes many.
+SORTED_IN_MEMORY = {"find_session_runs", "list_session", "locks_of_handler"}
 COUNTS_EVERYTHING = {"count_deliveries", "count_runs"}
 """A survey, for people: what it counts it has to read."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from perdure.core import identity
-from perdure.core.effects import new_token, shuffled
+from perdure.core.effects import monotonic_ms, new_token, shuffled
 from perdure.core.records import Claim, Lease, RunRecord
 from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES, lease_is_live
 from perdure.errors import (
@@ -22,6 +23,8 @@ from perdure.store.sql.database import Database, Refused, Row, Statement, Value
 from perdure.store.sql.rows import now_of, owner_of, run_record, step_record, token_of
 
 _DUE: Final = ("due_runs", "due_wakes", "due_queued")
+_LOOK_MS: Final = 250
+"""Sweeps look at most so often whether the holders of live leases are dead."""
 _ROUNDS: Final = 16
 """How often an opening looks again when others are faster, before it gives up."""
 
@@ -33,6 +36,10 @@ class Wish(NamedTuple):
     lease_ms: int
     token: str
     retry: bool
+    lock: str | None = None
+    """The liveness lock of the caller."""
+    dead: Collection[str] = ()
+    """Liveness locks whose holders are dead: a lease of theirs may be taken at once."""
 
 
 class Claims:
@@ -41,6 +48,9 @@ class Claims:
     def __init__(self, database: Database, code_version: str | None) -> None:
         self._database = database
         self._code_version = code_version
+        self._liveness = database.liveness
+        self._looked_ms: float | None = None
+        self._dead: Collection[str] = ()
 
     async def open(self, opening: Opening, wish: Wish) -> Claim:
         """Open a run as `RunStore.start_or_resume` says."""
@@ -54,11 +64,12 @@ class Claims:
                     if claim is None:
                         continue  # It was retried or deleted meanwhile.
                     return claim
-                _check_free(run, row, wish)
+                wish = wish._replace(dead=await self._check_free(opening, run, row, wish))
             if busy:
                 raise SessionBusyError(
                     f"another turn of the session {opening.session_id!r} is in flight"
                 )
+            wish = wish._replace(lock=await self._liveness.name())
             statements = self._claim(opening, wish, known=row is not None)
             try:
                 rows = await self._database.run(statements)
@@ -101,15 +112,21 @@ class Claims:
         self, handlers: Sequence[str], *, worker_id: str, lease_ms: int, limit: int
     ) -> list[Claim]:
         """Claim due runs as `RunStore.claim_due` says."""
-        lists = await self._database.read(
-            [Statement(name, (handler, limit)) for handler in handlers for name in _DUE]
-        )
+        dead = await self._dead_holders(handlers)
+        statements = [Statement(name, (handler, limit)) for handler in handlers for name in _DUE]
+        if dead:
+            names = _name_rows(dead)
+            statements += [
+                Statement("due_orphans", (handler, limit, names)) for handler in handlers
+            ]
+        lists = await self._database.read(statements)
+        wish = Wish(worker_id, lease_ms, "", retry=False, dead=dead)
         candidates = shuffled(row for rows in lists for row in rows)
         claims: list[Claim] = []
         while candidates and len(claims) < limit:
             batch = [candidates.pop() for _ in range(min(len(candidates), limit - len(claims)))]
             results = await asyncio.gather(
-                *(self._claim_due(row, worker_id, lease_ms) for row in batch),
+                *(self._claim_due(row, wish._replace(token=new_token())) for row in batch),
                 return_exceptions=True,
             )
             claims += [result for result in results if isinstance(result, Claim)]
@@ -122,10 +139,10 @@ class Claims:
                 break
         return claims
 
-    async def _claim_due(self, row: Row, worker_id: str, lease_ms: int) -> Claim | None:
+    async def _claim_due(self, row: Row, wish: Wish) -> Claim | None:
         """Claim one run from its own row; None if somebody else was faster."""
         stored_id, manifest_hash, tenant, session_id, turn_index, owner_id = row
-        wish = Wish(worker_id, lease_ms, new_token(), retry=False)
+        wish = wish._replace(lock=await self._liveness.name())
         key = None if session_id is None else (session_id, turn_index)
         statements = self._take(stored_id, manifest_hash, wish, key=key)
         if session_id is not None:
@@ -136,6 +153,35 @@ class Claims:
             return None
         names = (statement.name for statement in statements)
         return _taken(wish, dict(zip(names, rows, strict=True)))
+
+    async def _dead_holders(self, handlers: Sequence[str]) -> Collection[str]:
+        """Return the locks of live leases whose holders are dead, as they were a moment ago."""
+        now_ms = monotonic_ms()
+        if self._looked_ms is None or now_ms - self._looked_ms >= _LOOK_MS:
+            self._looked_ms = now_ms
+            lists = await self._database.read(
+                [Statement("locks_of_handler", (handler,)) for handler in handlers]
+            )
+            self._dead = await self._liveness.dead({name for rows in lists for (name,) in rows})
+        return self._dead
+
+    async def _check_free(
+        self, opening: Opening, run: RunRecord, row: Row, wish: Wish
+    ) -> Collection[str]:
+        """Raise LeaseHeldError if somebody else holds the run and lives.
+
+        Return the lock of whoever holds it and is dead.
+        """
+        same = token_of(row) == wish.token and run.lease_holder_id == wish.worker_id
+        if not lease_is_live(run, now_of(row)) or (same and run.state == "running"):
+            return ()
+        (rows,) = await self._database.read([Statement("lock_of_run", (opening.stored_id,))])
+        dead = await self._liveness.dead([name for (name,) in rows])
+        if not dead:
+            raise LeaseHeldError(
+                f"the run {run.run_id!r} is held by another worker until {run.lease_expires_at}"
+            )
+        return dead
 
     async def _look(self, opening: Opening) -> Row | None:
         """Return the run's row, if there is one, and refuse what may not be opened at all."""
@@ -203,6 +249,7 @@ class Claims:
             handler,
             manifest_text,
             *(key or (None, None)),
+            _name_rows(wish.dead),
         )
         return [
             Statement("take_run", values, required=True),
@@ -212,7 +259,7 @@ class Claims:
         ]
 
     def _attempt(self, stored_id: str, wish: Wish) -> Statement:
-        return Statement("open_attempt", (stored_id, wish.token, self._code_version, None))
+        return Statement("open_attempt", (stored_id, wish.token, self._code_version, wish.lock))
 
 
 def _session(tenant: str, session_id: str, owner_id: str | None, stored_id: str) -> list[Statement]:
@@ -287,10 +334,5 @@ def _rests(run: RunRecord, *, retry: bool) -> bool:
     return run.state in (TERMINAL_STATES if retry else RESTING_STATES)
 
 
-def _check_free(run: RunRecord, row: Row, wish: Wish) -> None:
-    """Raise LeaseHeldError if somebody else holds the run."""
-    same = token_of(row) == wish.token and run.lease_holder_id == wish.worker_id
-    if lease_is_live(run, now_of(row)) and not (same and run.state == "running"):
-        raise LeaseHeldError(
-            f"the run {run.run_id!r} is held by another worker until {run.lease_expires_at}"
-        )
+def _name_rows(names: Collection[str]) -> str:
+    return json.dumps([[name] for name in names])

@@ -7,6 +7,8 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from perdure.store.liveness import Liveness
+
 Value = str | int | float | None
 Row = tuple[Any, ...]
 
@@ -46,6 +48,11 @@ class Database(Protocol):
     It belongs to the event loop of its first call. Errors of the database are raised as a
     `StoreError`.
     """
+
+    @property
+    def liveness(self) -> Liveness:
+        """How a dead holder of a lease is told from a slow one."""
+        ...
 
     async def open(self) -> None:
         """Connect, and check the schema or bring it up to date; idempotent.

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from perdure.core.effects import Clock, system_clock
 from perdure.errors import StoreClosedError, StoreUnavailableError, UsageError
 from perdure.store.closing import CLOSED
+from perdure.store.liveness import Liveness, NoLiveness, folder_liveness
 from perdure.store.sql.database import Statement, Text
 from perdure.store.sql.sqlite_connection import (
     PATIENCE_MS,
@@ -58,6 +59,7 @@ class Sqlite:
             check_path(path), durability, migrate, clock, sqlite_statements(), patience_ms
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._liveness = folder_liveness(f"{self.path}-live")
         self._closed = False
         self._forked = False
         self._opening: asyncio.Future[Rows] | None = None
@@ -77,6 +79,10 @@ class Sqlite:
     def commits(self) -> int:
         """How many transactions this handle has committed."""
         return 0 if self._writer is None else self._writer.commits
+
+    @property
+    def liveness(self) -> Liveness:
+        return self._liveness or NoLiveness()
 
     async def open(self) -> None:
         self._check()
@@ -136,6 +142,8 @@ class Sqlite:
         if self._writer is not None:
             self._writes.put(Signal.CLOSE)
             await _joined(self._writer)
+        if self._liveness is not None:
+            self._liveness.release()
 
     def disown(self) -> None:
         """Make every later call an error: this process is a fork of the handle's."""

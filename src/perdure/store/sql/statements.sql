@@ -45,8 +45,10 @@ RETURNING {run_columns}
 
 -- take_run --
 -- The claim of a known run: the next epoch, and a strike if the old lease was not given back.
--- The same token of the same worker is the same claim, whose reply was lost. Columns that a
--- TypeScript worker leaves empty are filled. No row: the run is not to be had.
+-- The same token of the same worker is the same claim, whose reply was lost. A live lease is taken
+-- from a holder whose liveness lock is among ?11, those of the dead; a TypeScript worker that took
+-- over has another name than the attempt. Columns that a TypeScript worker leaves empty are filled.
+-- No row: the run is not to be had.
 UPDATE durable_runs SET
   epoch = CASE WHEN status = 'running' AND token = ?5 AND lease_holder_id = ?3
     THEN epoch ELSE epoch + 1 END,
@@ -69,7 +71,12 @@ WHERE run_id = ?1 AND manifest_hash = ?2
     OR (status = 'suspended' AND (coalesce(state, '') <> 'parked' OR CAST(?6 AS INTEGER) = 1))
     OR (status = 'failed' AND CAST(?6 AS INTEGER) = 1))
   AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now}
-    OR (status = 'running' AND token = ?5 AND lease_holder_id = ?3))
+    OR (status = 'running' AND token = ?5 AND lease_holder_id = ?3)
+    OR EXISTS (
+      SELECT 1 FROM perdure_attempts l
+      WHERE l.run_id = durable_runs.run_id AND l.epoch = durable_runs.epoch
+        AND l.holder = durable_runs.lease_holder_id
+        AND l.liveness IN (SELECT name FROM {rows ?11: name TEXT})))
   AND (?9 IS NULL OR EXISTS (
     SELECT 1 FROM perdure_sessions s
     WHERE s.tenant = durable_runs.tenant AND s.session_id = ?9 AND s.active_run_id = ?1))
@@ -348,6 +355,30 @@ SELECT key, payload_json, emitted_at FROM durable_events WHERE run_id = ?1 AND k
 SELECT {due_columns} FROM durable_runs
 WHERE handler = ?1 AND status = 'running' AND manifest_json IS NOT NULL
   AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now})
+ORDER BY run_id LIMIT CAST(?2 AS INTEGER)
+
+-- locks_of_handler --
+-- Whose deaths would make live leases due.
+SELECT DISTINCT l.liveness FROM durable_runs r
+JOIN perdure_attempts l ON l.run_id = r.run_id AND l.epoch = r.epoch
+WHERE r.handler = ?1 AND r.status = 'running' AND r.manifest_json IS NOT NULL
+  AND r.lease_holder_id = l.holder AND r.lease_expires_at > {now} AND l.liveness IS NOT NULL
+
+-- lock_of_run --
+-- The same of one run, and whoever claims it by name.
+SELECT l.liveness FROM durable_runs r
+JOIN perdure_attempts l ON l.run_id = r.run_id AND l.epoch = r.epoch
+WHERE r.run_id = ?1 AND r.lease_holder_id = l.holder AND l.liveness IS NOT NULL
+
+-- due_orphans --
+-- Under a live lease of somebody who is dead: his liveness lock is among ?3.
+SELECT {due_columns} FROM durable_runs
+WHERE handler = ?1 AND status = 'running' AND manifest_json IS NOT NULL
+  AND lease_expires_at > {now} AND EXISTS (
+    SELECT 1 FROM perdure_attempts l
+    WHERE l.run_id = durable_runs.run_id AND l.epoch = durable_runs.epoch
+      AND l.holder = durable_runs.lease_holder_id
+      AND l.liveness IN (SELECT name FROM {rows ?3: name TEXT}))
 ORDER BY run_id LIMIT CAST(?2 AS INTEGER)
 
 -- due_wakes --
