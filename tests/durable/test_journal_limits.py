@@ -109,6 +109,15 @@ async def test_a_turn_over_the_limit_is_refused_and_what_it_has_is_kept(desk: De
     assert TURN_LOG_BYTES_MAX - 16_000 < sum(map(len, deltas(kept))) < TURN_LOG_BYTES_MAX + 16_000
 
 
+async def test_a_delta_over_the_limit_is_refused_before_it_is_cut(desk: Desk) -> None:
+    desk.journal.append(text("before"))
+    with pytest.raises(ValueTooLargeError, match=str(TURN_LOG_BYTES_MAX)):
+        desk.journal.append(text("x" * TURN_LOG_BYTES_MAX))
+    assert desk.journal.last_seq == 1
+    await desk.journal.write()
+    assert deltas(await desk.stored()) == ["before"]
+
+
 async def test_the_limit_counts_what_earlier_attempts_left(store: RunStore) -> None:
     first = await Desk.open(store)
     for _ in range(1_000):

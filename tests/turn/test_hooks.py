@@ -10,7 +10,14 @@ import pytest
 
 from perdure.errors import UsageError
 from perdure.turn import hooks as hooks_module
-from perdure.turn.hooks import ChatTurnHooks, EventFollower, call_hook, flush_trace, has_hook
+from perdure.turn.hooks import (
+    EVENTS_WAITING_MAX,
+    ChatTurnHooks,
+    EventFollower,
+    call_hook,
+    flush_trace,
+    has_hook,
+)
 from tests.turn.stage import within
 
 
@@ -122,4 +129,26 @@ async def test_a_follower_that_hangs_is_given_up(
     follower = EventFollower(ChatTurnHooks(on_event=hang))
     follower.tell([{"type": "a"}, {"type": "b"}])
     await within(follower.finish())
-    assert "1 events are lost" in caplog.text
+    assert "missed 1 events" in caplog.text
+
+
+async def test_a_follower_that_is_too_slow_misses_the_oldest_events_and_hears_of_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[int] = []
+    gate = asyncio.Event()
+
+    async def follow(event: Any) -> None:
+        await gate.wait()
+        told.append(event["data"])
+
+    follower = EventFollower(ChatTurnHooks(on_event=follow))
+    last = EVENTS_WAITING_MAX + 10
+    for number in range(last + 1):
+        follower.tell([{"type": "a", "data": number}])
+    assert follower.dropped == 10
+    gate.set()
+    await within(follower.finish())
+    assert told == [0, *range(11, last + 1)]
+    assert caplog.text.count("the oldest events are dropped") == 1
+    assert "missed 10 events" in caplog.text

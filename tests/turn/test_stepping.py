@@ -259,4 +259,6 @@ async def test_a_stop_in_a_stream_keeps_what_was_shown(stage: Stage) -> None:
     await until(lambda: was_shown(stage, "Hel"))
     assert (await within(engine.stop(TURN))).state == "stopped"
     assert (await stage.answer())["finalText"] == "Hel"
-    assert (await steps_of(stage))["ask"].status == "running"
+    step = (await steps_of(stage))["ask"]
+    assert step.error is not None
+    assert (step.status, step.error.code) == ("failed", "abandoned")

@@ -17,15 +17,15 @@ from perdure.core.changes import (
     Suspend,
 )
 from perdure.core.frames import Frame
-from perdure.core.limits import HOOK_TIMEOUT_MS
 from perdure.core.recordjson import step_error_of
 from perdure.core.records import StepError
-from perdure.durable.attempt import error_text
+from perdure.durable.attempt import Attempt, error_text
 from perdure.durable.journal import Journal
 from perdure.errors import LeaseLostError, PerdureError
 from perdure.turn import ending
+from perdure.turn.calling import INTERRUPTED_HOOK_MS, HookCalls
 from perdure.turn.handout import Turn
-from perdure.turn.hooks import ChatTurnHooks, call_hook
+from perdure.turn.hooks import ChatTurnHooks, has_hook
 from perdure.turn.identity import ChatTurnIdentity, intent_of
 from perdure.turn.parts import Content
 from perdure.turn.recovery import Policy
@@ -64,7 +64,8 @@ class Closing:
         settings: TurnSettings,
         turn: ChatTurnIdentity,
         *,
-        stored_id: str,
+        attempt: Attempt,
+        calls: HookCalls,
         journal: Journal,
         steps: TurnSteps,
         left: asyncio.Event,
@@ -76,7 +77,9 @@ class Closing:
         """Whether call 0 was intended in this attempt, so that it must be settled."""
         self._settings = settings
         self._turn = turn
-        self._stored_id = stored_id
+        self._attempt = attempt
+        self._stored_id = attempt.lease.run_id
+        self._calls = calls
         self._journal = journal
         self._steps = steps
         self._left = left
@@ -84,10 +87,12 @@ class Closing:
     async def end(self, status: ending.Status, final_text: str | None = None) -> None:
         """Record answer, usage, deliveries and end in one write; where that is refused, fail.
 
-        A hook may refuse it, or a limit.
+        A hook may refuse it, or a limit. Raises Drained when a hook was interrupted by a drain.
         """
+        text = final_text or self.content.text
         try:
-            changes, follow_ups = await self._ending(status, final_text)
+            status, told = await self._told(text, status)
+            changes, follow_ups = await self._ending(status, text, told)
             await self._leave(changes, last=Frame(0, 0, status, {}))
         except LeaseLostError:
             raise
@@ -140,11 +145,9 @@ class Closing:
         self._left.set()
 
     async def _ending(
-        self, status: ending.Status, final_text: str | None
+        self, status: ending.Status, text: str, told: str
     ) -> tuple[Sequence[Change], Sequence[AddDelivery]]:
         settings, turn = self._settings, self._turn
-        text = final_text or self.content.text
-        told = await self._transformed(text, status)
         answer = ending.answer_change(
             turn.turn_index,
             text=text,
@@ -163,22 +166,31 @@ class Closing:
             text=told,
         )
         streams = self._steps.take_held_back(all_of_them=True)
+        left_behind = await self._steps.left_behind()
         end = EndRun(status, ending.outcome_text(turn.turn_index, text))
-        return (answer, *streams, *self._usage(), *follow_ups, end), follow_ups
+        return (answer, *streams, *left_behind, *self._usage(), *follow_ups, end), follow_ups
 
-    async def _transformed(self, text: str, status: ending.Status) -> str:
-        """Return the text for hooks. A failing transformation fails a turn, but never a stop."""
+    async def _told(self, text: str, status: ending.Status) -> tuple[ending.Status, str]:
+        """Return how the turn ends and the text for hooks.
+
+        A failing transformation fails a turn, but never a stop, which may come while it runs.
+        """
+        hooks = self._settings.hooks
+        if not has_hook(hooks, "transform_final_text"):
+            return status, text
+        transform = hooks.transform_final_text
         try:
-            async with asyncio.timeout(HOOK_TIMEOUT_MS / 1_000):
-                told = await call_hook(self._settings.hooks.transform_final_text, text)
+            told = await self._calls.call(transform, text, grace_ms=INTERRUPTED_HOOK_MS)
             if not isinstance(told, str):
                 raise TypeError(f"transform_final_text returned {type(told).__name__}, not str")
+        except LeaseLostError:
+            raise
         except Exception:
-            if status != "stopped":
+            if not self._attempt.stop_requested and status != "stopped":
                 raise
             logger.exception("transform_final_text failed for a stopped turn")
-            return text
-        return told
+            return "stopped", text
+        return status, told
 
     def _usage(self) -> tuple[SettleUsage, ...]:
         """Return what is recorded of call 0: what is known of it, or that nobody knows."""

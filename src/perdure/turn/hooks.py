@@ -19,6 +19,8 @@ PERSIST: Final = "persist_assistant_message"
 COMPLETE: Final = "on_turn_complete"
 TRACE_FLUSH_MS: Final = 5_000
 """How long a turn that is over waits for hooks that follow it."""
+EVENTS_WAITING_MAX: Final = 1_024
+"""So many events wait for an async `on_event` of one turn; then the oldest is dropped for each."""
 NAMES: Final = (
     PERSIST,
     COMPLETE,
@@ -107,10 +109,13 @@ async def flush_trace(hooks: ChatTurnHooks) -> None:
 class EventFollower:
     """Hands the events of a turn to the hook `on_event`, in order, and logs what it raises.
 
-    One that is async is awaited beside the stream, which it never holds up.
+    One that is async is awaited beside the stream, which it never holds up: what it is too slow for
+    is dropped, the oldest first, so that it is told how the turn ended.
     """
 
     def __init__(self, hooks: ChatTurnHooks) -> None:
+        self.dropped = 0
+        """Events that the hook was not told of."""
         self._hook = hooks.on_event if has_hook(hooks, "on_event") else None
         self._waiting: deque[Mapping[str, JsonValue]] = deque()
         self._telling: asyncio.Task[None] | None = None
@@ -124,7 +129,7 @@ class EventFollower:
         """Tell the hook of these events, now or when it is done with earlier ones."""
         for event in events:
             if self._telling is not None:
-                self._waiting.append(event)
+                self._wait(event)
                 continue
             answer = self._call(event)
             if inspect.isawaitable(answer):
@@ -133,13 +138,23 @@ class EventFollower:
 
     async def finish(self) -> None:
         """Wait until the hook has been told of everything; what takes too long is given up."""
-        if self._telling is None:
-            return
         telling = self._telling
-        await asyncio.wait((telling,), timeout=TRACE_FLUSH_MS / 1_000)
-        if not telling.done():
-            logger.error("the hook on_event is too slow: %d events are lost", len(self._waiting))
-            telling.cancel()
+        if telling is not None:
+            await asyncio.wait((telling,), timeout=TRACE_FLUSH_MS / 1_000)
+            if not telling.done():
+                self.dropped += len(self._waiting)
+                self._waiting.clear()
+                telling.cancel()
+        if self.dropped:
+            logger.error("the hook on_event was too slow: it missed %d events", self.dropped)
+
+    def _wait(self, event: Mapping[str, JsonValue]) -> None:
+        if len(self._waiting) >= EVENTS_WAITING_MAX:
+            if not self.dropped:
+                logger.warning("the hook on_event is too slow: the oldest events are dropped")
+            self.dropped += 1
+            self._waiting.popleft()
+        self._waiting.append(event)
 
     def _call(self, event: Mapping[str, JsonValue]) -> object:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from perdure.core import identity
 from perdure.core.changes import BeginStep, FailStep, IntendUsage
@@ -17,10 +18,8 @@ from perdure.core.frames import (
     part_frame,
     text_of,
 )
-from perdure.core.limits import HOOK_TIMEOUT_MS
 from perdure.core.records import Claim, StepRecord
 from perdure.durable.attempt import Attempt
-from perdure.durable.failures import failure_text, unfinished
 from perdure.durable.journal import Journal, stored_bytes
 from perdure.durable.ring import Ring
 from perdure.durable.steps import StepScope, StepSpec
@@ -34,6 +33,7 @@ from perdure.errors import (
     UnfinishedStepError,
 )
 from perdure.store.protocol import RunStore
+from perdure.turn.calling import Drained, HookCalls
 from perdure.turn.closing import Closing, TurnSettings
 from perdure.turn.ending import IdleTimeoutError, ProducerLostError
 from perdure.turn.handout import AttemptedTurn
@@ -48,7 +48,7 @@ from perdure.turn.recovery import (
     gather_evidence,
     last_kept_position,
 )
-from perdure.turn.stepping import TurnSteps, settle_late
+from perdure.turn.stepping import TurnSteps, given_up, settle_late
 from perdure.turn.wire.events import Addressee, events_of, started
 
 logger = logging.getLogger("perdure.turn")
@@ -92,16 +92,18 @@ class LiveTurn:
             self._attempt, self.ring, next_seq=claim.next_seq, on_published=self._tell
         )
         self._steps = TurnSteps(self._stored_id, self._attempt, self._journal)
+        self._calls = HookCalls(self._attempt)
         self._closing = Closing(
             settings,
             self.identity,
-            stored_id=self._stored_id,
+            attempt=self._attempt,
+            calls=self._calls,
             journal=self._journal,
             steps=self._steps,
             left=self.left,
         )
         self._producing = self._make_producing()
-        self._attempt.on_change = self._producing.interrupt
+        self._attempt.on_change = self._interrupt
 
     def _make_producing(self) -> Producing:
         intent = intent_of(self.identity.turn_index)
@@ -132,14 +134,18 @@ class LiveTurn:
 
     def drain(self) -> None:
         """Give the lease back; somebody else goes on."""
-        self._draining = True
+        self._draining = self._calls.draining = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         self._producing.interrupt()
+        self._calls.wake()
 
     # The attempt, from its claim to its end.
 
     async def _run(self) -> None:
         try:
-            await self._attend()
+            await self._attend_or_give_back()
         except LeaseLostError:
             logger.info("the lease on turn %r was lost: another worker goes on", self._stored_id)
             await settle_late(self._attempt, self._closing.known_usage())
@@ -154,6 +160,20 @@ class LiveTurn:
             self.ring.close()
             await self._follower.finish()
             await flush_trace(self._settings.hooks)
+
+    async def _attend_or_give_back(self) -> None:
+        try:
+            await self._attend()
+        except Drained:
+            await self._give_back()
+        except asyncio.CancelledError:
+            # The loop shuts down.
+            if not self._attempt.is_over:
+                await self._give_back()
+            raise
+
+    async def _give_back(self) -> None:
+        await self._closing.release("drained")
 
     async def _attend(self) -> None:
         closing = self._closing
@@ -184,13 +204,20 @@ class LiveTurn:
         """Go on by the first rung of the ladder that applies."""
         policy = self._settings.on_interrupted
         try:
-            async with asyncio.timeout(HOOK_TIMEOUT_MS / 1_000):
-                rung = await choose_rung(
-                    evidence, policy, identity=self.identity, attempt=self._attempt.lease.epoch
-                )
+            rung = await choose_rung(
+                evidence,
+                partial(self._calls.call, policy) if callable(policy) else policy,
+                identity=self.identity,
+                attempt=self._attempt.lease.epoch,
+            )
+        except LeaseLostError:
+            raise
         except Exception as error:
             self._recall_everything(evidence)
-            await self._closing.fail(error)
+            if self._attempt.stop_requested:
+                await self._closing.end("stopped")
+            else:
+                await self._closing.fail(error)
             return
         if rung == "finish":
             self._recall_everything(evidence)
@@ -223,17 +250,7 @@ class LiveTurn:
     def _given_up(self, steps: Sequence[StepRecord]) -> list[FailStep]:
         """Return the records of steps of which nobody knows whether they took effect."""
         taken = max(self._history) + 1
-        return [
-            FailStep(
-                step.step_index,
-                step.intent,
-                failure_text(unfinished(step), taken=taken),
-                kind=step.kind,
-                tries=step.attempts,
-                effect=step.effect,
-            )
-            for step in steps
-        ]
+        return [given_up(step, taken=taken) for step in steps]
 
     # What earlier attempts left.
 
@@ -328,7 +345,7 @@ class LiveTurn:
             limit_ms = self._settings.idle_timeout_ms
             await closing.fail(IdleTimeoutError(f"nothing came for {limit_ms} ms"))
         elif self._draining or error is None:
-            await closing.release("drained")
+            await self._give_back()
         elif isinstance(error, StoreError) and not isinstance(error, StoreCorruptError):
             raise error
         else:

@@ -6,14 +6,15 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from perdure.core.changes import CompleteStep, SettleUsage
+from perdure.core.changes import Change, CompleteStep, FailStep, SettleUsage
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import decode_value, encode_value
-from perdure.core.records import JsonValue, StepRecord, Written
-from perdure.durable.attempt import Attempt, started_at
+from perdure.core.records import JsonValue, StepError, StepRecord, Written
+from perdure.durable.attempt import Attempt, patiently, started_at
+from perdure.durable.failures import error_text, failure_text, unfinished
 from perdure.durable.journal import Journal
 from perdure.durable.steps import Steps, StepScope, StepSpec, inside
 from perdure.errors import StepFailedError, StoreError
@@ -23,6 +24,9 @@ from perdure.turn.recovery import settled_prefix
 logger = logging.getLogger("perdure.turn")
 
 T = TypeVar("T")
+
+ABANDONED: Final = "abandoned"
+ABANDONED_MESSAGE: Final = "the turn ended before this step did"
 
 
 class TurnSteps(Steps):
@@ -49,6 +53,9 @@ class TurnSteps(Steps):
         self._journal = journal
         self._settled_to = settled_prefix(attempt.history)
         self._settled: set[int] = set()
+        running = (at for at, step in attempt.history.items() if step.status == "running")
+        self._begun = {position for position in running if position > 0}
+        """Positions of steps that an earlier attempt, or this one, has begun to execute."""
         self._held_back: dict[int, CompleteStep] = {}
         self._newest: dict[int, Frame] = {}
         self._open_streams: dict[int, int] = {}
@@ -71,7 +78,9 @@ class TurnSteps(Steps):
     async def working(self, spec: StepSpec, known: StepRecord | None) -> Attempt:
         if known is not None and known.status == "running" and spec.position in self.repeatable:
             known = None
-        return await super().working(spec, known)
+        attempt = await super().working(spec, known)
+        self._begun.add(spec.position)
+        return attempt
 
     async def commit(self, attempt: Attempt, done: CompleteStep, *usage: SettleUsage) -> Written:
         # A stream that still runs will be made again after a crash, so nothing of it is kept.
@@ -96,12 +105,37 @@ class TurnSteps(Steps):
         while self._settled_to + 1 in self._settled:
             self._settled_to += 1
 
-    async def _record_failure(
-        self, attempt: Attempt, scope: StepScope, error: Exception, began_at: str
+    async def write_failure(
+        self,
+        attempt: Attempt,
+        failed: FailStep,
+        *others: Change,
+        scope: StepScope | None = None,
     ) -> StepFailedError:
-        failure = await super()._record_failure(attempt, scope, error, began_at)
-        self._settle(scope.spec.position)
+        failure = await super().write_failure(attempt, failed, *others, scope=scope)
+        self._settle(failed.position)
         return failure
+
+    async def left_behind(self) -> list[FailStep]:
+        """Return the failures of what was begun and will never be recorded, at the turn's end.
+
+        A stream that its producer broke off, a step that nobody awaits: executed again by another
+        attempt, but there is none after an answer.
+        """
+        if self._begun <= self._settled | self._held_back.keys():
+            return []
+        attempt = self.attempt
+        assert attempt is not None
+        self.refuse(asyncio.CancelledError("the turn is over"))
+        await self._journal.write()
+        steps = await patiently(
+            lambda: attempt.store.read_steps(attempt.run.run_id), for_ms=attempt.held.remaining_ms
+        )
+        return [
+            given_up(step, taken=self._next_position)
+            for step in steps
+            if step.step_index and step.status == "running"
+        ]
 
     # Streams.
 
@@ -131,7 +165,8 @@ class TurnSteps(Steps):
                     async for frame in seen:
                         yield frame
                 text = encode_value(summarize(frames), name=f"the result of step {spec.intent!r}")
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, GeneratorExit):
+                # Broken off by its consumer it is no record either: what it said is half of it.
                 await settle_late(attempt, scope.usage)
                 raise
             except Exception as error:
@@ -202,6 +237,23 @@ class TurnSteps(Steps):
         )
         await self._journal.write(*scope.settled_usage())
         return decode_value(text)
+
+
+def given_up(step: StepRecord, *, taken: int) -> FailStep:
+    """Return the record of a begun step that nobody will end; `taken` positions had been taken."""
+    if step.effect == "at_most_once":
+        text = failure_text(unfinished(step), taken=taken)
+    else:
+        text = error_text(StepError(ABANDONED_MESSAGE, ABANDONED, taken=taken))
+    return FailStep(
+        step.step_index,
+        step.intent,
+        text,
+        kind=step.kind,
+        input_hash=step.input_hash,
+        tries=step.attempts,
+        effect=step.effect,
+    )
 
 
 def usage_of(frame: Frame, call: int) -> SettleUsage:
