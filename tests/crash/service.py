@@ -26,6 +26,7 @@ class Provider:
     def __init__(self, *, token_ms: float) -> None:
         self.calls = 0
         self._token_ms = token_ms
+        self._asked = asyncio.Condition()
 
     async def __aenter__(self) -> Provider:
         self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
@@ -36,6 +37,11 @@ class Provider:
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
 
+    async def called(self, times: int) -> None:
+        """Return once it was asked so many times."""
+        async with self._asked:
+            await self._asked.wait_for(lambda: self.calls >= times)
+
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -45,7 +51,9 @@ class Provider:
                 if line.startswith(b"content-length")
             )
             await reader.readexactly(size)
-            self.calls += 1
+            async with self._asked:
+                self.calls += 1
+                self._asked.notify_all()
             writer.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
             )
@@ -85,7 +93,7 @@ class Service(NamedTuple):
 
 @asynccontextmanager
 async def service_on(
-    database: Path, provider: Provider, *, lease_ms: int = 500
+    path: Path, provider: Provider, *, scheme: str = "sqlite", lease_ms: int = 500
 ) -> AsyncIterator[Service]:
     """Start a service on a free port, and end it if it still runs."""
     environment = {
@@ -95,7 +103,7 @@ async def service_on(
         "PYTHONUNBUFFERED": "1",
     }
     command = ["-m", "perdure", "serve", "--port", "0", "--backend", "openai"]
-    command += ["--store", f"sqlite:{database}", "--lease-ms", str(lease_ms)]
+    command += ["--store", f"{scheme}:{path}", "--lease-ms", str(lease_ms)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, env=environment, stdout=asyncio.subprocess.PIPE
     )
