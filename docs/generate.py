@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from docs.api_page import api_page
+from docs.cli_page import cli_page
 from docs.code_pages import errors_page, limits_page, transitions_page
 
 DOCS: Final = Path(__file__).parent
 
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "reference/api.md": api_page,
+    "reference/cli.md": cli_page,
     "reference/errors.md": errors_page,
     "reference/limits.md": limits_page,
     "internals/transitions.md": transitions_page,

@@ -24,8 +24,12 @@ class Ended(NamedTuple):
 
 
 def environment(more: Mapping[str, str] = {}) -> dict[str, str]:
-    """Return the environment without what would choose a backend."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    """Return the environment without what would choose a backend or a store."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OPENAI_", "PERDURE_"))
+    }
     return {**own, "PYTHONUNBUFFERED": "1", **more}
 
 

@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
-from perdure.errors import PerdureError
-
-EXIT_REFUSED = 2
-"""The command could not begin: its arguments, its environment or its store are at fault."""
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-"""It was interrupted before it had begun to serve; afterwards an interrupt is an orderly end."""
+from perdure.cli.arguments import add_commands, default_store
+from perdure.cli.exits import CUT_OFF, INTERRUPTED, REFUSED, UNKNOWN
+from perdure.errors import PerdureError, RunNotFoundError, SchemaError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 with one line that says why not."""
-    options = _parser().parse_args(arguments)
+    """Run the command and return its exit code; why it is not 0, one line on stderr says."""
+    options = command_line().parse_args(arguments)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        # A terminal that lacks a letter must not end the command.
+        reconfigure(errors="backslashreplace")
     try:
-        # Imported late, so that `--help` costs nothing.
-        from perdure.cli.serve import serve
-
-        return serve(options)
+        code = _command(options.run)(options)
+        sys.stdout.flush()
+        return code
     except (PerdureError, ImportError) as error:
-        print(f"perdure: {error}", file=sys.stderr)
-        if isinstance(error, PerdureError):
-            print(f"         {error.hint}", file=sys.stderr)
-        return EXIT_REFUSED
+        return _refuse(error, options)
+    except BrokenPipeError:
+        # What is still buffered would be written at the exit, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return a command's function, which is imported late: `--help` must cost nothing."""
+    module, _, function = name.partition(":")
+    command: Callable[[argparse.Namespace], int] = getattr(import_module(module), function)
+    return command
+
+
+def _refuse(error: PerdureError | ImportError, options: argparse.Namespace) -> int:
+    print(f"perdure: {error}", file=sys.stderr)
+    if isinstance(error, SchemaError):
+        told = f"Run `perdure migrate --store {options.store}`, or use the version that made it."
+        print(f"         {told}", file=sys.stderr)
+    elif isinstance(error, PerdureError):
+        print(f"         {error.hint}", file=sys.stderr)
+    return UNKNOWN if isinstance(error, RunNotFoundError) else REFUSED
 
 
 class _Version(argparse.Action):
@@ -43,25 +62,28 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line, from which its reference is written."""
     parser = argparse.ArgumentParser(
         prog="perdure", description="Chat turns and agent runs that survive everything but a stop."
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="serve durable chat turns over HTTP"))
+    _add_serve(commands.add_parser("serve", help="Serve durable chat turns over HTTP"))
+    add_commands(commands)
     return parser
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run="perdure.cli.serve:serve")
     parser.description = "Serve durable chat turns over HTTP, with a chat page at /."
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8765, help="port to listen on (%(default)s)")
     parser.add_argument(
         "--store",
-        default="sqlite:perdure.db",
+        default=default_store(),
         metavar="URL",
-        help="where turns live: sqlite:PATH or memory: (%(default)s)",
+        help="where turns live: sqlite:PATH, file:PATH or memory: (%(default)s; or $PERDURE_STORE)",
     )
     parser.add_argument(
         "--durability",

@@ -76,6 +76,15 @@ async def open_store(
     )
 
 
+def path_of(url: str) -> str | None:
+    """Return the path of the file or folder that `url` is the address of; None if of none.
+
+    Raises UsageError for an address that is not understood.
+    """
+    scheme, colon, rest = url.partition(":")
+    return _path(scheme, rest) if scheme in _FORMS and colon else None
+
+
 def _path(scheme: str, rest: str) -> str:
     """Return the path of what stands behind the scheme."""
     if "?" in rest:

@@ -1,0 +1,230 @@
+"""The arguments of all commands but `serve`. Nothing heavy is imported to read them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+DEFAULT_STORE: Final = "sqlite:perdure.db"
+STORE_VARIABLE: Final = "PERDURE_STORE"
+STATES: Final = (
+    "queued",
+    "running",
+    "sleeping",
+    "waiting",
+    "parked",
+    "completed",
+    "stopped",
+    "failed",
+)
+RUN_HELP: Final = "id of the run, as ls prints it; chat:SESSION:N for a turn"
+
+_UNITS: Final = {
+    "ms": 1,
+    "s": 1_000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+    "w": 7 * 86_400_000,
+}
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
+
+Parser = argparse.ArgumentParser
+
+
+def default_store() -> str:
+    """Return the address of the store that is taken where none is given."""
+    return os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
+
+
+def length_ms(text: str) -> int:
+    """Return the milliseconds of a length such as `90s` or `1.5h`."""
+    match = _LENGTH.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.40} is no length of time: write 500ms, 90s, 15m, 24h, 30d or 2w"
+        )
+    return round(float(match[1]) * _UNITS[match[2]])
+
+
+def length_or_never(text: str) -> int | None:
+    """Return the milliseconds of a length; None for `never`."""
+    return None if text == "never" else length_ms(text)
+
+
+def count(text: str) -> int:
+    """Return a number of things, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number from 1 on")
+    return int(text)
+
+
+def add_commands(commands: Any) -> None:
+    """Add every command but `serve` to the subparsers of the command line."""
+
+    def add(name: str, run: str, summary: str, *, json: bool = True) -> Parser:
+        parser: Parser = commands.add_parser(name, help=summary, description=f"{summary}.")
+        _finish(parser, run, json=json)
+        return parser
+
+    _add_reading(add)
+    _add_steering(add)
+    _add_hooks(commands)
+    _add_cleaning(add)
+    _add_checking(add)
+
+
+def _finish(parser: Parser, run: str, *, json: bool = True, store: bool = True) -> None:
+    """Give a command what all have, and say by which function it is run."""
+    parser.set_defaults(run=run)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    if store:
+        parser.add_argument(
+            "--store",
+            default=default_store(),
+            metavar="URL",
+            help=f"the store: sqlite:PATH or file:PATH (%(default)s; or ${STORE_VARIABLE})",
+        )
+    if json:
+        parser.add_argument(
+            "--json", action="store_true", help="print one JSON object a line, for programs"
+        )
+
+
+Add = Callable[..., Parser]
+
+
+def _add_run(parser: Parser) -> None:
+    parser.add_argument("run_id", metavar="RUN", help=RUN_HELP)
+    _add_tenant(parser, "tenant of the run (the default one; ids that ls prints name theirs)")
+
+
+def _add_tenant(parser: Parser, told: str) -> None:
+    parser.add_argument("--tenant", default=None, metavar="ID", help=told)
+
+
+def _add_reading(add: Add) -> None:
+    ls = add("ls", "perdure.cli.runs:ls", "List runs, the newest first")
+    ls.epilog = (
+        "examples:\n"
+        "  perdure ls --state failed --since 24h\n"
+        "  perdure ls --session demo --json | jq -r .id"
+    )
+    ls.add_argument("--state", choices=STATES, help="only runs in this state")
+    ls.add_argument("--session", metavar="ID", help="only turns of this session")
+    ls.add_argument("--handler", metavar="NAME", help="only runs of this task or engine")
+    _add_tenant(ls, "only runs of this tenant; '' is the default one (all tenants)")
+    ls.add_argument(
+        "--since",
+        metavar="WHEN",
+        help="only runs that were created since: 24h, 30d, …, or a date and time (UTC)",
+    )
+    ls.add_argument(
+        "--limit", type=count, default=50, metavar="N", help="so many at most (%(default)s)"
+    )
+    ls.add_argument(
+        "--after", metavar="RUN", help="go on behind this run, the last of the page before"
+    )
+    ls.add_argument("--all", action="store_true", help="all pages, without a limit")
+    show = add("show", "perdure.cli.showing:show", "Show all that is known of a run")
+    _add_run(show)
+    show.add_argument(
+        "--full", action="store_true", help="show results, payloads and errors as a whole"
+    )
+    tail = add("tail", "perdure.cli.tail:tail", "Follow a chat turn while it is answered")
+    tail.epilog = "exit code: 1 if the turn failed or was parked"
+    _add_run(tail)
+    tail.add_argument(
+        "--after", metavar="CURSOR", help="go on behind this cursor (the ids of --json lines)"
+    )
+
+
+def _add_steering(add: Add) -> None:
+    stop = add("stop", "perdure.cli.steering:stop", "Stop a run, wherever it is worked on")
+    _add_run(stop)
+    _add_wait(stop, "until it has ended")
+    retry = add("retry", "perdure.cli.steering:retry", "Queue a failed or parked run again")
+    retry.epilog = "Recorded steps are not repeated. A worker that has the run's handler takes it."
+    _add_run(retry)
+    _add_wait(retry, "for a worker to take it")
+
+
+def _add_wait(parser: Parser, what: str) -> None:
+    parser.add_argument(
+        "--wait",
+        type=length_ms,
+        default="3s",
+        metavar="LENGTH",
+        help=f"how long to wait {what}; 0s not at all (%(default)s)",
+    )
+
+
+def _add_hooks(commands: Any) -> None:
+    summary = "Look at deliveries to hooks, and make them again"
+    hooks: Parser = commands.add_parser("hooks", help=summary, description=f"{summary}.")
+    verbs = hooks.add_subparsers(dest="verb", required=True, metavar="VERB")
+    told = "List deliveries that wait or are dead"
+    ls: Parser = verbs.add_parser("ls", help=told, description=f"{told}.")
+    _finish(ls, "perdure.cli.hooks:ls")
+    ls.add_argument(
+        "--state",
+        choices=("waiting", "dead", "delivered"),
+        help="only those in this state (waiting and dead)",
+    )
+    ls.add_argument("--handler", metavar="NAME", help="only those of this engine")
+    ls.add_argument(
+        "--limit", type=count, default=50, metavar="N", help="so many at most (%(default)s)"
+    )
+    told = "Make deliveries due at once; a dead one gets all of its tries again"
+    retry: Parser = verbs.add_parser("retry", help=told, description=f"{told}.")
+    _finish(retry, "perdure.cli.hooks:retry")
+    retry.add_argument("run_id", metavar="RUN", nargs="?", help=f"{RUN_HELP}; with its deliveries")
+    _add_tenant(retry, "tenant of the run (the default one)")
+    retry.add_argument(
+        "--position", type=int, metavar="N", help="only this delivery of the run (all of them)"
+    )
+    retry.add_argument("--dead", action="store_true", help="every dead delivery of the store")
+
+
+def _add_cleaning(add: Add) -> None:
+    delete = add("delete", "perdure.cli.deleting:delete", "Delete runs with all that is theirs")
+    delete.epilog = "What is worked on is not deleted: stop it first."
+    delete.add_argument("run_id", metavar="RUN", nargs="?", help=RUN_HELP)
+    _add_tenant(delete, "tenant of what is deleted (the default one)")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    gc = add("gc", "perdure.cli.deleting:gc", "Delete what need not be kept any longer")
+    gc.epilog = (
+        "Frames are what readers of a live stream come back for; the answer of a turn stays.\n"
+        "`perdure serve` does this by itself."
+    )
+    add_retention(gc)
+    gc.add_argument("--dry-run", action="store_true", help="only count")
+
+
+def add_retention(parser: Parser) -> None:
+    """Add the options that say what is kept for how long."""
+    parser.add_argument(
+        "--frames-after",
+        type=length_or_never,
+        default="24h",
+        metavar="LENGTH",
+        help="delete frames of turns that ended so long ago; never keeps them (%(default)s)",
+    )
+    parser.add_argument(
+        "--runs-after",
+        type=length_or_never,
+        default="never",
+        metavar="LENGTH",
+        help="delete runs that ended so long ago, with all that is theirs (%(default)s)",
+    )
+
+
+def _add_checking(add: Add) -> None:
+    migrate = add("migrate", "perdure.cli.migrating:migrate", "Bring the schema up to date")
+    migrate.epilog = (
+        "SQLite databases are migrated whenever `serve` or a program of yours opens them."
+    )
+    migrate.add_argument("--sql", action="store_true", help="print the statements, run nothing")

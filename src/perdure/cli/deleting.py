@@ -1,0 +1,76 @@
+"""`perdure delete` and `perdure gc`: what goes, at once or in time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from perdure.cli.exits import NO
+from perdure.cli.opening import opened, place_of, ran
+from perdure.cli.output import print_json
+from perdure.core.transitions import RESTING_STATES
+from perdure.durable.retention import collect_garbage
+from perdure.errors import UsageError
+
+
+def delete(options: argparse.Namespace) -> int:
+    """Delete a run; return the exit code."""
+    return ran(_delete, options)
+
+
+async def _delete(options: argparse.Namespace) -> int:
+    if options.run_id is None:
+        raise UsageError("name the RUN that is to be deleted")
+    async with opened(options) as store:
+        place = place_of(store, options)
+        run = await place.read()
+        if run.state not in (*RESTING_STATES, "queued"):
+            told = f"{place.stored_id} is {run.state}: `perdure stop {place.stored_id}` first"
+            return _tell(options, told, runs=0, code=NO)
+        if not _is_sure(options, f"delete {place.stored_id} ({run.state}) with all that is its?"):
+            return _tell(options, "nothing was deleted", runs=0, code=NO)
+        deleted = await place.store.delete(place.run_id)
+    return _tell(options, f"{place.stored_id} is deleted", runs=int(deleted))
+
+
+def _is_sure(options: argparse.Namespace, question: str) -> bool:
+    """Ask, where somebody is there to answer."""
+    if options.yes:
+        return True
+    if options.json or not sys.stdin.isatty():
+        raise UsageError("nobody is there to be asked: add --yes to delete it")
+    print(f"{question} [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _tell(options: argparse.Namespace, told: str, *, runs: int, code: int = 0) -> int:
+    if options.json:
+        print_json({"done": code == 0, "runs": runs, "note": told})
+    else:
+        print(told)
+    return code
+
+
+def gc(options: argparse.Namespace) -> int:
+    """Delete what need not be kept; return the exit code."""
+    return ran(_gc, options)
+
+
+async def _gc(options: argparse.Namespace) -> int:
+    async with opened(options) as store:
+        frames, runs = await collect_garbage(
+            store,
+            frames_after_ms=options.frames_after,
+            runs_after_ms=options.runs_after,
+            dry_run=options.dry_run,
+        )
+    if options.json:
+        print_json({"dryRun": options.dry_run, "frames": frames, "runs": runs})
+        return 0
+    told = "would be deleted" if options.dry_run else "deleted"
+    print(f"{told}: the frames of {_number(frames, 'turn')}, and {_number(runs, 'run')}")
+    return 0
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"

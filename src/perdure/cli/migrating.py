@@ -1,0 +1,70 @@
+"""`perdure migrate`: the schema of a database, brought up to date or printed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Final
+
+from perdure.cli.opening import check_is_there, opened, ran
+from perdure.cli.output import print_json
+from perdure.errors import SchemaError
+from perdure.store.opening import path_of
+from perdure.store.sql.schema import DURABLE_SCHEMA_SQL, own_migrations
+
+NO_SCHEMA: Final = "a store of files has no schema: what it is made of needs no migration"
+
+
+def migrate(options: argparse.Namespace) -> int:
+    """Bring the schema up to date, or print it; return the exit code."""
+    if options.sql:
+        return _print_sql(options)
+    return ran(_migrate, options)
+
+
+async def _migrate(options: argparse.Namespace) -> int:
+    url: str = options.store
+    check_is_there(url)
+    if url.startswith("file:"):
+        return _tell(options, (), NO_SCHEMA)
+    missing = await _missing(options)
+    if missing:
+        async with opened(options, migrate=True):
+            told = f"{path_of(url) or url} is up to date: applied {', '.join(missing)}"
+    else:
+        told = f"{path_of(url) or url} was up to date already"
+    return _tell(options, missing, told)
+
+
+async def _missing(options: argparse.Namespace) -> Sequence[str]:
+    """Return the names of the migrations that the database lacks."""
+    try:
+        async with opened(options, migrate=False):
+            return ()
+    except SchemaError as error:
+        found = [each.name for each in own_migrations() if each.name in str(error)]
+        if not found:
+            raise  # A newer version made it, or somebody changed it.
+        return found
+
+
+def _tell(options: argparse.Namespace, applied: Sequence[str], told: str) -> int:
+    if options.json:
+        print_json({"applied": list(applied), "note": told})
+    else:
+        print(told)
+    return 0
+
+
+def _print_sql(options: argparse.Namespace) -> int:
+    if options.store.startswith("file:"):
+        return _tell(options, (), NO_SCHEMA)
+    if options.json:
+        print_json({"name": "001_reference", "sql": DURABLE_SCHEMA_SQL})
+        for migration in own_migrations():
+            print_json(migration._asdict())
+        return 0
+    print(f"-- 001_reference\n{DURABLE_SCHEMA_SQL.strip()}")
+    for migration in own_migrations():
+        print(f"\n-- {migration.name}\n{migration.sql.strip()}")
+    return 0

@@ -1,0 +1,107 @@
+"""`perdure delete` and `perdure gc`: what goes, what is refused, what is asked first."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from perdure.core.limits import FRAMES_KEPT_MS
+from perdure.store.protocol import RunStore
+from perdure.testing.clock import START_MS, ManualClock
+from perdure.testing.samples import completed, delivery, finish, hold, row
+from tests.cli.desk import Desk
+
+
+class Person(io.StringIO):
+    """Somebody at a terminal, with an answer."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def end(store: RunStore) -> None:
+    await finish(store, "run", row(1, "a"), completed(0, "kept"))
+
+
+async def ids(store: RunStore) -> list[str]:
+    return [run.run_id for run in await store.list_runs()]
+
+
+def test_a_run_that_has_ended_is_deleted(each_desk: Desk) -> None:
+    each_desk.work(end)
+    told = each_desk.run("delete", "run", "--yes")
+    assert (told.code, told.out) == (0, "run is deleted\n")
+    assert each_desk.work(ids) == []
+    assert each_desk.run("delete", "run", "--yes").code == 3
+
+
+def test_a_run_that_is_worked_on_is_to_be_stopped_first(desk: Desk) -> None:
+    async def begin(store: RunStore) -> None:
+        await hold(store, "run")
+
+    desk.work(begin)
+    told = desk.run("delete", "run", "--yes")
+    assert told.code == 1
+    assert "perdure stop run" in told.out
+    assert desk.work(ids) == ["run"]
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", []), ("\n", ["run"]), ("no\n", ["run"])])
+def test_somebody_who_is_there_is_asked(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, answer: str, left: list[str]
+) -> None:
+    desk.work(end)
+    monkeypatch.setattr("sys.stdin", Person(answer))
+    told = desk.run("delete", "run")
+    assert told.code == (1 if left else 0)
+    assert told.out.startswith("delete run (completed)")
+    assert desk.work(ids) == left
+
+
+def test_nobody_who_could_be_asked_deletes_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.work(end)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    told = desk.run("delete", "run")
+    assert (told.code, told.out) == (2, "")
+    assert "--yes" in told.err
+    assert desk.work(ids) == ["run"]
+
+
+def test_what_is_to_be_deleted_must_be_named(desk: Desk) -> None:
+    desk.work(end)
+    assert desk.run("delete", "--yes").code == 2
+
+
+def test_frames_go_after_a_day_and_runs_when_they_are_told_to(each_desk: Desk) -> None:
+    # The command goes by the machine's clock, which is later than that of the test.
+    each_desk.work(end, clock=ManualClock(START_MS - FRAMES_KEPT_MS))
+
+    async def wait(store: RunStore) -> None:
+        await finish(store, "told", delivery(0))
+
+    each_desk.work(wait, clock=ManualClock(START_MS - FRAMES_KEPT_MS))
+    assert each_desk.json("gc", "--frames-after", "never") == [
+        {"dryRun": False, "frames": 0, "runs": 0}
+    ]
+    assert each_desk.json("gc", "--dry-run") == [{"dryRun": True, "frames": 1, "runs": 0}]
+    told = each_desk.run("gc")
+    assert told.out == "deleted: the frames of 1 turn, and 0 runs\n"
+    assert each_desk.json("gc") == [{"dryRun": False, "frames": 0, "runs": 0}]
+    assert each_desk.json("gc", "--runs-after", "1d")[0]["runs"] == 1
+    assert each_desk.work(ids) == ["told"]
+
+
+def test_what_ended_lately_stays(each_desk: Desk) -> None:
+    each_desk.work(end)
+    assert each_desk.json("gc", "--runs-after", "1h") == [{"dryRun": False, "frames": 0, "runs": 0}]
+
+
+@pytest.mark.parametrize("length", ["1", "-1d", "1 d", "1y", "", "1e3s", "٣d"])
+def test_a_length_that_is_none_is_refused_by_name(desk: Desk, length: str) -> None:
+    desk.work(end)
+    told = desk.run("gc", f"--runs-after={length}")
+    assert told.code == 2
+    assert "--runs-after" in told.err
