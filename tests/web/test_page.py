@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.async_api import Browser, BrowserContext, expect
+from playwright.async_api import Browser, BrowserContext, Request, Route, expect
 
 from perdure.core.frames import reasoning, text, tool_call, tool_result, upstream_end
 from perdure.errors import BackendTransportError
@@ -233,6 +233,49 @@ async def test_chats_of_this_browser_can_be_found_again(
     await page.locator("#chats > summary").click()
     await page.get_by_role("link", name="My first chat", exact=True).click()
     await expect(page.locator(".answer .text")).to_have_text("Hello there")
+
+
+async def test_a_new_chat_loads_the_page_once(context: BrowserContext, serve: Serve) -> None:
+    site = await serve()
+    page = await context.new_page()
+    await page.goto(site.at("old"))
+    await expect(page.get_by_label("Your message")).to_be_focused()
+    loads: list[Request] = []
+
+    def count(asked: Request) -> None:
+        if asked.is_navigation_request():
+            loads.append(asked)
+
+    page.on("request", count)
+    await page.get_by_role("button", name="New chat").click()
+    await page.wait_for_url(lambda url: "session=" in url and "session=old" not in url)
+    # A second load would follow the first one's reading of the hash; this one is asked for.
+    await page.reload()
+    assert len(loads) == 2
+    await page.go_back()
+    await page.wait_for_url(site.at("old"))
+
+
+async def test_a_menu_that_is_opened_before_the_script_has_run_is_filled_by_it(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve()
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "My first chat")
+    await expect(page.locator(".line")).to_contain_text("completed")
+    opened = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await opened.wait()
+        await route.continue_()
+
+    await page.route("**/static/app.js", hold)
+    await page.reload(wait_until="commit")
+    await page.locator("#chats > summary").click()
+    await expect(page.locator("#chat-list")).to_be_empty()
+    opened.set()
+    await expect(page.get_by_role("link", name="My first chat", exact=True)).to_be_visible()
 
 
 async def test_an_event_source_comes_back_where_it_was_and_stays_away_after_the_end(

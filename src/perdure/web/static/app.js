@@ -286,8 +286,8 @@ field.addEventListener("input", resize);
 stopButton.addEventListener("click", stop);
 
 byId("new").addEventListener("click", () => {
-  location.hash = "";
-  location.reload();
+  // An address without a hash is a load of its own, and no change of the hash besides.
+  location.assign(location.pathname + location.search);
 });
 
 byId("starters").addEventListener("click", ({ target }) => {
@@ -297,7 +297,7 @@ byId("starters").addEventListener("click", ({ target }) => {
 });
 
 const menu = byId("chats");
-menu.querySelector("summary").addEventListener("click", () => {
+function listChats() {
   const links = recentChats().map(({ id, title }) => {
     const link = element("a", id === sessionId ? "current" : "", title || id);
     link.href = `#session=${encodeURIComponent(id)}`;
@@ -305,7 +305,10 @@ menu.querySelector("summary").addEventListener("click", () => {
   });
   const none = element("p", "", "No chats yet.");
   byId("chat-list").replaceChildren(...(links.length ? links : [none]));
-});
+}
+menu.addEventListener("toggle", () => menu.open && listChats());
+// The menu works without this script: somebody may have opened it already.
+if (menu.open) listChats();
 
 addEventListener("click", ({ target }) => {
   if (menu.open && !menu.contains(target)) menu.open = false;
