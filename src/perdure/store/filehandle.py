@@ -16,6 +16,7 @@ from perdure.store.fileclaims import FileClaims
 from perdure.store.filedata import FileData
 from perdure.store.filereads import FileReads
 from perdure.store.fileruns import FolderOptions
+from perdure.store.filescheduling import FileScheduling
 from perdure.store.filetending import FileTending
 from perdure.store.filethread import FileThread, Watch
 from perdure.store.filework import FileWork
@@ -56,6 +57,7 @@ class FileHandle:
         self.work = FileWork(data)
         self.reads = FileReads(data)
         self.tending = FileTending(data, self.work)
+        self.scheduling = FileScheduling(data, self.claims)
         self.waiting = Waiting(self)
         self._data = data
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -32,6 +32,7 @@ from perdure.errors import StoreUnavailableError, UsageError
 from perdure.store.closing import bring_to_rest
 from perdure.store.entry import check_claim, check_lease, opening_for, payload_text
 from perdure.store.memorydata import MemoryRenewer
+from perdure.store.scheduling import Schedules
 from perdure.store.upkeep import Upkeep
 
 
@@ -238,6 +239,11 @@ class FileStore:
         from perdure.store.fileupkeep import FileUpkeep
 
         return FileUpkeep(self._inside)
+
+    def schedules(self) -> Schedules:
+        from perdure.store.fileschedules import FileSchedules
+
+        return FileSchedules(self._inside, self._tenant)
 
     def for_tenant(self, tenant: str) -> FileStore:
         view = copy.copy(self)

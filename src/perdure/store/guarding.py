@@ -82,6 +82,12 @@ class ValueGuard:
             kept = sealing.sealed_manifest(kept, await self._sealer.seal(text, place))
         return SealedManifest.of(kept, plain_hash)
 
+    async def opened_manifest(self, manifest: RunManifest, tenant: str, run_id: str) -> RunManifest:
+        """Return the manifest of which `manifest` is what is stored."""
+        place = ValuePlace(tenant, run_id, "manifest")
+        text = await self._opened(sealing.sealed_in(manifest.input), place)
+        return manifest if text is None else sealing.manifest_of(text)
+
     async def payload(self, payload: JsonValue, place: ValuePlace) -> SealedPayload:
         """Return what is stored of an event's payload. Raises NotSerializableError."""
         return SealedPayload(await self._text(encode_value(payload, name="payload"), place))
@@ -172,8 +178,7 @@ class ValueGuard:
 
         manifest, outcome = run.manifest, run.outcome
         if manifest is not None:
-            text = await self._opened(sealing.sealed_in(manifest.input), at("manifest"))
-            manifest = manifest if text is None else sealing.manifest_of(text)
+            manifest = await self.opened_manifest(manifest, run.tenant, run.run_id)
         if outcome is not None:
             text = await self._opened(sealing.sealed_in(outcome.metadata), at("outcome"))
             outcome = outcome if text is None else sealing.outcome_of(text)

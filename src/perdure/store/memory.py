@@ -29,6 +29,7 @@ from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
 from perdure.store.entry import Opening, check_claim, check_lease, opening_for, payload_text
 from perdure.store.memorydata import HandleState, MemoryData, MemoryRenewer, list_order
+from perdure.store.memoryschedules import MemorySchedules
 from perdure.store.memoryupkeep import MemoryUpkeep
 
 
@@ -127,12 +128,7 @@ class MemoryStore:
                     continue  # An earlier claim of this sweep took the session's place.
                 opening = self._data.opening_of(stored_id, data)
                 claim = self._claim(
-                    opening,
-                    data,
-                    worker_id=worker_id,
-                    lease_ms=lease_ms,
-                    token=None,
-                    now=self._now(),
+                    opening, data, worker_id=worker_id, lease_ms=lease_ms, now=self._now()
                 )
                 claims.append(claim)
         return claims
@@ -311,6 +307,9 @@ class MemoryStore:
     def upkeep(self) -> MemoryUpkeep:
         return MemoryUpkeep(self._data, self._state, self._now)
 
+    def schedules(self) -> MemorySchedules:
+        return MemorySchedules(self._data, self._state, self._tenant, self._now)
+
     def for_tenant(self, tenant: str) -> MemoryStore:
         view = MemoryStore(self._data, clock=self._clock, code_version=self._code_version)
         view._tenant = identity.check_tenant(tenant)
@@ -360,8 +359,8 @@ class MemoryStore:
         *,
         worker_id: str,
         lease_ms: int,
-        token: str | None,
         now: str,
+        token: str | None = None,
     ) -> Claim:
         lease_token = effects.new_token() if token is None else token
         if data is not None:

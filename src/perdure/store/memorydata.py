@@ -22,6 +22,7 @@ from perdure.errors import (
 )
 from perdure.store.closing import CLOSED
 from perdure.store.entry import Opening
+from perdure.store.scheduling import Schedule
 
 
 class SessionData(NamedTuple):
@@ -50,6 +51,7 @@ class MemoryData:
     def __init__(self) -> None:
         self.runs: dict[str, RunData] = {}
         self.sessions: dict[tuple[str, str], SessionData] = {}
+        self.schedules: dict[tuple[str, str], Schedule] = {}
         self.lock = threading.RLock()
         self.waiters: set[Waiter] = set()
 

@@ -23,7 +23,9 @@ from perdure.core.records import (
 )
 from perdure.errors import UsageError
 from perdure.store.guarding import Redact, ValueGuard
+from perdure.store.protectedschedules import ProtectedSchedules
 from perdure.store.protocol import Renewer, RunStore, ThreadRenewal
+from perdure.store.scheduling import schedules_of
 from perdure.store.sealing import Sealer, ValuePlace
 from perdure.store.upkeep import Upkeep, upkeep_of
 
@@ -192,6 +194,9 @@ class ProtectedStore:
     def upkeep(self) -> Upkeep:
         """Return the upkeep of the store beneath: what it finds stays as it is stored."""
         return upkeep_of(self._inner)
+
+    def schedules(self) -> ProtectedSchedules:
+        return ProtectedSchedules(schedules_of(self._inner), self._guard, self.tenant)
 
     def for_tenant(self, tenant: str) -> ProtectedStore:
         """Return the view of another tenant, protected alike."""

@@ -29,6 +29,7 @@ from perdure.testing.cases import (
     limits,
     listing,
     outbox,
+    schedules,
     sessions,
     steps,
     tenants,
@@ -63,6 +64,9 @@ STORE_CASES: Final[tuple[Case, ...]] = tuple(chain.from_iterable(map(cases_of, _
 
 UPKEEP_CASES: Final[tuple[Case, ...]] = cases_of(upkeep)
 """What a store must pass that can be looked after: one that has `upkeep()`."""
+
+SCHEDULE_CASES: Final[tuple[Case, ...]] = cases_of(schedules)
+"""What a store must pass that keeps schedules: one that has `schedules()`."""
 
 
 async def check_run_store(new_lab: NewLab) -> int:

@@ -85,7 +85,7 @@ class Claims:
         for _ in range(_ROUNDS):
             row = await self._look(opening)
             if row is None:
-                statements = [*_lock_session(opening), _enqueue(opening)]
+                statements = [*_lock_session(opening), enqueue_statement(opening)]
             else:
                 run = run_record(row, owner_id=owner_of(row))
                 is_asked_for = retry and run.state in RESTING_STATES - TERMINAL_STATES
@@ -310,7 +310,8 @@ def _create(opening: Opening, wish: Wish) -> Statement:
     return Statement("create_run", values, required=True)
 
 
-def _enqueue(opening: Opening) -> Statement:
+def enqueue_statement(opening: Opening) -> Statement:
+    """Return what records a new run that a worker will start."""
     return Statement("enqueue_run", (*_stored(opening), _parent(opening)), required=True)
 
 

@@ -122,6 +122,10 @@ DELIVERY_COLUMNS: Final = (
     "run_id, position, topic, handler, key, payload_json, state, tries, token, due_at, "
     "last_error, created_at, delivered_at"
 )
+SCHEDULE_COLUMNS: Final = (
+    "name, task, manifest_json, cron, every_ms, timezone, catch_up, overlap, next_due_at, tenant, "
+    "paused_at, last_due_at, last_run_id, created_at, updated_at"
+)
 DUE_COLUMNS: Final = (
     "run_id, manifest_hash, tenant, session_id, turn_index, (SELECT s.owner_id "
     "FROM perdure_sessions s WHERE s.tenant = durable_runs.tenant "
@@ -175,6 +179,7 @@ _PIECES: Final[Mapping[str, str]] = {
     "run_columns": RUN_COLUMNS,
     "step_columns": STEP_COLUMNS,
     "delivery_columns": DELIVERY_COLUMNS,
+    "schedule_columns": SCHEDULE_COLUMNS,
     "due_columns": DUE_COLUMNS,
 }
 

@@ -613,3 +613,50 @@ SELECT {state}, count(*), max(updated_at) FROM durable_runs GROUP BY 1
 
 -- count_deliveries --
 SELECT state, count(*), min(due_at) FROM perdure_outbox WHERE state <> 'delivered' GROUP BY state
+
+-- put_schedule --
+-- With the old timing it stays due when it was: a worker that starts must not move that on.
+INSERT INTO perdure_schedules (
+  tenant, name, task, manifest_json, cron, every_ms, timezone, catch_up, overlap, next_due_at,
+  created_at, updated_at)
+SELECT ?1, ?2, ?3, ?4, ?5, CAST(?6 AS BIGINT), ?7, ?8, ?9, ?10, {now}, {now} WHERE true
+ON CONFLICT (tenant, name) DO UPDATE SET
+  task = excluded.task, manifest_json = excluded.manifest_json, cron = excluded.cron,
+  every_ms = excluded.every_ms, timezone = excluded.timezone, catch_up = excluded.catch_up,
+  overlap = excluded.overlap, updated_at = excluded.updated_at,
+  next_due_at = CASE
+    WHEN coalesce(perdure_schedules.cron, '') = coalesce(excluded.cron, '')
+      AND coalesce(perdure_schedules.every_ms, 0) = coalesce(excluded.every_ms, 0)
+      AND perdure_schedules.timezone = excluded.timezone
+    THEN perdure_schedules.next_due_at ELSE excluded.next_due_at END
+RETURNING {schedule_columns}
+
+-- find_schedule --
+SELECT {schedule_columns} FROM perdure_schedules WHERE tenant = ?1 AND name = ?2
+
+-- list_schedules --
+SELECT {schedule_columns} FROM perdure_schedules WHERE tenant = ?1 ORDER BY name
+
+-- upcoming_schedules --
+-- Over all tenants, those of one task.
+SELECT {schedule_columns} FROM perdure_schedules
+WHERE task = ?1 AND paused_at IS NULL
+ORDER BY next_due_at, tenant, name LIMIT CAST(?2 AS INTEGER)
+
+-- pause_schedule --
+UPDATE perdure_schedules SET paused_at = coalesce(paused_at, {now}), updated_at = {now}
+WHERE tenant = ?1 AND name = ?2
+
+-- resume_schedule --
+UPDATE perdure_schedules SET paused_at = NULL, next_due_at = ?3, updated_at = {now}
+WHERE tenant = ?1 AND name = ?2 AND paused_at IS NOT NULL
+
+-- remove_schedule --
+DELETE FROM perdure_schedules WHERE tenant = ?1 AND name = ?2 RETURNING name
+
+-- fire_schedule --
+-- Whoever moves the due time on fires. No row: somebody was faster, or it is paused or gone.
+UPDATE perdure_schedules SET
+  next_due_at = ?4, last_due_at = ?3, last_run_id = coalesce(?5, last_run_id), updated_at = {now}
+WHERE tenant = ?1 AND name = ?2 AND next_due_at = ?3 AND paused_at IS NULL
+RETURNING name

@@ -44,6 +44,7 @@ from perdure.store.sql.rows import (
     token_of,
     usage_record,
 )
+from perdure.store.sql.schedules import SqlSchedules
 from perdure.store.sql.upkeep import SqlUpkeep
 from perdure.store.sql.writes import (
     FENCE,
@@ -333,6 +334,9 @@ class SqlStore:
 
     def upkeep(self) -> SqlUpkeep:
         return SqlUpkeep(self._database, self._waiting)
+
+    def schedules(self) -> SqlSchedules:
+        return SqlSchedules(self._database, self._waiting, self._tenant)
 
     def for_tenant(self, tenant: str) -> SqlStore:
         view = copy.copy(self)
