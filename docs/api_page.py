@@ -67,7 +67,11 @@ ELSEWHERE: Final = {
         "perdure.backends.protocol.Backend",
         "perdure.backends.protocol.Prompt",
     ),
-    "The application": ("perdure.web.app.create_app", "perdure.web.app.Caller"),
+    "The application": (
+        "perdure.web.app.create_app",
+        "perdure.web.fastapi.chat_router",
+        "perdure.web.app.Caller",
+    ),
     "The test kit": (
         "perdure.testing.check_run_store",
         "perdure.testing.crash_everywhere",

@@ -70,6 +70,8 @@ asyncio.run(main())
         ("perdure.backends.openai", "openai"),
         ("perdure.encryption", "encryption"),
         ("perdure.web.app", "serve"),
+        ("perdure.web.fastapi", "fastapi"),
+        ("perdure.web.shapes", "fastapi"),
     ],
 )
 def test_a_missing_extra_says_how_to_install_it(module: str, extra: str) -> None:

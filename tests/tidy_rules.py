@@ -28,6 +28,8 @@ PACKAGES_ALLOWED = {
     "src/perdure/backends/openai": {"httpx2"},
     "src/perdure/encryption": {"cryptography"},
     "src/perdure/web": {"starlette"},
+    "src/perdure/web/fastapi": {"fastapi"},
+    "src/perdure/web/shapes": {"pydantic"},
     "src/perdure/web/server": {"uvicorn"},
 }
 """The only places that may import something that is not in the standard library."""

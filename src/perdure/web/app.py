@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
@@ -43,6 +44,7 @@ from perdure.web.responses import (
     refusal_answer,
     unexpected_answer,
 )
+from perdure.web.signals import hearing_signals
 from perdure.web.views import session_view, turn_view
 
 T = TypeVar("T")
@@ -82,26 +84,19 @@ def create_app(
     The app's lifespan starts the engine's recovery and, at its end, lets turns go on for
     `drain_ms` and gives back the others. A mounted app has no lifespan of its own: enter
     `app.router.lifespan_context(app)` in that of the outer one. A server that waits for open
-    responses before it ends the lifespan would wait for every live stream: have it call
-    `app.state.close_streams()` when it is told to stop, and `app.state.hurry()` when it is told
-    so again, which ends the drain (`perdure serve` does both).
+    responses before it ends the lifespan would wait for every live stream, so from its lifespan
+    on the app hears SIGTERM and SIGINT before the server does, and cuts them; a second signal
+    ends the drain. Where it cannot (outside the main thread, or if the server's workers get no
+    signal) call `app.state.close_streams()` and `app.state.hurry()` instead.
     """
     service = Service(engine, store, authorize)
     service.heartbeat_ms, service.write_stall_ms = heartbeat_ms, write_stall_ms
-    routes = service.routes()
+    service.drain_ms = drain_ms
+    routes: list[BaseRoute] = [*service.routes()]
     if page:
         routes += page_routes()
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        engine.start()
-        try:
-            yield
-        finally:
-            service.close_streams()
-            await service.drain(drain_ms)
-
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _refused})
+    handlers = {HTTPException: _refused}
+    app = Starlette(routes=routes, lifespan=service.lifespan, exception_handlers=handlers)
     # A redirect would send a browser wherever the header Host says.
     app.router.redirect_slashes = False
     app.state.close_streams, app.state.hurry = service.close_streams, service.hurry
@@ -122,10 +117,11 @@ class Service:
         self._authorize = authorize
         self.heartbeat_ms: int = HEARTBEAT_MS
         self.write_stall_ms: int = WRITE_STALL_MS
+        self.drain_ms: int = DRAIN_MS
         self._closing = asyncio.Event()
         self._hurry = asyncio.Event()
 
-    def routes(self) -> list[BaseRoute]:
+    def routes(self) -> list[Route]:
         turns = "/v1/sessions/{session_id}/turns"
         turn = turns + "/{turn_index}"
         return [
@@ -146,10 +142,21 @@ class Service:
         """End a drain, or the one to come, at once."""
         self._hurry.set()
 
-    async def drain(self, drain_ms: int) -> None:
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncGenerator[None, None]:
+        """Look for turns that nobody works on; at the end cut streams, and drain."""
+        self._engine.start()
+        with hearing_signals(self.close_streams, self.hurry):
+            try:
+                yield
+            finally:
+                self.close_streams()
+                await self._drain()
+
+    async def _drain(self) -> None:
         """Let turns go on for a while, unless there is a hurry; then give them back."""
         loop = asyncio.get_running_loop()
-        draining = loop.create_task(self._engine.aclose(drain_ms=drain_ms))
+        draining = loop.create_task(self._engine.aclose(drain_ms=self.drain_ms))
         hurried = loop.create_task(self._hurry.wait())
         await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
@@ -221,6 +228,7 @@ class Service:
     def _guarded(self, handler: Handler) -> Handler:
         """Turn what goes wrong into an answer; nothing of the inside gets out."""
 
+        @functools.wraps(handler)
         async def guarded(request: Request) -> Response:
             try:
                 return await handler(request)

@@ -20,8 +20,6 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DIGITS_MAX: Final = 16
 _RECORD_BYTES_MAX: Final = MANIFEST_BYTES_MAX - 16 * 1024
 """The rest of a manifest is for the ids, each of which stands in it several times."""
-_SESSION_PLACE: Final = 3
-"""Where the session id stands among the pieces of `/v1/sessions/{session_id}`."""
 _FIELDS: Final = ("turnIndex", "message", "model", "retry")
 
 
@@ -43,19 +41,20 @@ class Format(NamedTuple):
 
 def session_id_of(request: Request) -> str:
     """Return the session id of the path: printable, at most 200 bytes, without a slash."""
-    # The raw path, because in the decoded one a slash of the id looks like one of the route.
-    raw: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
-    mounted = request.scope.get("root_path", "").rstrip("/")
-    above = mounted.count("/") if request.scope["path"].startswith(mounted) else 0
-    piece = raw.split(b"?")[0].split(b"/")[above + _SESSION_PLACE]
-    if _BAD_ESCAPE.search(piece):
+    text = str(request.path_params["session_id"])
+    path: str = request.scope["path"]
+    raw: bytes = request.scope.get("raw_path") or quote(path).encode()
+    pieces, raw_pieces = path.split("/"), raw.partition(b"?")[0].split(b"/")
+    # In the decoded path, a slash of the id looks like one of the route.
+    if len(pieces) != len(raw_pieces) or not text.isprintable():
+        raise UsageError("the session id in the path must be printable text without a slash")
+    raw_id = raw_pieces[pieces.index(text)]
+    if _BAD_ESCAPE.search(raw_id):
         raise UsageError("the session id in the path has a % without two hex digits behind it")
     try:
-        text = unquote_to_bytes(piece).decode("utf-8")
+        unquote_to_bytes(raw_id).decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError("the session id in the path is not UTF-8") from None
-    if "/" in text or not text.isprintable():
-        raise UsageError("the session id in the path must be printable text without a slash")
     return identity.check_session_id(text)
 
 
