@@ -79,8 +79,9 @@ async def test_a_turn_is_one_call_and_its_replay_none(
         fresh = await read(await engine.submit(turn(), "Hi"))
         again = await read(await engine.submit(turn(), "Hi"))
     assert text_of(fresh) == text_of(again) == "Hello there"
-    assert fresh[-1]["data"] == {"sessionId": "session", "replayed": False}
-    assert again[-1]["data"] == {"sessionId": "session", "replayed": True}
+    end = {"sessionId": "session", "replayed": False, "finishReason": "stop"}
+    assert fresh[-1]["data"] == end
+    assert again[-1]["data"] == {**end, "replayed": True}
     assert len(server.received) == 1
     (usage,) = (await details_of(store)).usage
     assert (usage.state, usage.tokens_in, usage.tokens_out) == ("settled", 9, 2)

@@ -30,6 +30,7 @@ async def test_the_answer_is_recorded_with_its_parts_and_counted(stage: Stage) -
             {"k": "text", "part": "p2", "d": "Hé😀"},
             {"k": "source", "url": "u", "title": "t"},
         ],
+        "finishReason": "stop",
     }
     outcome = (await stage.run()).outcome
     assert outcome is not None
@@ -39,7 +40,7 @@ async def test_the_answer_is_recorded_with_its_parts_and_counted(stage: Stage) -
 async def test_an_answer_without_text_is_an_answer(stage: Stage) -> None:
     reader = await finish(await stage.engine(Script([upstream_end("stop")])))
     assert (reader.text, reader.kinds[-1]) == ("", COMPLETED)
-    assert await stage.answer() == {"finalText": "", "parts": []}
+    assert await stage.answer() == {"finalText": "", "parts": [], "finishReason": "stop"}
 
 
 async def test_a_call_is_intended_before_it_is_made_and_settled_with_the_end(

@@ -179,7 +179,7 @@ async def test_a_replay_may_be_the_single_event_of_the_reference(stage: Stage) -
     events = await events_of(await engine.submit(TURN, "Hi"))
     assert events[1:] == [
         {"type": "result", "data": {"finalText": "Hello you"}},
-        {"type": COMPLETED, "data": {"sessionId": "s", "replayed": True}},
+        {"type": COMPLETED, "data": {"sessionId": "s", "replayed": True, "finishReason": "stop"}},
     ]
 
 

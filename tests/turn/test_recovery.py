@@ -227,10 +227,16 @@ def test_what_a_restart_kept_stays_over_a_second_takeover() -> None:
     assert texts(fourth.kept) == ""
 
 
-def test_usage_and_ends_do_not_stay() -> None:
-    frames = log(text("a"), usage(tokens_in=1), upstream_end("tool_calls"))
+def test_usage_does_not_stay_but_why_a_call_ended() -> None:
+    frames = log(text("a"), usage(tokens_in=1), upstream_end("tool_calls"), upstream_end("stop"))
     found = evidence(frames, step(1, frames_to=3))
-    assert [frame.kind for frame in found.kept] == ["text"]
+    assert [frame.kind for frame in found.kept] == ["text", "upstream_end"]
+
+
+def test_the_end_of_a_call_in_a_step_is_not_the_end_of_the_answer() -> None:
+    end = upstream_end("stop")
+    assert evidence(log(text("a"), end)).was_answered
+    assert not evidence(log(text("a"), end._replace(data={**end.data, "step": 1}))).was_answered
 
 
 # The unbroken prefix of steps that only replay.

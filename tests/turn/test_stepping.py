@@ -39,7 +39,7 @@ async def test_an_agent_is_recorded_step_by_step_with_its_frames(stage: Stage) -
     assert steps["ask"].result == "Let me"
     assert steps["search"].result == "found"
     frames = await stage.frames()
-    assert [step.frames_to for step in steps.values()] == [len(frames), 2, 3, 6]
+    assert [step.frames_to for step in steps.values()] == [len(frames), 3, 4, 8]
     assert frames[-1].kind == "completed"
     rows = (await stage.details()).usage
     assert [(row.call, row.state, row.step_index, row.tokens_out) for row in rows] == [

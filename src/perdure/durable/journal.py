@@ -218,7 +218,9 @@ class Journal:
         text = encode_value(
             {"k": frame.kind, **frame.data}, name=f"{frame.kind} frame", bytes_max=FRAME_BYTES_MAX
         )
-        self._part, self.element_text = None, text
+        self.element_text = text
+        if frame.kind != "upstream_end":
+            self._part = None
         self._row(len(text)).add_element(text)
         return self._number(frame.kind, frame.data, len(text))
 
@@ -311,6 +313,9 @@ class Journal:
 
 def _is_urgent(frame: Frame) -> bool:
     """Return whether a reader waits for this frame; an event may be a token like any other."""
+    if frame.kind == "upstream_end":
+        # That of a step is written along with its result.
+        return "step" not in frame.data
     if frame.kind != "event":
         return frame.kind in URGENT_KINDS
     data: object = frame.data["event"].get("data")

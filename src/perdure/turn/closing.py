@@ -92,8 +92,9 @@ class Closing:
         text = final_text or self.content.text
         try:
             status, told = await self._told(text, status)
-            changes, follow_ups = await self._ending(status, text, told)
-            await self._leave(changes, last=Frame(0, 0, status, {}))
+            finish = self._steps.finish_reason if status == "completed" else None
+            changes, follow_ups = await self._ending(status, finish, text=text, told=told)
+            await self._leave(changes, last=ending.end_frame(status, finish))
         except LeaseLostError:
             raise
         except Exception as error:
@@ -145,13 +146,14 @@ class Closing:
         self._left.set()
 
     async def _ending(
-        self, status: ending.Status, text: str, told: str
+        self, status: ending.Status, finish: str | None, *, text: str, told: str
     ) -> tuple[Sequence[Change], Sequence[AddDelivery]]:
         settings, turn = self._settings, self._turn
         answer = ending.answer_change(
             turn.turn_index,
             text=text,
             part_texts=self.content.part_texts,
+            finish_reason=finish,
             stopped=status == "stopped",
             input_hash=self.input_hash,
             tries=self.tries,

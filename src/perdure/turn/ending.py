@@ -110,6 +110,7 @@ def answer_change(
     *,
     text: str,
     part_texts: Sequence[str],
+    finish_reason: str | None,
     stopped: bool,
     input_hash: str,
     tries: int,
@@ -117,8 +118,10 @@ def answer_change(
 ) -> CompleteStep:
     """Return the record of a turn's answer: its step 0. Raises ValueTooLargeError."""
     final_text = encode_value(text, name="the final text", bytes_max=ANSWER_BYTES_MAX)
-    mark = ',"stopped":true' if stopped else ""
-    answer_text = f'{{"finalText":{final_text},"parts":[{",".join(part_texts)}]{mark}}}'
+    marks = ',"stopped":true' if stopped else ""
+    if finish_reason is not None:
+        marks += f',"finishReason":{encode_value(finish_reason, name="the finish reason")}'
+    answer_text = f'{{"finalText":{final_text},"parts":[{",".join(part_texts)}]{marks}}}'
     if len(answer_text) > ANSWER_BYTES_MAX:
         raise ValueTooLargeError(f"the turn's answer has over {ANSWER_BYTES_MAX:,} bytes of JSON")
     return CompleteStep(
@@ -166,6 +169,11 @@ def answer_of(steps: Sequence[StepRecord]) -> Mapping[str, JsonValue]:
     return cast("dict[str, JsonValue]", result) if isinstance(result, dict) else {}
 
 
+def end_frame(status: str, finish_reason: JsonValue = None) -> Frame:
+    """Return the frame that ends an answered turn; `finish_reason` is the model's, if known."""
+    return Frame(0, 0, status, {} if finish_reason is None else {"finish": finish_reason})
+
+
 def final_text_of(answer: JsonValue) -> str:
     """Return the text of a recorded answer: '' where a turn has none."""
     if not isinstance(answer, dict):
@@ -189,4 +197,5 @@ async def finished_turn(store: RunStore, delivery: DeliveryRecord) -> FinishedTu
         parts=answer.get("parts", []),
         record=run,
         idempotency_key=delivery.key,
+        finish_reason=answer.get("finishReason"),
     )

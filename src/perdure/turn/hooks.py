@@ -34,7 +34,9 @@ NAMES: Final = (
 class FinishedTurn(NamedTuple):
     """A turn that ended with an answer, as its hooks get it.
 
-    `final_text` is what `transform_final_text` made of it. `idempotency_key` is the same on every
+    `final_text` is what `transform_final_text` made of it. `finish_reason` is why the model's last
+    answer ended, in its provider's words ("stop", "length", "content_filter"); None where that is
+    not known, and for a turn that was stopped. `idempotency_key` is the same on every
     delivery of this turn to this hook: what was done under it needs no doing again.
     """
 
@@ -44,6 +46,7 @@ class FinishedTurn(NamedTuple):
     parts: Sequence[Mapping[str, JsonValue]]
     record: RunRecord
     idempotency_key: str
+    finish_reason: str | None = None
 
 
 class ChatTurnHooks:

@@ -10,7 +10,6 @@ from functools import partial
 from perdure.core import identity
 from perdure.core.changes import BeginStep, FailStep, IntendUsage
 from perdure.core.frames import (
-    KEPT_KINDS,
     Frame,
     cursor_mark,
     fold_parts,
@@ -46,6 +45,7 @@ from perdure.turn.recovery import (
     Partial,
     choose_rung,
     gather_evidence,
+    is_remembered,
     last_kept_position,
 )
 from perdure.turn.stepping import TurnSteps, given_up, settle_late
@@ -257,7 +257,9 @@ class LiveTurn:
     def _recall(self, frames: Sequence[Frame]) -> None:
         """Count what readers have, and keep, as part of the answer."""
         for frame in frames:
-            if frame.kind in KEPT_KINDS:
+            if frame.kind == "upstream_end":
+                self._steps.finish_reason = frame.data["finish"]
+            elif is_remembered(frame):
                 self._closing.content.add(frame)
         self._closing.content.spoken = 0
 
@@ -270,7 +272,7 @@ class LiveTurn:
 
     def _begin_again(self, evidence: Evidence, kept: Sequence[Frame]) -> None:
         compact = [part_frame(part) for part in fold_parts(kept)]
-        compact.extend(frame for frame in kept if frame.kind == "upstream_end")
+        compact.extend([frame for frame in kept if frame.kind == "upstream_end"][-1:])
         last = evidence.frames[-1]
         if evidence.ended_before:
             reason = "retry"

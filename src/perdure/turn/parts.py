@@ -64,6 +64,8 @@ def _checked(frame: Frame) -> Frame:
         raise UsageError("an event frame needs an event {type, data}")
     if kind == "data" and type(data["name"]) is not str:
         raise UsageError("the name of a data frame must be a str")
+    if kind == "upstream_end" and type(data["finish"]) is not str:
+        raise UsageError("the finish reason of an upstream_end frame must be a str")
     if kind == "usage" and not all(type(data.get(name, 0)) is int for name in _COUNTS):
         raise UsageError("a usage frame counts tokens in integers")
     return frame

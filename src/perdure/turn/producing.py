@@ -166,6 +166,8 @@ class Producing:
         frame = frame_of(item)
         if self.swallow_to and not self._is_past_replay() and not self._steps.is_streamed(item):
             return
+        if frame.kind == "upstream_end":
+            self._steps.finish_reason = frame.data["finish"]
         for numbered in self._journal.append(frame):
             self._content.add(numbered, self._journal.element_text)
 

@@ -24,7 +24,7 @@ from perdure.core.transitions import RESTING_STATES
 from perdure.durable.ring import Ring
 from perdure.errors import CursorError, FramesExpiredError, RunNotFoundError
 from perdure.store.protocol import RunStore
-from perdure.turn.ending import answer_of
+from perdure.turn.ending import answer_of, end_frame
 from perdure.turn.identity import ChatTurnIdentity, check_identity, identity_of, run_id_of
 from perdure.turn.wire import events
 from perdure.turn.wire.codecs import Codec
@@ -334,7 +334,7 @@ class _Writer:
             told = [
                 event for part in parts for event in events.events_of(part_frame(part), self._to)
             ]
-        told += events.events_of(Frame(0, 0, self._state, {}), self._to)
+        told += events.events_of(end_frame(self._state, answer.get("finishReason")), self._to)
         cursor = None if last is None else format_cursor(last.epoch, last.seq, self._mark)
         return self._told(told, cursor)
 

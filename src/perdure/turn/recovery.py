@@ -61,7 +61,8 @@ class Evidence(NamedTuple):
         """Whether the log holds the end of the model's answer, so that nothing is missing."""
         for frame in reversed(self.frames):
             if frame.kind == "upstream_end":
-                return frame.data.get("finish") not in ENDS_A_CALL_ONLY
+                # Behind a call in a step the producer has more to do.
+                return "step" not in frame.data and frame.data["finish"] not in ENDS_A_CALL_ONLY
             if frame.kind not in TERMINAL_KINDS and frame.kind != "usage":
                 return False
         return False
@@ -106,16 +107,21 @@ def gather_evidence(
 ) -> Evidence:
     """Return what `frames` (from the last restart on) and `steps` say of earlier attempts.
 
-    What is kept is all content up to the end of the unbroken prefix of recorded steps, and what
-    an earlier restart kept for the same reason.
+    What is kept is all content, and why model calls ended, up to the end of the unbroken prefix of
+    recorded steps, and what an earlier restart kept for the same reason.
     """
     kept_to = 0
     if frames and frames[0].kind == "restarted":
         kept_to = frames[0].seq + frames[0].data.get("kept", 0)
     for position in range(1, settled_prefix(steps) + 1):
         kept_to = max(kept_to, steps[position].frames_to or 0)
-    kept = [frame for frame in frames if frame.seq <= kept_to and frame.kind in KEPT_KINDS]
+    kept = [frame for frame in frames if frame.seq <= kept_to and is_remembered(frame)]
     return Evidence(is_first, frames, kept, steps)
+
+
+def is_remembered(frame: Frame) -> bool:
+    """Return whether the frame says something of the answer: its content, or why it ended."""
+    return frame.kind in KEPT_KINDS or frame.kind == "upstream_end"
 
 
 def settled_prefix(steps: Mapping[int, StepRecord]) -> int:

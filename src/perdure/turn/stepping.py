@@ -18,7 +18,7 @@ from perdure.durable.failures import error_text, failure_text, unfinished
 from perdure.durable.journal import Journal
 from perdure.durable.steps import Steps, StepScope, StepSpec, inside
 from perdure.errors import StepFailedError, StoreError
-from perdure.turn.parts import spoken_in
+from perdure.turn.parts import frame_of, spoken_in
 from perdure.turn.recovery import settled_prefix
 
 logger = logging.getLogger("perdure.turn")
@@ -48,6 +48,8 @@ class TurnSteps(Steps):
         self.streams = 0
         self.spoken = 0
         """How much of what a model says came from streams."""
+        self.finish_reason: str | None = None
+        """Why the model's last answer ended, in a stream or of the producer itself."""
         self.repeatable: frozenset[int] = frozenset()
         """Positions whose interrupted step may be executed again, whatever its effect."""
         self._journal = journal
@@ -208,10 +210,17 @@ class TurnSteps(Steps):
                 frames.append(frame)
                 if frame.kind == "usage" and scope.usage_call is not None:
                     scope.usage = usage_of(frame, scope.usage_call)
-                elif frame.kind != "upstream_end":
+                elif frame.kind == "upstream_end":
+                    self._note_end(scope.spec.position, frame_of(frame))
+                else:
                     self.spoken += spoken_in(frame)
                     self._newest[scope.spec.position] = frame
                     yield frame
+
+    def _note_end(self, position: int, end: Frame) -> None:
+        """Journal why a call ended, so that no crash forgets it: its step has no place for it."""
+        self.finish_reason = end.data["finish"]
+        self._journal.append(end._replace(data={**end.data, "step": position}))
 
     def is_streamed(self, item: object) -> bool:
         """Return whether a stream that executes now has just yielded this very frame."""

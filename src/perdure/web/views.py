@@ -17,7 +17,7 @@ LIVE_STATES = ("queued", "running", "sleeping", "waiting")
 async def turn_view(store: RunStore, run: RunRecord) -> dict[str, JsonValue]:
     """Return one turn: its state, what there is of its answer, what it used, what followed."""
     details = await store.read_details(run.run_id)
-    text, parts, failure = await _answer(store, run)
+    text, parts, finish_reason, failure = await _answer(store, run)
     return {
         "sessionId": run.session_id,
         "turnIndex": run.turn_index,
@@ -28,6 +28,7 @@ async def turn_view(store: RunStore, run: RunRecord) -> dict[str, JsonValue]:
         "message": _message(run),
         "text": text,
         "parts": [part_view(part) for part in parts],
+        "finishReason": finish_reason,
         "error": failure,
         "createdAt": run.created_at,
         "completedAt": run.completed_at,
@@ -79,16 +80,19 @@ def _message(run: RunRecord) -> JsonValue:
 
 async def _answer(
     store: RunStore, run: RunRecord
-) -> tuple[str, Sequence[Mapping[str, JsonValue]], JsonValue]:
-    """Return text and parts, of the record or (unfinished) of the frames, and the failure."""
+) -> tuple[str, Sequence[Mapping[str, JsonValue]], JsonValue, JsonValue]:
+    """Return text and parts, of the record or (unfinished) of the frames, and how it ended.
+
+    That is the model's finish reason, or the failure.
+    """
     if run.state in ("completed", "stopped"):
         answer = answer_of(await store.read_steps(run.run_id))
-        return final_text_of(answer), answer.get("parts", []), None
+        return final_text_of(answer), answer.get("parts", []), answer.get("finishReason"), None
     frames = await _all_frames(store, run)
     parts = fold_parts(frames)
     last = frames[-1] if frames else None
     failure = dict(last.data) if last is not None and last.kind == "failed" else None
-    return text_of(parts), parts, failure
+    return text_of(parts), parts, None, failure
 
 
 async def _all_frames(store: RunStore, run: RunRecord) -> list[Frame]:

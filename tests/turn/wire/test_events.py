@@ -88,6 +88,15 @@ def test_a_stream_opens_and_closes_as_the_reference_does(replayed: bool) -> None
     )
 
 
+def test_the_model_s_finish_reason_is_told_but_not_to_the_reference() -> None:
+    frame = Frame(9, 1, "completed", {"finish": "length"})
+    assert told(frame) == [
+        '{"type":"session.run.completed",'
+        '"data":{"sessionId":"s","replayed":false,"finishReason":"length"}}'
+    ]
+    assert told(frame, "reference") == told(Frame(9, 1, "completed", {}))
+
+
 def test_a_failure_has_a_code_but_not_for_the_reference() -> None:
     frame = Frame(9, 1, "failed", FAILURE)
     ended = '{"type":"session.run.failed","data":{"sessionId":"s","message":"No."}}'

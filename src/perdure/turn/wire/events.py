@@ -48,9 +48,11 @@ def recovering(to: Addressee) -> Event:
     return _event("session.run.recovering", {"sessionId": to.session_id})
 
 
-def completed(to: Addressee) -> Event:
-    """Return the event of a good end."""
-    data = {"sessionId": to.session_id, "replayed": to.replayed}
+def completed(to: Addressee, finish_reason: JsonValue = None) -> Event:
+    """Return the event of a good end; `finish_reason` is the model's, if it is known."""
+    data: dict[str, JsonValue] = {"sessionId": to.session_id, "replayed": to.replayed}
+    if finish_reason is not None and to.dialect != "reference":
+        data["finishReason"] = finish_reason
     return _event("session.run.completed", data)
 
 
@@ -138,7 +140,7 @@ def _of_restarted(frame: Frame, to: Addressee) -> tuple[Event, ...]:
 
 
 def _of_completed(frame: Frame, to: Addressee) -> tuple[Event, ...]:
-    return (completed(to),)
+    return (completed(to, frame.data.get("finish")),)
 
 
 def _of_stopped(frame: Frame, to: Addressee) -> tuple[Event, ...]:
