@@ -170,7 +170,8 @@ def transitions_page() -> str:
 One table decides what each command does to a run in each phase: `LIFE` in
 `perdure.core.transitions`. The memory store applies it, the SQL store repeats it in statements, and
 the cases of `perdure.testing` ask every store for every cell. `RunRecord.state` is the phase, where
-`held`, `lapsed` and `released` are all `running`.
+`held`, `lapsed` and `released` are all `running`. A claim takes a `held` run for `lapsed` if its
+store [knows its holder to be dead](../guides/restarts.md).
 """
     closing = """
 A worker claims by itself what is `queued`, `lapsed` or `released`, and what is `sleeping` or

@@ -230,6 +230,14 @@ class DeletesEverythingWhenItCloses(BrokenStore):
         await super().close()
 
 
+class TakesTheClosedForDead(BrokenStore):
+    async def close(self) -> None:
+        await super().close()
+        for data in self._data.runs.values():
+            if data.run.lease_holder_id is not None:
+                data.run = data.run._replace(lease_expires_at=iso_time(0))
+
+
 FAULTS: Sequence[tuple[type[BrokenStore], str]] = (
     (IgnoresTheFence, "a_zombie_can_write_nothing_at_all"),
     (
@@ -265,6 +273,7 @@ FAULTS: Sequence[tuple[type[BrokenStore], str]] = (
         ClosesUnderWhatWorksWithIt,
         "a_handle_that_closes_waits_for_its_work_and_grants_no_more_claims",
     ),
+    (TakesTheClosedForDead, "a_lease_outlives_the_handle_that_was_closed"),
     (
         DeletesEverythingWhenItCloses,
         "closing_a_handle_leaves_the_data_and_other_handles_alone",

@@ -64,7 +64,8 @@ class RunStore(Protocol):
         and a fresh token. `token` repeats a call whose reply was lost: the same token of the
         same worker on a live lease is the same claim. Stores what a stranger needs to go on:
         manifest, handler, tenant, session. With a session, the session's place is taken in the
-        same transaction.
+        same transaction. A run whose holder the store knows to be dead is free before its lease
+        has lapsed; in doubt a holder lives, also one whose handle was closed.
 
         Raises RunInputMismatchError (other manifest hash, in every state, first of all),
         LeaseHeldError (a live lease of another claim), SessionBusyError (another turn of the
@@ -114,6 +115,8 @@ class RunStore(Protocol):
         self, handlers: Sequence[str], *, worker_id: str, lease_ms: int, limit: int
     ) -> Sequence[Claim]:
         """Claim up to `limit` runs of `handlers` that are lapsed, released, due or queued.
+
+        Lapsed is also what the store knows to be held by the dead.
 
         Each is claimed as `start_or_resume` would from its own stored manifest; one that somebody
         else was faster to claim is left out. Failed and parked runs are never claimed.

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from perdure.core.changes import Release, SettleUsage
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import DeliveryRecord, Lease
-from perdure.errors import PerdureError, StoreClosedError
+from perdure.errors import LeaseHeldError, PerdureError, StoreClosedError
 from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
 from perdure.testing.lab import StoreLab, case, check, read, refused, same, snapshot, unchanged
@@ -43,6 +43,23 @@ async def closing_a_handle_leaves_the_data_and_other_handles_alone(lab: StoreLab
     third = await lab.open()
     same(len(await third.read_steps("run")), 2, "the steps that a new handle reads")
     await third.write(lease, completed(2))
+
+
+@case
+async def a_lease_outlives_the_handle_that_was_closed(lab: StoreLab) -> None:
+    first, second = await lab.open(), await lab.open()
+    lease = await hold(first, lease_ms=10_000)
+    await first.close()
+    before = await snapshot(second, "run")
+    for store in (second, await lab.open()):
+        sweep = await store.claim_due([HANDLER], worker_id="bob", lease_ms=LEASE_MS, limit=9)
+        same(list(sweep), [], "what a sweep finds while the lease lasts")
+        with refused(LeaseHeldError):
+            await hold(store, worker_id="bob")
+    await unchanged(second, "run", before)
+    await second.write(lease, completed(0))
+    lab.clock.advance(10_000)
+    same((await hold(second, worker_id="bob")).epoch, 2, "the epoch once it has lapsed")
 
 
 @case
