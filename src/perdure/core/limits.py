@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 LEASE_MS: Final = 15_000
-"""How long a lease lasts without being renewed: so long a killed worker's run waits."""
+"""How long a lease lasts without being renewed: so long a run waits whose worker is not back, if
+nobody can tell that he is dead."""
 BEAT_MS: Final = 5_000
 """How often all leases of a process are renewed; at the latest after a third of the shortest."""
 STALL_MS: Final = 60_000
