@@ -50,7 +50,7 @@ class Engine:
         self.go_on = asyncio.Event()
         self._store = store
 
-    async def work(self, claim: Claim) -> int | None:
+    async def work(self, claim: Claim, *, asked_ms: float) -> int | None:
         assert claim.lease is not None
         self.claims.append(claim)
         if claim.run.run_id == "broken":

@@ -17,6 +17,7 @@ from perdure.errors import (
 from perdure.turn import producing
 from perdure.turn.handout import Turn
 from perdure.turn.identity import chat_manifest, run_id_of
+from tests.durable.doors import Doors
 from tests.turn.stage import (
     STOPPED,
     TURN,
@@ -116,6 +117,28 @@ async def test_a_turn_whose_holder_is_dead_is_ended_by_who_stops_it(stage: Stage
     assert run.state == "stopped"
     assert (await stage.answer())["finalText"] == "Hello"
     assert script.calls == 0
+
+
+async def test_a_stop_whose_caller_leaves_while_it_claims_leaves_no_lease(stage: Stage) -> None:
+    worker = await stage.worker(Script([text("Hel"), asyncio.Event()]))
+    await worker.engine.submit(TURN, "Hi")
+    await until(stage.frames)
+    await worker.kill()
+    stage.lapse()
+    doors = Doors()
+    engine = await stage.engine(store=doors.before(await stage.open()))
+    stopping = asyncio.create_task(engine.stop(TURN))
+    await within(doors.granted.wait())
+    stopping.cancel()
+    await within(asyncio.wait((stopping,)))
+    assert stopping.cancelled()
+    run = await stage.run()
+    assert (run.state, run.lease_holder_id, run.stop_requested_at is None) == (
+        "running",
+        None,
+        False,
+    )
+    assert (await within(engine.stop(TURN))).state == "stopped"
 
 
 async def test_a_turn_whose_holder_may_be_alive_is_only_marked(stage: Stage) -> None:

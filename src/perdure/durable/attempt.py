@@ -13,6 +13,7 @@ from perdure.core.changes import (
     CompleteStep,
     EndRun,
     FailStep,
+    SettleUsage,
     Suspend,
 )
 from perdure.core.effects import epoch_ms, iso_time, jittered, monotonic_ms
@@ -22,6 +23,7 @@ from perdure.core.records import Claim, Lease, StepRecord, Written
 from perdure.durable.claiming import Claiming, gone
 from perdure.durable.failures import error_text as error_text
 from perdure.durable.lease import HeldLease, keeper_of
+from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import LeaseHeldError, LeaseLostError, PerdureError, StoreError
 from perdure.store.protocol import RunStore
 
@@ -223,11 +225,14 @@ class Attempt:
         """Give the lease back with the last of `changes`, to claim the run again later."""
         async with self._waking:
             self.is_asleep = True
-            try:
-                return await self.leave(*changes)
-            except BaseException:
-                self.is_asleep = False
-                raise
+            return await finish_even_if_cancelled(self._leave_to_doze(*changes))
+
+    async def _leave_to_doze(self, *changes: Change) -> Written:
+        try:
+            return await self.leave(*changes)
+        except BaseException:
+            self.is_asleep = False
+            raise
 
     async def wake(self) -> None:
         """Claim the run again; of all that need the lease, the first does it for the others.
@@ -267,6 +272,15 @@ class Attempt:
         self._adopt(claim, claim.lease, claiming.asked_ms)
 
     # What is left behind.
+
+    async def settle_late(self, usage: SettleUsage | None) -> None:
+        """Record what a call used though nothing else is recorded: a lost worker has the bill."""
+        if usage is None:
+            return
+        try:
+            await finish_even_if_cancelled(self.store.settle_usage(self.lease, usage))
+        except StoreError as error:
+            logger.warning("the usage of a call of %r is not recorded: %s", self.run.run_id, error)
 
     async def park(self, reason: str, error: Exception | None = None, *changes: Change) -> None:
         """Give the run up with a reason: only a retry goes on."""

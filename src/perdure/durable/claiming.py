@@ -8,15 +8,20 @@ from functools import partial
 
 from perdure.core.changes import Release
 from perdure.core.effects import monotonic_ms, new_token
-from perdure.core.records import Claim, RunManifest
+from perdure.core.records import Claim, RunManifest, SessionKey
+from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import LeaseLostError, PerdureError, RunParkedError, RunStoppedError
+from perdure.store.closing import is_closing, keeping_open
 from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.claiming")
 
 
 class Claiming:
-    """A claim by name that is asked for until it is answered; cancelled, it holds nothing."""
+    """A claim by name that is asked for until it is answered; cancelled, it holds nothing.
+
+    A store that is closed meanwhile waits for the answer, and for what is begun with it.
+    """
 
     def __init__(
         self,
@@ -26,6 +31,8 @@ class Claiming:
         *,
         worker_id: str,
         lease_ms: int,
+        handler: str | None = None,
+        session: SessionKey | None = None,
         retry: bool = False,
     ) -> None:
         self.asked_ms = monotonic_ms()
@@ -38,26 +45,40 @@ class Claiming:
             manifest,
             worker_id=worker_id,
             lease_ms=lease_ms,
+            handler=handler,
+            session=session,
             retry=retry,
             token=new_token(),
         )
 
     async def claim(self) -> Claim:
-        """Ask once. Raises what `RunStore.start_or_resume` raises."""
-        self.asked_ms = monotonic_ms()
-        try:
-            return await self._ask()
-        except asyncio.CancelledError:
-            await self._give_back()
-            raise
+        """Ask once; begin with what is granted before the next `await`.
 
-    async def _give_back(self) -> None:
+        Raises what `RunStore.start_or_resume` raises.
+        """
+        self.asked_ms = monotonic_ms()
+        with keeping_open(self._store.handle):
+            asking = asyncio.get_running_loop().create_task(self._ask())
+            try:
+                return await asyncio.shield(asking)
+            except asyncio.CancelledError:
+                await finish_even_if_cancelled(self._give_back(asking))
+                raise
+
+    async def _give_back(self, asking: asyncio.Task[Claim]) -> None:
         try:
-            claim = await self._ask()
+            claim = await self._answer(asking)
             if claim.lease is not None:
                 await self._store.write(claim.lease, Release("drained"))
         except PerdureError as error:
             logger.debug("a claim that was not waited for is not given back: %s", error)
+
+    async def _answer(self, asking: asyncio.Task[Claim]) -> Claim:
+        """Return the answer to a question that may hang, or that the loop has cancelled too."""
+        if not asking.cancelled() and (asking.done() or is_closing(self._store.handle)):
+            return await asking
+        asking.cancel()
+        return await self._ask()
 
 
 def gone(claim: Claim) -> Exception:

@@ -26,8 +26,10 @@ from perdure.errors import (
     RunParkedError,
     RunStoppedError,
     StepFailedError,
+    StoreClosedError,
     StoreError,
 )
+from perdure.store.closing import CLOSED, before_close
 
 logger = logging.getLogger("perdure.execution")
 
@@ -70,6 +72,7 @@ class Execution(Generic[T]):
         self._work: asyncio.Task[T] | None = None
         self._settled: asyncio.Task[T] | None = None
         self._draining = False
+        self._is_closing = False
         attempt.on_change = self._interrupt
         self._steps.on_unwind = self._interrupt_from_aside
 
@@ -77,7 +80,15 @@ class Execution(Generic[T]):
         """Begin, and be in the registry until the end, whoever still waits for it."""
         stored_id = self._attempt.lease.run_id
         self._settled = live.work = asyncio.get_running_loop().create_task(self._run(live))
-        self._settled.add_done_callback(lambda _: live_runs.leave(handle, stored_id))
+        forget = before_close(handle, self._rest)
+
+        def over(settled: asyncio.Task[T]) -> None:
+            forget()
+            live_runs.leave(handle, stored_id)
+            if not settled.cancelled():
+                settled.exception()  # Who waited for it may have been cancelled.
+
+        self._settled.add_done_callback(over)
 
     async def result(self) -> T:
         """Wait for the end. Cancelling the waiting drains: the lease is given back."""
@@ -96,6 +107,20 @@ class Execution(Generic[T]):
         """Interrupt the task and give the lease back; the run stays to be continued."""
         self._draining = True
         self._interrupt()
+
+    async def _rest(self) -> None:
+        """Drain, because the store is being closed; who waits for the result is told so."""
+        assert self._settled is not None
+        self._is_closing = True
+        self.drain()
+        await asyncio.wait((self._settled,))
+
+    def _drained(self) -> BaseException:
+        if self._is_closing:
+            return StoreClosedError(
+                f"the run {self._attempt.run.run_id!r} was given back: {CLOSED}"
+            )
+        return asyncio.CancelledError()
 
     def _interrupt(self) -> None:
         """A stop was requested, or the lease is lost: no use in going on.
@@ -117,7 +142,7 @@ class Execution(Generic[T]):
         attempt = self._attempt
         if self._draining:
             await self._release("drained")
-            raise asyncio.CancelledError
+            raise self._drained()
         if attempt.stop_requested:
             raise await self._stop()
         if attempt.run.strikes >= self._strikes_max:
@@ -171,7 +196,7 @@ class Execution(Generic[T]):
             return work.result()
         if error is None or self._draining:
             await self._release("drained")
-            raise asyncio.CancelledError
+            raise self._drained()
         raise await self._fail(error)
 
     async def _fail(self, error: BaseException) -> BaseException:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 from perdure.core.changes import AppendFrames, Change, Restart
 from perdure.core.effects import monotonic_ms
@@ -22,11 +22,10 @@ from perdure.core.limits import (
 from perdure.core.records import JsonValue, Written
 from perdure.durable.attempt import Attempt
 from perdure.durable.ring import Ring
+from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import LeaseLostError, NotSerializableError, ValueTooLargeError
 
 logger = logging.getLogger("perdure.journal")
-
-T = TypeVar("T")
 
 _DELTA_CHARS_MAX: Final = 8 * 1024
 """A longer delta is cut. A character has at most twelve bytes, so a piece has at most 96 KiB."""
@@ -335,15 +334,3 @@ def stored_bytes(frames: Iterable[Frame]) -> int:
         len(frame.data["delta"]) + 3 if frame.kind in DELTA_KINDS else len(str(frame.data))
         for frame in frames
     )
-
-
-async def finish_even_if_cancelled(writing: Coroutine[Any, Any, T]) -> T:
-    """Await a write that must not be torn: a caller who is cancelled still waits for its end."""
-    task = asyncio.get_running_loop().create_task(writing)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is not None:
-            logger.debug("a write failed while its caller was cancelled: %r", task.exception())
-        raise

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from perdure.core import identity
+from perdure.core.lengths import check_length
 from perdure.core.limits import LEASE_MS, STRIKES_MAX_RUN
 from perdure.core.records import Claim, JsonValue, RunManifest, RunOutcome, RunRecord, StepRecord
 from perdure.durable.attempt import Attempt
@@ -21,7 +22,6 @@ from perdure.durable.execution import (
     running,
 )
 from perdure.durable.live import LiveRun
-from perdure.durable.scope import check_length
 from perdure.durable.steps import Steps
 from perdure.durable.waits import Suspended
 from perdure.errors import (

@@ -20,7 +20,6 @@ from perdure.durable.failures import (
     unfinished,
     was_retried,
 )
-from perdure.durable.journal import finish_even_if_cancelled
 from perdure.durable.scope import StepScope as StepScope
 from perdure.durable.scope import StepSpec as StepSpec
 from perdure.durable.scope import call_body, current_scope
@@ -245,7 +244,7 @@ class Steps:
                 value = await call_body(scope, body)
                 text = encode_value(value, name=f"the result of step {spec.intent!r}")
             except asyncio.CancelledError:
-                await _bill(attempt, scope)
+                await attempt.settle_late(scope.usage)
                 raise
             except Exception as error:
                 if self.refusal is not None:
@@ -257,7 +256,7 @@ class Steps:
                 raise await self._record_failure(attempt, scope, error, began_at) from error
             if self.refusal is not None:
                 # The body made a result of the interruption: half of it is none.
-                await _bill(attempt, scope)
+                await attempt.settle_late(scope.usage)
                 raise self.refusal
             return cast(T, await self._record(attempt, scope, text, began_at))
 
@@ -303,7 +302,7 @@ class Steps:
             written = await self.commit(attempt, done, *scope.settled_usage())
         except (LeaseLostError, StoreError, DivergenceError) as error:
             self.refuse(error)
-            await _bill(attempt, scope)
+            await attempt.settle_late(scope.usage)
             raise
         return written.steps[0].result
 
@@ -347,7 +346,7 @@ class Steps:
         except (LeaseLostError, StoreError, DivergenceError) as error:
             self.refuse(error)
             if scope is not None:
-                await _bill(attempt, scope)
+                await attempt.settle_late(scope.usage)
             raise
 
 
@@ -361,17 +360,6 @@ def _begin_of(scope: StepScope) -> BeginStep:
     return BeginStep(
         spec.position, spec.intent, spec.kind, spec.input_hash, scope.tries, spec.effect
     )
-
-
-async def _bill(attempt: Attempt, scope: StepScope) -> None:
-    """Settle what a call used though its step is not recorded: a lost worker has the bill."""
-    if scope.usage is None:
-        return
-    try:
-        settling = attempt.store.settle_usage(attempt.lease, scope.usage)
-        await finish_even_if_cancelled(settling)
-    except StoreError as error:
-        logger.warning("the usage of step %r is not recorded: %s", scope.spec.intent, error)
 
 
 def _may_retry(spec: StepSpec, error: Exception) -> bool:

@@ -9,10 +9,11 @@ from typing import Final, NoReturn
 from perdure.core.changes import BeginStep, Change, CompleteStep, FailStep, Suspend
 from perdure.core.effects import epoch_ms, iso_time
 from perdure.core.jsonvalue import encode_value
-from perdure.core.records import EventRecord, JsonValue, RunRecord
+from perdure.core.records import EventRecord, JsonValue, RunRecord, Written
 from perdure.durable.attempt import Attempt, patiently
 from perdure.durable.failures import failure_text
 from perdure.durable.steps import Steps, StepSpec
+from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import AwaitEventTimeoutError, StoreError
 
 logger = logging.getLogger("perdure.waits")
@@ -190,15 +191,18 @@ class Wait:
     async def _unwind(self, attempt: Attempt, *changes: Change) -> NoReturn:
         suspended = Suspended(f"the run {attempt.run.run_id!r} is asleep")
         self._steps.refuse(suspended)
-        try:
-            written = await attempt.leave(*changes)
-        except Exception as error:
-            self._steps.refusal = error
-            raise
+        written = await finish_even_if_cancelled(self._leave(attempt, *changes))
         if written.wake_at is not None:
             suspended.wait_ms = max(0, epoch_ms(written.wake_at) - attempt.store_now_ms)
         self._steps.unwind()
         raise suspended
+
+    async def _leave(self, attempt: Attempt, *changes: Change) -> Written:
+        try:
+            return await attempt.leave(*changes)
+        except Exception as error:
+            self._steps.refusal = error
+            raise
 
     async def _look_while_asleep(self, attempt: Attempt) -> None:
         """Wait a while; claim the run again if it does not just sleep any more."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from perdure.core import identity
 from perdure.core.effects import jittered, monotonic_ms
+from perdure.core.lengths import check_length
 from perdure.core.limits import DRAIN_MS, LEASE_MS, STRIKES_MAX_RUN
 from perdure.core.records import Claim, DeliveryRecord, JsonValue, RunManifest, RunRecord
 from perdure.durable.attempt import Attempt
 from perdure.durable.context import DurableContext
 from perdure.durable.execution import Execution, live_runs
 from perdure.durable.outbox import Outbox
-from perdure.durable.scope import check_length
 from perdure.durable.waits import Suspended
 from perdure.errors import StoreError, UsageError
+from perdure.store.closing import before_close, keeping_open
 from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.worker")
@@ -41,10 +43,11 @@ class Handler(Protocol):
     @property
     def name(self) -> str: ...
 
-    def work(self, claim: Claim) -> Awaitable[int | None]:
+    def work(self, claim: Claim, *, asked_ms: float) -> Awaitable[int | None]:
         """Work on a claimed run until it is over; if it went to sleep, return for how many ms.
 
-        Cancelling drains: the lease is given back.
+        `asked_ms`: the monotonic moment at which the claim was asked for; the lease counts from
+        there. Cancelling drains: the lease is given back.
         """
         ...
 
@@ -71,12 +74,12 @@ class TaskHandler:
         self._lease_ms = lease_ms
         self._strikes_max = strikes_max
 
-    def work(self, claim: Claim) -> Awaitable[int | None]:
+    def work(self, claim: Claim, *, asked_ms: float) -> Awaitable[int | None]:
         # Registered at once, not when the coroutine begins: whoever opens the run now may join.
         assert claim.lease is not None
         live = live_runs.share(self._store.handle, claim.lease.run_id, claim.run.manifest_hash)
         execution = Execution(
-            Attempt(self._store, claim, lease_ms=self._lease_ms),
+            Attempt(self._store, claim, lease_ms=self._lease_ms, asked_ms=asked_ms),
             self._task,
             default_outcome=None,
             strikes_max=self._strikes_max,
@@ -172,17 +175,19 @@ class Worker:
     async def run(self) -> None:
         """Work until `drain` or cancellation; both give back what cannot be finished.
 
-        A drained worker has had its time: this then returns at once.
+        A drained worker has had its time: this then returns at once. Closing the store drains.
         """
         if self._is_running:
             raise UsageError("this worker is running already")
         self._is_running = True
+        forget = before_close(self._store.handle, partial(self.drain, timeout_ms=0))
         listening = asyncio.get_running_loop().create_task(self._listen())
         try:
             while not self._drain_asked.is_set():
                 await self._round()
             await self._drained.wait()
         finally:
+            forget()
             self._drain_asked.set()
             self._is_running = False
             listening.cancel()
@@ -207,6 +212,8 @@ class Worker:
             self._drained.set()
 
     async def _give_back(self) -> None:
+        # A job that is cancelled before it has begun would leave its run to nobody.
+        await asyncio.sleep(0)
         jobs = self._jobs | self._deliveries
         for job in jobs:
             job.cancel()
@@ -275,13 +282,18 @@ class Worker:
                 raise
 
     async def _claim_due(self, room: int) -> Sequence[Claim]:
-        claims = await self._store.claim_due(
-            tuple(self._handlers), worker_id=self._worker_id, lease_ms=self._lease_ms, limit=room
-        )
-        for claim in claims:
-            assert claim.run.handler is not None
-            work = self._handlers[claim.run.handler].work(claim)
-            self._start(self._work(claim, work), self._jobs)
+        asked_ms = monotonic_ms()
+        with keeping_open(self._store.handle):
+            claims = await self._store.claim_due(
+                tuple(self._handlers),
+                worker_id=self._worker_id,
+                lease_ms=self._lease_ms,
+                limit=room,
+            )
+            for claim in claims:
+                assert claim.run.handler is not None
+                work = self._handlers[claim.run.handler].work(claim, asked_ms=asked_ms)
+                self._start(self._work(claim, work), self._jobs)
         return claims
 
     def _start(self, work: Coroutine[Any, Any, None], jobs: set[asyncio.Task[None]]) -> None:

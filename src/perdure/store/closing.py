@@ -52,9 +52,14 @@ def keeping_open(handle: Hashable) -> Generator[None, None, None]:
         over.set()
 
 
+def is_closing(handle: Hashable) -> bool:
+    """Return whether the handle is being closed, so that nobody may claim a run with it."""
+    return handle in _closing
+
+
 def check_open(handle: Hashable) -> None:
-    """Raise StoreClosedError if the handle is being closed: nobody may claim a run with it."""
-    if handle in _closing:
+    """Raise StoreClosedError if the handle is being closed."""
+    if is_closing(handle):
         raise StoreClosedError(CLOSED)
 
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
 from perdure.core import identity
+from perdure.core.lengths import check_length
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import RunManifest, RunRecord
-from perdure.durable.scope import check_length
 from perdure.store.protocol import RunStore
 from perdure.turn.produced import ProducedTurn, TurnCall
 

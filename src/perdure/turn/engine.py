@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from perdure.core import identity as ids
+from perdure.core.lengths import check_length
 from perdure.core.limits import (
     DRAIN_MS,
     IDLE_TIMEOUT_MS,
@@ -20,7 +21,6 @@ from perdure.core.limits import (
 from perdure.core.records import Claim, DeliveryRecord, RunRecord
 from perdure.durable.outbox import Outbox
 from perdure.durable.ring import Ring
-from perdure.durable.scope import check_length
 from perdure.durable.worker import Worker
 from perdure.errors import StoreUnavailableError, UsageError
 from perdure.store.closing import before_close
@@ -32,7 +32,7 @@ from perdure.turn.identity import ChatTurnIdentity, chat_manifest, check_identit
 from perdure.turn.owning import OwnedTurns
 from perdure.turn.reading import Reading, Replay, known_turn, lines, open_reading
 from perdure.turn.recovery import Policy
-from perdure.turn.reference import TurnBody, durable_chat_turn_engine
+from perdure.turn.reference import ReferenceChatTurnEngine, TurnBody
 from perdure.turn.registry import ring_of
 from perdure.turn.wire.codecs import codec_for
 from perdure.turn.wire.events import Dialect
@@ -109,6 +109,7 @@ class ChatTurnEngine:
             follow_up=partial(self._outbox.follow_up, wait_ms=PERSIST_WAIT_MS),
         )
         self._turns = OwnedTurns(store, self._settings)
+        self._reference = ReferenceChatTurnEngine()
         self._recovery: asyncio.Task[None] | None = None
         self._worker: Worker | None = None
         self._forget: Callable[[], None] | None = None
@@ -116,6 +117,11 @@ class ChatTurnEngine:
         self._cut_off = False
 
     # For users.
+
+    @property
+    def store(self) -> RunStore:
+        """The store that its turns are kept in."""
+        return self._store
 
     async def submit(
         self,
@@ -196,7 +202,7 @@ class ChatTurnEngine:
             "project_id": self._project_id,
             "domain": self._domain,
         }
-        return durable_chat_turn_engine.run_turn(**{**own, **arguments})
+        return self._reference.run_turn(**{**own, **arguments})
 
     async def aclose(self, *, drain_ms: int = DRAIN_MS) -> None:
         """End the ownership of turns: let them finish for a while, then give them back.
@@ -206,14 +212,23 @@ class ChatTurnEngine:
         self._closed = True
         if self._forget is not None:
             self._forget()
-        resting = [self._turns.give_back(drain_ms=drain_ms)]
+        resting = [
+            self._turns.give_back(drain_ms=drain_ms),
+            self._reference.aclose(drain_ms=drain_ms),
+        ]
         if self._worker is not None:
             resting.append(self._worker.drain(timeout_ms=drain_ms))
-        await asyncio.gather(*resting)
-        await self._outbox.settle(timeout_ms=PERSIST_WAIT_MS)
-        self._cut_off = True
+        try:
+            await asyncio.gather(*resting)
+            await self._outbox.settle(timeout_ms=PERSIST_WAIT_MS)
+        finally:
+            # Whoever has no time to wait gives back all the same.
+            self._turns.drain()
+            self._reference.drain()
+            self._cut_off = True
+            if self._recovery is not None:
+                self._recovery.cancel()
         if self._recovery is not None:
-            self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
 
     def _look_in(self, pause_ms: int) -> None:
@@ -226,9 +241,9 @@ class ChatTurnEngine:
 
     # For a worker.
 
-    def work(self, claim: Claim) -> Awaitable[None]:
-        """Go on with a turn that a worker has claimed."""
-        return self._turns.work(claim)
+    def work(self, claim: Claim, *, asked_ms: float) -> Awaitable[None]:
+        """Go on with a turn that a worker has claimed; its lease counts from `asked_ms`."""
+        return self._turns.work(claim, asked_ms=asked_ms)
 
     async def deliver(self, delivery: DeliveryRecord) -> None:
         """Call the hook that a delivery is for."""

@@ -48,7 +48,7 @@ from perdure.turn.recovery import (
     is_remembered,
     last_kept_position,
 )
-from perdure.turn.stepping import TurnSteps, given_up, settle_late
+from perdure.turn.stepping import TurnSteps, given_up
 from perdure.turn.wire.events import Addressee, events_of, started
 
 logger = logging.getLogger("perdure.turn")
@@ -77,6 +77,8 @@ class LiveTurn:
         self.ring = Ring(claim.next_seq)
         self.left = asyncio.Event()
         """The end is recorded, or somebody else goes on; hooks may still be running."""
+        self.was_given_back = False
+        """This attempt is over, but not the turn: somebody else may go on."""
         self.task: asyncio.Task[None] | None = None
         self._settings = settings
         self._stop = stop
@@ -141,6 +143,12 @@ class LiveTurn:
         self._producing.interrupt()
         self._calls.wake()
 
+    async def rest(self) -> None:
+        """Give the lease back, and return when that is done."""
+        self.drain()
+        if self.task is not None:
+            await asyncio.wait((self.task,))
+
     # The attempt, from its claim to its end.
 
     async def _run(self) -> None:
@@ -148,7 +156,7 @@ class LiveTurn:
             await self._attend_or_give_back()
         except LeaseLostError:
             logger.info("the lease on turn %r was lost: another worker goes on", self._stored_id)
-            await settle_late(self._attempt, self._closing.known_usage())
+            await self._attempt.settle_late(self._closing.known_usage())
         except StoreError:
             # Not given back: its lease lapses, and the strike bounds how often this may happen.
             logger.exception("the turn %r is left to the next worker", self._stored_id)
@@ -174,6 +182,7 @@ class LiveTurn:
 
     async def _give_back(self) -> None:
         await self._closing.release("drained")
+        self.was_given_back = True
 
     async def _attend(self) -> None:
         closing = self._closing

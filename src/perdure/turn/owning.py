@@ -11,8 +11,10 @@ from perdure.core import identity as ids
 from perdure.core.effects import monotonic_ms
 from perdure.core.records import Claim, RunManifest, RunRecord
 from perdure.core.transitions import ENDED_STATES, RESTING_STATES
+from perdure.durable.claiming import Claiming
 from perdure.durable.live import LiveRun
 from perdure.errors import LeaseHeldError, RunInputMismatchError
+from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
 from perdure.turn.closing import TurnSettings
 from perdure.turn.identity import ChatTurnIdentity, run_id_of, session_key
@@ -55,12 +57,12 @@ class OwnedTurns:
         opening.add_done_callback(self._opened)
         return await asyncio.shield(opening)
 
-    def work(self, claim: Claim) -> Awaitable[None]:
+    def work(self, claim: Claim, *, asked_ms: float) -> Awaitable[None]:
         """Go on with a turn that a worker has claimed; cancelling the waiting drains it."""
         assert claim.lease is not None
         handle, stored_id = self._store.handle, claim.lease.run_id
         live = live_turns.share(handle, stored_id, claim.run.manifest_hash)
-        return _attend(self._begin(live, claim))
+        return _attend(self._begin(live, claim, asked_ms=asked_ms))
 
     async def stop(self, turn: ChatTurnIdentity) -> RunRecord:
         """Stop a turn wherever it runs; return it as it is then.
@@ -82,20 +84,27 @@ class OwnedTurns:
 
     async def give_back(self, *, drain_ms: int) -> None:
         """Let the turns finish for `drain_ms`; then give back what is not finished."""
-        deadline_ms = monotonic_ms() + drain_ms
-        while (work := self._unfinished()) and (left_ms := deadline_ms - monotonic_ms()) > 0:
-            await asyncio.wait(work, timeout=left_ms / 1_000)
-        self._draining = True
-        for turn in self._turns:
-            turn.drain()
-        deadline_ms = monotonic_ms() + GIVE_BACK_MS
-        while (work := self._unfinished()) and (left_ms := deadline_ms - monotonic_ms()) > 0:
-            await asyncio.wait(work, timeout=left_ms / 1_000)
+        try:
+            await self._finished(within_ms=drain_ms)
+        finally:
+            self.drain()
+        await self._finished(within_ms=GIVE_BACK_MS)
         for task in self._unfinished():
             logger.error("a turn does not come to rest: its lease will lapse")
             task.cancel()
 
+    def drain(self) -> None:
+        """Have every turn given back, those that are being opened too; do not wait for that."""
+        self._draining = True
+        for turn in self._turns:
+            turn.drain()
+
     # Parts of the above.
+
+    async def _finished(self, *, within_ms: int) -> None:
+        deadline_ms = monotonic_ms() + within_ms
+        while (work := self._unfinished()) and (left_ms := deadline_ms - monotonic_ms()) > 0:
+            await asyncio.wait(work, timeout=left_ms / 1_000)
 
     def _unfinished(self) -> set[asyncio.Task[Any]]:
         return self._openings | {turn.task for turn in self._turns if turn.task is not None}
@@ -122,16 +131,16 @@ class OwnedTurns:
             await work.left.wait()
         live = live_turns.share(handle, stored_id, manifest_hash)
         claim: Claim | None = None
-        asked_ms = monotonic_ms()
+        claiming = self._claiming(store, run_id_of(turn), manifest, retry=retry, turn=turn)
         try:
-            claim = await self._claim(store, turn, manifest, retry)
+            claim = await self._claim(claiming, store, turn)
         finally:
             if claim is None or claim.lease is None:
                 live_turns.leave(handle, stored_id)
         if claim is None:
             return Opened(False, await known_turn(store, turn))
         if claim.lease is not None:
-            self._begin(live, claim, asked_ms=asked_ms)
+            self._begin(live, claim, asked_ms=claiming.asked_ms)
         return Opened(claim.lease is not None and claim.lease.epoch == 1, claim.run)
 
     async def _working_on(self, turn: ChatTurnIdentity) -> LiveTurn | None:
@@ -146,20 +155,32 @@ class OwnedTurns:
                 return None if live.work.left.is_set() else live.work
         return None
 
+    def _claiming(
+        self,
+        store: RunStore,
+        run_id: str,
+        manifest: RunManifest,
+        *,
+        retry: bool,
+        turn: ChatTurnIdentity | None = None,
+    ) -> Claiming:
+        return Claiming(
+            store,
+            run_id,
+            manifest,
+            worker_id=self._worker_id,
+            lease_ms=self._settings.lease_ms,
+            handler=self._settings.name,
+            session=None if turn is None else session_key(turn),
+            retry=retry,
+        )
+
     async def _claim(
-        self, store: RunStore, turn: ChatTurnIdentity, manifest: RunManifest, retry: bool
+        self, claiming: Claiming, store: RunStore, turn: ChatTurnIdentity
     ) -> Claim | None:
         """Return the claim; None if somebody else works on the turn."""
         try:
-            return await store.start_or_resume(
-                run_id_of(turn),
-                manifest,
-                worker_id=self._worker_id,
-                lease_ms=self._settings.lease_ms,
-                handler=self._settings.name,
-                session=session_key(turn),
-                retry=retry,
-            )
+            return await claiming.claim()
         except LeaseHeldError:
             return None
         except RunInputMismatchError as error:
@@ -172,8 +193,8 @@ class OwnedTurns:
         live: LiveRun[LiveTurn],
         claim: Claim,
         *,
+        asked_ms: float,
         stop: bool = False,
-        asked_ms: float | None = None,
     ) -> LiveTurn:
         assert claim.lease is not None
         handle, stored_id = self._store.handle, claim.lease.run_id
@@ -181,7 +202,10 @@ class OwnedTurns:
         live.work = turn
         self._turns.add(turn)
 
+        forget = before_close(handle, turn.rest)
+
         def over(_task: asyncio.Task[None]) -> None:
+            forget()
             self._turns.discard(turn)
             live_turns.leave(handle, stored_id)
 
@@ -197,21 +221,15 @@ class OwnedTurns:
         """
         if run.manifest is None or run.handler not in (None, self._settings.name):
             return
-        asked_ms = monotonic_ms()
+        claiming = self._claiming(store, run.run_id, run.manifest, retry=run.state == "parked")
         try:
-            claim = await store.start_or_resume(
-                run.run_id,
-                run.manifest,
-                worker_id=self._worker_id,
-                lease_ms=self._settings.lease_ms,
-                handler=self._settings.name,
-                retry=run.state == "parked",
-            )
+            claim = await claiming.claim()
         except LeaseHeldError:
             return
         if claim.lease is not None:
             live = live_turns.share(store.handle, claim.lease.run_id, run.manifest_hash)
-            await self._begin(live, claim, stop=True, asked_ms=asked_ms).left.wait()
+            turn = self._begin(live, claim, asked_ms=claiming.asked_ms, stop=True)
+            await turn.left.wait()
 
 
 async def _attend(turn: LiveTurn) -> None:

@@ -27,8 +27,9 @@ from perdure.core.limits import STRIKES_MAX_TURN
 from perdure.core.recordjson import outcome_to_json, step_error_of
 from perdure.core.records import Claim, RunManifest, RunOutcome, RunRecord, StepError
 from perdure.durable.attempt import Attempt, error_text
-from perdure.durable.journal import finish_even_if_cancelled
+from perdure.durable.claiming import Claiming
 from perdure.durable.live import LiveRun, LiveRuns
+from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import (
     DivergenceError,
     LeaseLostError,
@@ -36,10 +37,11 @@ from perdure.errors import (
     RunInputMismatchError,
     RunParkedError,
     RunStoppedError,
+    StoreClosedError,
     StoreError,
     UsageError,
 )
-from perdure.store.closing import before_close
+from perdure.store.closing import CLOSED, before_close, keeping_open
 from perdure.store.protocol import RunStore
 from perdure.turn.ending import ANSWER_BYTES_MAX, final_text_of
 from perdure.turn.hooks import call_hook
@@ -132,6 +134,14 @@ class ProducedTurn:
         self._manifest_hash = identity.manifest_hash(call.manifest)
         self._input_hash = identity.canonical_hash(call.manifest.input)
         self._stored_id = identity.stored_id(call.store.tenant, call.run_id)
+        self._claiming = Claiming(
+            call.store,
+            call.run_id,
+            call.manifest,
+            worker_id=call.worker_id,
+            lease_ms=call.lease_ms,
+            retry=True,
+        )
         self._pipe = Pipe()
         self._work: asyncio.Task[str] | None = None
         self._attempt: Attempt | None = None
@@ -151,12 +161,13 @@ class ProducedTurn:
         live = await self._enter()
         handle = self._call.store.handle
         try:
-            claim = await self._claim()
-            if claim.lease is None:
+            with keeping_open(handle):
+                claim = await self._claim()
+                settled = None if claim.lease is None else self._start(live, claim)
+            if settled is None:
                 live_turns.leave(handle, self._stored_id)
                 yield await self._replay(claim)
                 return
-            settled = self._start(live, claim)
         except BaseException:
             if live.work is None:
                 live_turns.leave(handle, self._stored_id)
@@ -181,13 +192,7 @@ class ProducedTurn:
 
     async def _claim(self) -> Claim:
         call = self._call
-        claim = await call.store.start_or_resume(
-            call.run_id,
-            call.manifest,
-            worker_id=call.worker_id,
-            lease_ms=call.lease_ms,
-            retry=True,
-        )
+        claim = await self._claiming.claim()
         known = claim.steps[0] if claim.steps else None
         if known is not None and known.intent != call.intent:
             error = DivergenceError(
@@ -195,9 +200,13 @@ class ProducedTurn:
                 f"{call.intent!r}"
             )
             if claim.lease is not None:
-                await Attempt(call.store, claim, lease_ms=call.lease_ms).park(error.code, error)
+                await finish_even_if_cancelled(self._attempt_at(claim).park(error.code, error))
             raise error
         return claim
+
+    def _attempt_at(self, claim: Claim) -> Attempt:
+        call, asked_ms = self._call, self._claiming.asked_ms
+        return Attempt(call.store, claim, lease_ms=call.lease_ms, asked_ms=asked_ms)
 
     async def _replay(self, claim: Claim) -> Any:
         self.was_replayed = True
@@ -208,9 +217,8 @@ class ProducedTurn:
 
     def _start(self, live: LiveRun[ProducedTurn], claim: Claim) -> asyncio.Task[None]:
         call = self._call
-        self._attempt = Attempt(
-            call.store, claim, lease_ms=call.lease_ms, on_change=self._interrupt
-        )
+        self._attempt = self._attempt_at(claim)
+        self._attempt.on_change = self._interrupt
         self._tries = claim.steps[0].attempts + 1 if claim.steps else 1
         live.work = self
         forget = before_close(call.store.handle, self._drain)
@@ -243,6 +251,11 @@ class ProducedTurn:
                 IntendUsage(0, step_index=0),
             )
             await self._produce_and_settle()
+        except asyncio.CancelledError:
+            # The event loop shuts down: somebody else goes on at once.
+            if not attempt.is_over and not attempt.held.lost:
+                await self._leave(Release("drained"))
+            raise
         finally:
             attempt.end()
 
@@ -251,20 +264,28 @@ class ProducedTurn:
         self._work = work = asyncio.get_running_loop().create_task(self._produce())
         if self._draining or attempt.stop_requested or attempt.held.lost:
             work.cancel()
-        await asyncio.wait([work])
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            work.cancel()
+            await asyncio.wait([work])
+            raise
         error = None if work.cancelled() else work.exception()
         if attempt.held.lost:
             raise LeaseLostError(f"the lease on turn {self._stored_id!r} is lost")
         if attempt.stop_requested:
             # A producer may make an end of the interruption: its text is a part of the answer.
             await self._stop()
-        elif not (self._draining or work.cancelled() or error is not None):
-            await self._complete_or_fail(work.result())
-        elif work.cancelled() or (self._draining and error is None):
+        elif self._draining:
             await self._leave(Release("drained"))
-            raise LeaseLostError(f"the turn {self._stored_id!r} was given back")
-        else:
+            raise StoreClosedError(f"the turn {self._call.run_id!r} was given back: {CLOSED}")
+        elif work.cancelled():
+            await self._leave(Release("drained"))
+            raise LeaseLostError(f"the turn {self._call.run_id!r} was given back")
+        elif error is not None:
             await self._fail(error)
+        else:
+            await self._complete_or_fail(work.result())
 
     async def _produce(self) -> str:
         """Drive the producer to its end and return the turn's text."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Final, TypeVar
@@ -17,11 +16,9 @@ from perdure.durable.attempt import Attempt, patiently, started_at
 from perdure.durable.failures import error_text, failure_text, unfinished
 from perdure.durable.journal import Journal
 from perdure.durable.steps import Steps, StepScope, StepSpec, inside
-from perdure.errors import StepFailedError, StoreError
+from perdure.errors import StepFailedError
 from perdure.turn.parts import frame_of, spoken_in
 from perdure.turn.recovery import settled_prefix
-
-logger = logging.getLogger("perdure.turn")
 
 T = TypeVar("T")
 
@@ -169,7 +166,7 @@ class TurnSteps(Steps):
                 text = encode_value(summarize(frames), name=f"the result of step {spec.intent!r}")
             except (asyncio.CancelledError, GeneratorExit):
                 # Broken off by its consumer it is no record either: what it said is half of it.
-                await settle_late(attempt, scope.usage)
+                await attempt.settle_late(scope.usage)
                 raise
             except Exception as error:
                 if self.refusal is not None:
@@ -177,7 +174,7 @@ class TurnSteps(Steps):
                 raise await self._record_failure(attempt, scope, error, began_at) from error
             if self.refusal is not None:
                 # The body made an end of the interruption: half an answer is none.
-                await settle_late(attempt, scope.usage)
+                await attempt.settle_late(scope.usage)
                 raise self.refusal
             self._open_streams.pop(spec.position, None)
             keep(await self._record_stream(attempt, scope, text, began_at))
@@ -278,13 +275,3 @@ def usage_of(frame: Frame, call: int) -> SettleUsage:
         tokens_cached=known.get("cached"),
         tokens_reasoning=known.get("reasoning"),
     )
-
-
-async def settle_late(attempt: Attempt, usage: SettleUsage | None) -> None:
-    """Record what a call used though nothing else is recorded: a lost worker has the bill."""
-    if usage is None:
-        return
-    try:
-        await attempt.store.settle_usage(attempt.lease, usage)
-    except StoreError as error:
-        logger.warning("the usage of a call is not recorded: %s", error)
