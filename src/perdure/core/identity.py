@@ -35,6 +35,7 @@ _INDEX_MAX: Final = 2**32 - 2
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NOT_IN_IDS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_TURN_ID = re.compile(r"chat:(.+):(0|[1-9][0-9]{0,15})(?:~([1-9][0-9]{0,15}))?", re.DOTALL)
 _BASE_36: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 _quote = json.JSONEncoder(ensure_ascii=False).encode
@@ -106,6 +107,12 @@ def turn_run_id(session_id: str, turn_index: int, revision: int = 0) -> str:
     check_index(revision, name="revision")
     run_id = f"chat:{session_id}:{turn_index}"
     return f"{run_id}~{revision}" if revision else run_id
+
+
+def turn_place(run_id: str) -> tuple[str, int, int] | None:
+    """Return session, turn and revision of a logical run id; None if it is not that of a turn."""
+    found = _TURN_ID.fullmatch(run_id)
+    return None if found is None else (found[1], int(found[2]), int(found[3] or 0))
 
 
 def stored_id(tenant: str, run_id: str) -> str:

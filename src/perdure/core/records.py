@@ -151,7 +151,7 @@ class SessionKey(NamedTuple):
     The first turn fixes the owner of its session. A session without an owner (None) is open to
     every caller of the tenant; one with an owner only to a key that names the same.
     `parent_run_id` (logical) None: the store takes the newest revision of the highest earlier
-    turn that is completed or stopped, once, when the turn is created.
+    turn that is completed or stopped, once, when the turn is claimed first; '': it has no parent.
     """
 
     session_id: str

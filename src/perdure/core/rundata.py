@@ -78,6 +78,7 @@ class RunData:
             outcome=None if outcome is None else outcome_from_json(decode_value(outcome)),
             upstream=None if upstream is None else decode_value(upstream),
             owner_id=owner_id,
+            parent_run_id=self.run.parent_run_id or None,
         )
 
     def step(self, position: int) -> StepRecord:

@@ -20,10 +20,10 @@ from perdure.store.entry import Opening
 from perdure.store.filedata import FileData, session_of
 from perdure.store.fileentries import (
     Create,
-    Grant,
     Operation,
     Requeue,
 )
+from perdure.store.memorydata import Grant
 
 
 class Wish(NamedTuple):
@@ -88,7 +88,11 @@ class FileClaims:
         now = self._data.now()
         operations: list[Operation] = []
         if data is None:
-            operations.append(self._new_run(opening, now))
+            created = self._new_run(opening, now)
+            operations.append(created)
+            parent = self._data.parent_for(created.run)
+        else:
+            parent = self._data.parent_for(data.run)
         operations.append(
             Grant(
                 wish.worker_id,
@@ -97,6 +101,7 @@ class FileClaims:
                 opening.handler,
                 self._data.options.code_version,
                 self._data.locks.take(),
+                parent,
             )
         )
         self._data.accept(stored_id, file, now, *operations)

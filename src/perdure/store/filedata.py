@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from perdure.core.records import RunRecord
-from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES
 from perdure.errors import RunNotFoundError, StoreCorruptError
 from perdure.store.entry import Opening
 from perdure.store.filelog import FileLog, locked, open_for_reading
 from perdure.store.fileruns import FileRuns, FolderOptions, remove_log
-from perdure.store.memorydata import SessionData
+from perdure.store.sessiondata import Places, SessionData
 
 SESSIONS_KEPT: Final = 10_000
 """So many sessions are kept in memory."""
@@ -35,7 +34,7 @@ class SessionFile:
     def __init__(self, path: str) -> None:
         self.log = FileLog(path)
         self.data: SessionData | None = None
-        self.turns: dict[str, tuple[int, int]] = {}
+        self.turns = Places()
         self.founder: str | None = None
 
 
@@ -75,10 +74,17 @@ class FileData(FileRuns):
             self._forget_session(key)
         return found
 
-    def turns(self, key: tuple[str, str]) -> Mapping[str, tuple[int, int]]:
-        """Return the session's turns and their places; some may not be there (any more)."""
-        self.session(key)
-        return dict(self._session_file(key).turns)
+    def places_of(self, session: tuple[str, str]) -> Places:
+        self.session(session)
+        return self._session_file(session).turns
+
+    def note_turn(self, stored_id: str, run: RunRecord) -> None:
+        """The log of the session has the place, and the index tells what is in line."""
+
+    def _line_candidates(self, session: tuple[str, str]) -> Sequence[str]:
+        self.index.catch_up()
+        places = self.places_of(session)
+        return [stored_id for stored_id in self.index.open_runs if stored_id in places]
 
     def note_session(
         self, key: tuple[str, str], descriptor: int, turn: str, place: tuple[int, int] | None
@@ -125,7 +131,7 @@ class FileData(FileRuns):
         try:
             tail = known.log.catch_up(descriptor)
             if tail.anew:
-                known.data, known.turns, known.founder = None, {}, None
+                known.data, known.turns, known.founder = None, Places(), None
             for text in tail.texts:
                 self._follow_session(known, json.loads(text))
         except (KeyError, TypeError, ValueError) as error:
@@ -147,7 +153,7 @@ class FileData(FileRuns):
         known.founder = line["turn"] if line["founds"] else None
         if line["place"] is not None:
             turn, revision = line["place"]
-            known.turns[line["turn"]] = (turn, revision)
+            known.turns.put(line["turn"], turn, revision)
 
     def _visible(self, known: SessionFile) -> SessionData | None:
         if known.founder is not None and self.peek(known.founder) is None:
@@ -157,26 +163,6 @@ class FileData(FileRuns):
     def _forget_session(self, key: tuple[str, str]) -> None:
         self._sessions.pop(key, None)
         self.sessions.pop(key, None)
-
-    # What memory looks up among all of its runs.
-
-    def _is_busy(self, stored_id: str) -> bool:
-        run = self.peek(stored_id)
-        return run is not None and run.state != "queued" and run.state not in RESTING_STATES
-
-    def _parent(self, opening: Opening) -> str | None:
-        key = opening.session
-        if key is None:
-            return None
-        turns = self.turns((opening.tenant, key.session_id))
-        earlier = [turn for turn, place in turns.items() if place[0] < key.turn_index]
-        for turn in sorted(earlier, key=lambda turn: turns[turn], reverse=True):
-            run = self.peek(turn)
-            if run is None or run.session_id != key.session_id:
-                continue
-            if run.state in TERMINAL_STATES:
-                return run.run_id
-        return None
 
 
 def session_of(opening: Opening) -> tuple[str, str] | None:

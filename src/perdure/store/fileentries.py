@@ -17,7 +17,7 @@ from perdure.core.jsonvalue import decode_value
 from perdure.core.records import DeliveryRecord, JsonValue, Lease, RunRecord
 from perdure.core.rundata import RunData
 from perdure.errors import StoreCorruptError
-from perdure.store.memorydata import MemoryData
+from perdure.store.memorydata import Grant, MemoryData
 
 
 class Create(NamedTuple):
@@ -25,17 +25,6 @@ class Create(NamedTuple):
 
     run: RunRecord
     manifest_text: str
-
-
-class Grant(NamedTuple):
-    """Give the lease to a new attempt."""
-
-    worker_id: str
-    lease_ms: int
-    token: str
-    handler: str | None
-    code_version: str | None
-    liveness: str | None = None
 
 
 class Requeue(NamedTuple):
@@ -150,7 +139,7 @@ def _apply(data: RunData, operation: Operation, now: str) -> Any:
         case Renew(lease_expires_at):
             data.run = data.run._replace(lease_expires_at=lease_expires_at)
         case Grant():
-            MemoryData.grant(data, **operation._asdict(), now=now)
+            MemoryData.grant(data, operation, now)
         case Requeue(handler):
             data.run = transitions.queued_again(data.run, handler=handler, now=now)
         case Emit(key, payload_text):

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from perdure.core import identity
 from perdure.core.frames import Frame, decode_row
-from perdure.core.records import EventRecord, RunDetails, RunRecord, RunState, StepRecord
-from perdure.core.rundata import FrameRow, RunData
+from perdure.core.records import EventRecord, RunDetails, RunRecord, StepRecord
+from perdure.core.rundata import FrameRow
 from perdure.errors import RunNotFoundError
 from perdure.store.filedata import FileData, unknown
-from perdure.store.memorydata import list_order
-
-
-class Wanted(NamedTuple):
-    """Which runs a list is to have."""
-
-    tenant: str
-    state: RunState | None
-    session_id: str | None
-    after: str | None
-    limit: int
-    with_answer: bool
+from perdure.store.listing import Wanted, list_order
+from perdure.store.memorydata import listed_record
 
 
 class FileReads:
@@ -63,11 +52,15 @@ class FileReads:
         return data.details()
 
     def listed(self, wanted: Wanted) -> list[RunRecord]:
+        if wanted.ancestors_of is not None:
+            line = self._data.ancestors(wanted, wanted.ancestors_of)
+            self._data.trim()
+            return line
         edge: tuple[object, ...] | None = None
         if wanted.after is not None:
             last = self._data.load(identity.stored_id(wanted.tenant, wanted.after))
             if last is None:
-                raise RunNotFoundError(f"there is no run {wanted.after!r} to go on behind")
+                raise RunNotFoundError(f"there is no run {wanted.after!r} to go on from")
             edge = list_order(last.run, wanted.session_id)
         found: list[RunRecord] = []
         for order, stored_id in sorted(self._candidates(wanted)):
@@ -78,16 +71,17 @@ class FileReads:
             data = self._data.load(stored_id)
             # What was read of it first may be old news.
             if data is not None and wanted.state in (None, data.run.state):
-                found.append(self._record(data, wanted.with_answer))
+                found.append(listed_record(self._data, data, wanted))
             self._data.trim()
         return found
 
     def _candidates(self, wanted: Wanted) -> Iterable[tuple[tuple[object, ...], str]]:
         """Yield the order and the stored id of each run that the list may have."""
         if wanted.session_id is not None:
-            turns = self._data.turns((wanted.tenant, wanted.session_id))
-            for stored_id, place in turns.items():
-                yield (*place, identity.logical_id(stored_id)[1]), stored_id
+            turns = self._data.places_of((wanted.tenant, wanted.session_id))
+            for turn_index, revision, stored_id in turns:
+                if wanted.turn_index in (None, turn_index):
+                    yield (turn_index, revision, identity.logical_id(stored_id)[1]), stored_id
             return
         index = self._data.index
         index.catch_up()
@@ -98,11 +92,6 @@ class FileReads:
             run = self._data.peek(stored_id)
             if run is not None and run.tenant == wanted.tenant:
                 yield list_order(run, None), stored_id
-
-    def _record(self, data: RunData, with_answer: bool) -> RunRecord:
-        record = self._data.record(data)
-        answered = with_answer and 0 in data.steps and data.steps[0].status == "completed"
-        return record._replace(answer=data.step(0).result) if answered else record
 
 
 def _last_seq(row: FrameRow) -> int:

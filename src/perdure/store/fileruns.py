@@ -133,6 +133,12 @@ class FileRuns(MemoryData):
         with open_for_reading(self.file_of(stored_id).log.path) as descriptor:
             return self.catch_up(stored_id, descriptor)
 
+    def find(self, stored_id: str) -> RunData | None:
+        return self.load(stored_id)
+
+    def run_at(self, stored_id: str) -> RunRecord | None:
+        return self.peek(stored_id)
+
     def peek(self, stored_id: str) -> RunRecord | None:
         """Return the run alone, as it stands in its log now, read only if it has grown."""
         known = self.file_of(stored_id)

@@ -31,6 +31,7 @@ from perdure.core.records import (
 from perdure.errors import StoreUnavailableError, UsageError
 from perdure.store.closing import bring_to_rest
 from perdure.store.entry import check_claim, check_lease, opening_for, payload_text
+from perdure.store.listing import Wanted, check_wanted
 from perdure.store.memorydata import MemoryRenewer
 from perdure.store.scheduling import Schedules
 from perdure.store.upkeep import Upkeep
@@ -201,15 +202,17 @@ class FileStore:
         *,
         state: RunState | None = None,
         session_id: str | None = None,
+        turn_index: int | None = None,
+        ancestors_of: str | None = None,
         after: str | None = None,
         limit: int = 50,
         with_answer: bool = False,
     ) -> Sequence[RunRecord]:
-        from perdure.store.filereads import Wanted
-
-        if after is not None:
-            self._stored(after)
-        wanted = Wanted(self._tenant, state, session_id, after, limit, with_answer)
+        wanted = Wanted(
+            *(self._tenant, state, session_id, turn_index),
+            *(ancestors_of, after, max(limit, 0), with_answer),
+        )
+        check_wanted(wanted)
         return await self._inside.run(partial(self._inside.reads.listed, wanted))
 
     async def read_steps(self, run_id: str) -> Sequence[StepRecord]:

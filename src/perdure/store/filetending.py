@@ -145,8 +145,8 @@ class FileTending:
             return False
         key = (run.tenant, run.session_id)
         if key not in known:
-            turns = self._data.turns(key)
-            known[key] = any(self._may_go_on(stored_id, ended_by) for stored_id in turns)
+            turns = list(self._data.places_of(key))
+            known[key] = any(self._may_go_on(stored_id, ended_by) for *_, stored_id in turns)
         return known[key]
 
     def _may_go_on(self, stored_id: str, ended_by: str) -> bool:

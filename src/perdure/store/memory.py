@@ -28,7 +28,8 @@ from perdure.core.rundata import RunData
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
 from perdure.store.entry import Opening, check_claim, check_lease, opening_for, payload_text
-from perdure.store.memorydata import HandleState, MemoryData, MemoryRenewer, list_order
+from perdure.store.listing import Wanted, check_wanted
+from perdure.store.memorydata import Grant, HandleState, MemoryData, MemoryRenewer
 from perdure.store.memoryschedules import MemorySchedules
 from perdure.store.memoryupkeep import MemoryUpkeep
 
@@ -110,6 +111,7 @@ class MemoryStore:
                 data = self._data.create(opening, now)
             elif transitions.judge(data.run, command, now) == "queue":
                 data.run = transitions.queued_again(data.run, handler=handler, now=now)
+                self._data.note_turn(opening.stored_id, data.run)
             self._data.changed(opening.stored_id)
             return self._data.record(data)
 
@@ -225,6 +227,7 @@ class MemoryStore:
                 data.run = data.run._replace(frames_expired_at=self._now())
                 return had_frames
             del self._data.runs[stored_id]
+            self._data.forget_turn(stored_id, data.run)
             self._data.changed(stored_id)
             return True
 
@@ -240,27 +243,19 @@ class MemoryStore:
         *,
         state: RunState | None = None,
         session_id: str | None = None,
+        turn_index: int | None = None,
+        ancestors_of: str | None = None,
         after: str | None = None,
         limit: int = 50,
         with_answer: bool = False,
     ) -> Sequence[RunRecord]:
+        wanted = Wanted(
+            *(self._tenant, state, session_id, turn_index),
+            *(ancestors_of, after, max(limit, 0), with_answer),
+        )
         with self._data.lock:
             self._state.check()
-            chosen = [
-                data
-                for data in self._data.runs.values()
-                if data.run.tenant == self._tenant
-                and (state is None or data.run.state == state)
-                and (session_id is None or data.run.session_id == session_id)
-            ]
-            chosen.sort(key=lambda data: list_order(data.run, session_id))
-            if after is not None:
-                last = self._find(after)
-                if last is None:
-                    raise RunNotFoundError(f"there is no run {after!r} to go on behind")
-                edge = list_order(last.run, session_id)
-                chosen = [data for data in chosen if list_order(data.run, session_id) > edge]
-            return [self._listed(data, with_answer) for data in chosen[:limit]]
+            return self._data.listed(check_wanted(wanted))
 
     async def read_steps(self, run_id: str) -> Sequence[StepRecord]:
         with self._data.lock:
@@ -368,15 +363,11 @@ class MemoryStore:
         self._data.enter_session(opening, now)
         if data is None:
             data = self._data.create(opening, now)
-        self._data.grant(
-            data,
-            worker_id=worker_id,
-            lease_ms=lease_ms,
-            token=lease_token,
-            handler=opening.handler,
-            code_version=self._code_version,
-            now=now,
+        grant = Grant(
+            *(worker_id, lease_ms, lease_token, opening.handler, self._code_version),
+            parent_run_id=self._data.parent_for(data.run),
         )
+        self._data.grant(data, grant, now)
         self._data.changed(opening.stored_id)
         lease = Lease(opening.stored_id, data.run.epoch, lease_token, worker_id)
         return Claim(lease, self._data.record(data), data.all_steps(), data.next_seq)
@@ -392,8 +383,3 @@ class MemoryStore:
                     data.run = data.run._replace(lease_expires_at=expires_at)
                     held[lease] = data.run.stop_requested_at is not None
         return held
-
-    def _listed(self, data: RunData, with_answer: bool) -> RunRecord:
-        record = self._data.record(data)
-        answered = with_answer and 0 in data.steps and data.steps[0].status == "completed"
-        return record._replace(answer=data.step(0).result) if answered else record

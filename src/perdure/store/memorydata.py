@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from perdure.core import effects, transitions
+from perdure.core import effects, identity, transitions
 from perdure.core.effects import epoch_ms, iso_time
 from perdure.core.records import AttemptRecord, Lease, RunRecord, SessionKey
 from perdure.core.rundata import RunData
@@ -16,22 +16,14 @@ from perdure.errors import (
     LeaseHeldError,
     RunInputMismatchError,
     RunNotFoundError,
-    SessionBusyError,
     StoreClosedError,
     UsageError,
 )
 from perdure.store.closing import CLOSED
 from perdure.store.entry import Opening
+from perdure.store.listing import Wanted, list_order
 from perdure.store.scheduling import Schedule
-
-
-class SessionData(NamedTuple):
-    """One session: its owner, and the run that has its place."""
-
-    owner_id: str | None
-    active_run_id: str | None
-    created_at: str
-    updated_at: str
+from perdure.store.sessiondata import Sessions
 
 
 class Waiter(NamedTuple):
@@ -42,15 +34,26 @@ class Waiter(NamedTuple):
     woken: asyncio.Event
 
 
-class MemoryData:
+class Grant(NamedTuple):
+    """The lease as a new attempt gets it; `parent_run_id` is for a turn that has none yet."""
+
+    worker_id: str
+    lease_ms: int
+    token: str
+    handler: str | None
+    code_version: str | None
+    liveness: str | None = None
+    parent_run_id: str | None = None
+
+
+class MemoryData(Sessions):
     """The data behind memory stores. Every handle on it sees the same runs.
 
     One lock makes each operation atomic, so that a heartbeat thread may join in.
     """
 
     def __init__(self) -> None:
-        self.runs: dict[str, RunData] = {}
-        self.sessions: dict[tuple[str, str], SessionData] = {}
+        super().__init__()
         self.schedules: dict[tuple[str, str], Schedule] = {}
         self.lock = threading.RLock()
         self.waiters: set[Waiter] = set()
@@ -72,12 +75,6 @@ class MemoryData:
             with self.lock:
                 self.waiters.discard(waiter)
 
-    def owner_of(self, run: RunRecord) -> str | None:
-        if run.session_id is None:
-            return None
-        session = self.sessions.get((run.tenant, run.session_id))
-        return None if session is None else session.owner_id
-
     def record(self, data: RunData) -> RunRecord:
         return data.record(self.owner_of(data.run))
 
@@ -90,14 +87,6 @@ class MemoryData:
                 "task or input differs"
             )
         return data
-
-    def check_owner(self, opening: Opening) -> None:
-        """Raise RunNotFoundError if the session belongs to somebody else."""
-        session = self._session(opening)
-        if session is None or session.owner_id is None:
-            return
-        if opening.session is None or opening.session.owner_id != session.owner_id:
-            raise RunNotFoundError(f"there is no run {opening.run_id!r}")
 
     def check_free(self, data: RunData, *, worker_id: str, token: str, now: str) -> None:
         """Raise LeaseHeldError if somebody else holds the run."""
@@ -130,36 +119,6 @@ class MemoryData:
             session=key,
         )
 
-    def enter_session(self, opening: Opening, now: str) -> None:
-        """Give the session's place to the run, or raise SessionBusyError."""
-        key = opening.session
-        if key is None:
-            return
-        known = self._session(opening)
-        if known is None:
-            known = SessionData(key.owner_id, None, now, now)
-        active = known.active_run_id
-        if active is not None and active != opening.stored_id and self._is_busy(active):
-            raise SessionBusyError(f"another turn of the session {key.session_id!r} is in flight")
-        self.sessions[opening.tenant, key.session_id] = known._replace(
-            active_run_id=opening.stored_id, updated_at=now
-        )
-
-    def touch_session(self, opening: Opening, now: str) -> None:
-        """Make the session known without giving its place away."""
-        key = opening.session
-        if key is not None and self._session(opening) is None:
-            self.sessions[opening.tenant, key.session_id] = SessionData(
-                key.owner_id, None, now, now
-            )
-
-    def session_is_free(self, run: RunRecord, stored_id: str) -> bool:
-        if run.session_id is None:
-            return True
-        session = self.sessions.get((run.tenant, run.session_id))
-        active = None if session is None else session.active_run_id
-        return active is None or active == stored_id or not self._is_busy(active)
-
     def create(self, opening: Opening, now: str) -> RunData:
         """Add a queued run."""
         key = opening.session
@@ -177,42 +136,34 @@ class MemoryData:
             session_id=None if key is None else key.session_id,
             turn_index=None if key is None else key.turn_index,
             revision=0 if key is None else key.revision,
-            parent_run_id=None if key is None else key.parent_run_id or self._parent(opening),
+            parent_run_id=None if key is None else key.parent_run_id,
         )
         data = RunData(run, manifest_text=opening.manifest_text)
         self.runs[opening.stored_id] = data
+        self.note_turn(opening.stored_id, run)
         return data
 
     @staticmethod
-    def grant(
-        data: RunData,
-        *,
-        worker_id: str,
-        lease_ms: int,
-        token: str,
-        handler: str | None,
-        code_version: str | None,
-        now: str,
-        liveness: str | None = None,
-    ) -> None:
+    def grant(data: RunData, grant: Grant, now: str) -> None:
         """Give the lease of a free run to a new attempt; the same token is the same claim."""
-        expires_at = iso_time(epoch_ms(now) + lease_ms)
-        run = data.run
-        if _is_same_claim(data, worker_id, token):
+        expires_at = iso_time(epoch_ms(now) + grant.lease_ms)
+        run, worker_id = data.run, grant.worker_id
+        if _is_same_claim(data, worker_id, grant.token):
             data.run = run._replace(lease_expires_at=expires_at, updated_at=now)
             return
         for epoch, attempt in data.attempts.items():
             if attempt.ended_at is None:
                 data.attempts[epoch] = attempt._replace(ended_at=now, ended="lost")
+        parent = grant.parent_run_id if run.parent_run_id is None else run.parent_run_id
         claimed = transitions.claimed(run, worker_id=worker_id, now=now, expires_at=expires_at)
-        data.run = claimed._replace(handler=run.handler or handler)
-        data.token = token
+        data.run = claimed._replace(handler=run.handler or grant.handler, parent_run_id=parent)
+        data.token = grant.token
         data.attempts[claimed.epoch] = AttemptRecord(
             epoch=claimed.epoch,
             holder=worker_id,
             started_at=now,
-            code_version=code_version,
-            liveness=liveness,
+            code_version=grant.code_version,
+            liveness=grant.liveness,
         )
 
     def due(self, handlers: frozenset[str], now: str) -> list[str]:
@@ -225,32 +176,48 @@ class MemoryData:
             and self.session_is_free(data.run, stored_id)
         )
 
-    def _session(self, opening: Opening) -> SessionData | None:
-        key = opening.session
-        return None if key is None else self.sessions.get((opening.tenant, key.session_id))
-
-    def _is_busy(self, stored_id: str) -> bool:
-        data = self.runs.get(stored_id)
-        if data is None or data.run.state == "queued":
-            return False
-        return data.run.state not in transitions.RESTING_STATES
-
-    def _parent(self, opening: Opening) -> str | None:
-        """Return the newest revision of the highest earlier turn that has an answer."""
-        key = opening.session
-        if key is None:
-            return None
-        earlier = [
-            data.run
+    def listed(self, wanted: Wanted) -> list[RunRecord]:
+        """Return what `RunStore.list_runs` says."""
+        if wanted.ancestors_of is not None:
+            return self.ancestors(wanted, wanted.ancestors_of)
+        session_id = wanted.session_id
+        chosen = [
+            data
             for data in self.runs.values()
-            if data.run.tenant == opening.tenant
-            and data.run.session_id == key.session_id
-            and data.run.turn_index is not None
-            and data.run.turn_index < key.turn_index
-            and data.run.state in transitions.TERMINAL_STATES
+            if data.run.tenant == wanted.tenant
+            and wanted.state in (None, data.run.state)
+            and session_id in (None, data.run.session_id)
+            and wanted.turn_index in (None, data.run.turn_index)
         ]
-        newest = max(earlier, key=lambda run: (run.turn_index, run.revision), default=None)
-        return None if newest is None else newest.run_id
+        chosen.sort(key=lambda data: list_order(data.run, session_id))
+        if wanted.after is not None:
+            edge = list_order(self._from(wanted, wanted.after).run, session_id)
+            chosen = [data for data in chosen if list_order(data.run, session_id) > edge]
+        return [listed_record(self, data, wanted) for data in chosen[: wanted.limit]]
+
+    def ancestors(self, wanted: Wanted, run_id: str) -> list[RunRecord]:
+        """Return the parent of a run, the parent of that one, and so on."""
+        data: RunData | None = self._from(wanted, run_id)
+        line: list[RunRecord] = []
+        while data is not None and len(line) < wanted.limit:
+            parent = data.run.parent_run_id
+            data = None if not parent else self.find(identity.stored_id(wanted.tenant, parent))
+            if data is not None:
+                line.append(listed_record(self, data, wanted))
+        return line
+
+    def _from(self, wanted: Wanted, run_id: str) -> RunData:
+        data = self.find(identity.stored_id(wanted.tenant, run_id))
+        if data is None:
+            raise RunNotFoundError(f"there is no run {run_id!r} to go on from")
+        return data
+
+
+def listed_record(among: MemoryData, data: RunData, wanted: Wanted) -> RunRecord:
+    """Return the run as a list shows it."""
+    record = among.record(data)
+    answered = wanted.with_answer and 0 in data.steps and data.steps[0].status == "completed"
+    return record._replace(answer=data.step(0).result) if answered else record
 
 
 def _is_same_claim(data: RunData, worker_id: str, token: str) -> bool:
@@ -284,9 +251,3 @@ class HandleState:
             self._loop = loop
         elif self._loop is not loop:
             raise UsageError("a store belongs to one event loop: open another handle for this one")
-
-
-def list_order(run: RunRecord, session_id: str | None) -> tuple[object, ...]:
-    if session_id is not None:
-        return (run.turn_index or 0, run.revision, run.run_id)
-    return (run.created_at, run.run_id)

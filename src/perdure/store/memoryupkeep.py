@@ -64,6 +64,7 @@ class MemoryUpkeep:
                 data = self._data.runs.get(run_id)
                 if data is not None and may_go(data, ended_by, busy):
                     del self._data.runs[run_id]
+                    self._data.forget_turn(run_id, data.run)
                     self._data.changed(run_id)
                     removed.append(run_id)
         return removed

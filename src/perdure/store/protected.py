@@ -155,6 +155,8 @@ class ProtectedStore:
         *,
         state: RunState | None = None,
         session_id: str | None = None,
+        turn_index: int | None = None,
+        ancestors_of: str | None = None,
         after: str | None = None,
         limit: int = 50,
         with_answer: bool = False,
@@ -162,6 +164,8 @@ class ProtectedStore:
         runs = await self._inner.list_runs(
             state=state,
             session_id=session_id,
+            turn_index=turn_index,
+            ancestors_of=ancestors_of,
             after=after,
             limit=limit,
             with_answer=with_answer,

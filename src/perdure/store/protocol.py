@@ -169,15 +169,19 @@ class RunStore(Protocol):
         *,
         state: RunState | None = None,
         session_id: str | None = None,
+        turn_index: int | None = None,
+        ancestors_of: str | None = None,
         after: str | None = None,
         limit: int = 50,
         with_answer: bool = False,
     ) -> Sequence[RunRecord]:
         """Return runs of this tenant, oldest first, behind the run id `after`.
 
-        With `session_id`: that session's turns, by turn and revision. `with_answer` fills
+        With `session_id`: that session's turns, by turn and revision; `turn_index` narrows them
+        to the revisions of one turn. `ancestors_of` (which goes with a limit only): the parent of
+        that run, the parent of the parent, and so on, the nearest first. `with_answer` fills
         `RunRecord.answer` with the result of step 0. Raises RunNotFoundError for an unknown
-        `after`.
+        `after` or `ancestors_of`, and UsageError for what does not go together.
         """
         ...
 

@@ -29,12 +29,14 @@ from perdure.testing.cases import (
     limits,
     listing,
     outbox,
+    parents,
     schedules,
     sessions,
     steps,
     tenants,
     upkeep,
     usage,
+    waiting_turns,
 )
 from perdure.testing.lab import Case, StoreLab, cases_of
 
@@ -50,6 +52,8 @@ _GROUPS = (
     events,
     due,
     sessions,
+    waiting_turns,
+    parents,
     outbox,
     usage,
     listing,

@@ -20,6 +20,7 @@ from perdure.errors import (
 )
 from perdure.store.entry import Opening
 from perdure.store.sql.database import Database, Refused, Row, Statement, Value
+from perdure.store.sql.lists import foreign_turns, turns_among
 from perdure.store.sql.rows import now_of, owner_of, run_record, step_record, token_of
 
 _DUE: Final = ("due_runs", "due_wakes", "due_queued")
@@ -56,7 +57,7 @@ class Claims:
         """Open a run as `RunStore.start_or_resume` says."""
         busy = False
         for _ in range(_ROUNDS):
-            row = await self._look(opening)
+            row, foreign = await self._look(opening)
             if row is not None:
                 run = run_record(row, owner_id=owner_of(row))
                 if _rests(run, retry=wish.retry):
@@ -70,7 +71,7 @@ class Claims:
                     f"another turn of the session {opening.session_id!r} is in flight"
                 )
             wish = wish._replace(lock=await self._liveness.name())
-            statements = self._claim(opening, wish, known=row is not None)
+            statements = [*foreign, *self._claim(opening, wish, known=row is not None)]
             try:
                 rows = await self._database.run(statements)
             except Refused as refusal:
@@ -83,9 +84,9 @@ class Claims:
     async def enqueue(self, opening: Opening, *, retry: bool) -> tuple[RunRecord, bool]:
         """Queue a run as `RunStore.enqueue` says; also return whether that changed anything."""
         for _ in range(_ROUNDS):
-            row = await self._look(opening)
+            row, foreign = await self._look(opening)
             if row is None:
-                statements = [*_lock_session(opening), enqueue_statement(opening)]
+                statements = [*foreign, *_lock_session(opening), enqueue_statement(opening)]
             else:
                 run = run_record(row, owner_id=owner_of(row))
                 is_asked_for = retry and run.state in RESTING_STATES - TERMINAL_STATES
@@ -93,11 +94,12 @@ class Claims:
                 if not is_asked_for or lease_is_live(run, now_of(row)):
                     return run, False
                 statements = [
+                    *foreign,
                     Statement(
                         "requeue_run",
                         (opening.stored_id, opening.handler, opening.manifest_text),
                         required=True,
-                    )
+                    ),
                 ]
             statements.append(Statement("read_run", (opening.stored_id,), required=True))
             try:
@@ -146,7 +148,9 @@ class Claims:
         key = None if session_id is None else (session_id, turn_index)
         statements = self._take(stored_id, manifest_hash, wish, key=key)
         if session_id is not None:
-            statements = [*_session(tenant, session_id, owner_id, stored_id), *statements]
+            foreign = [] if tenant else await self._foreign(session_id)
+            place = _session(tenant, session_id, owner_id, stored_id)
+            statements = [*foreign, *place, *statements]
         try:
             rows = await self._database.run(statements)
         except Refused:
@@ -183,25 +187,35 @@ class Claims:
             )
         return dead
 
-    async def _look(self, opening: Opening) -> Row | None:
-        """Return the run's row, if there is one, and refuse what may not be opened at all."""
+    async def _look(self, opening: Opening) -> tuple[Row | None, list[Statement]]:
+        """Return the run's row, if there is one, and refuse what may not be opened at all.
+
+        Also return what gives turns of TypeScript workers their places in the same session.
+        """
+        key = opening.session
         statements = [Statement("read_run", (opening.stored_id,))]
-        if opening.session is not None:
-            statements.append(
-                Statement("read_session", (opening.tenant, opening.session.session_id))
-            )
-        found, *sessions = await self._database.read(statements)
+        if key is not None:
+            statements.append(Statement("read_session", (opening.tenant, key.session_id)))
+            if not opening.tenant:
+                statements.append(foreign_turns(key.session_id))
+        found, *others = await self._database.read(statements)
         row = found[0] if found else None
         if row is not None and row[1] != opening.manifest_hash:
             raise RunInputMismatchError(
                 f"the run {opening.run_id!r} exists with another manifest: its project, scenario, "
                 "task or input differs"
             )
-        key = opening.session
-        owner_id = sessions[0][0][0] if sessions and sessions[0] else None
-        if key is not None and owner_id is not None and owner_id != key.owner_id:
+        if key is None:
+            return row, []
+        sessions, *foreign = others
+        owner_id = sessions[0][0] if sessions else None
+        if owner_id is not None and owner_id != key.owner_id:
             raise RunNotFoundError(f"there is no run {opening.run_id!r}")
-        return row
+        return row, [put for rows in foreign for put in _putting(rows, key.session_id)]
+
+    async def _foreign(self, session_id: str) -> list[Statement]:
+        (rows,) = await self._database.read([foreign_turns(session_id)])
+        return _putting(rows, session_id)
 
     async def _read(self, stored_id: str, wish: Wish) -> Claim | None:
         """Return a claim that is a pure read, or None if the run does not rest any more."""
@@ -269,6 +283,14 @@ def _session(tenant: str, session_id: str, owner_id: str | None, stored_id: str)
     ]
 
 
+def _putting(rows: Sequence[Row], session_id: str) -> list[Statement]:
+    """Return what puts turns of TypeScript workers in their places, each behind its parent."""
+    return [
+        Statement("put_turn", (run.run_id, session_id, run.turn_index))
+        for run in turns_among(rows, session_id)
+    ]
+
+
 def _lock_session(opening: Opening) -> list[Statement]:
     key = opening.session
     if key is None:
@@ -299,8 +321,8 @@ def _stored(opening: Opening) -> tuple[Value, ...]:
 def _parent(opening: Opening) -> str | None:
     """Return the stored id of the parent that the caller named; else the store chooses it."""
     key = opening.session
-    if key is None or key.parent_run_id is None:
-        return None
+    if key is None or not key.parent_run_id:
+        return None if key is None else key.parent_run_id
     return identity.stored_id(opening.tenant, key.parent_run_id)
 
 

@@ -167,6 +167,22 @@ _OVER = (
     "AND t.session_id = durable_runs.session_id "
     "AND (t.status NOT IN ('completed', 'failed') OR coalesce(t.completed_at, '9') > ?1))"
 )
+# What a TypeScript worker has written: a turn of it has its place in its id only.
+_FOREIGN = (
+    "durable_runs.manifest_json IS NULL AND durable_runs.session_id IS NULL "
+    "AND durable_runs.tenant = ''"
+)
+_HEAD = "rtrim(durable_runs.run_id, '0123456789')"
+_OWNER = (
+    "(SELECT s.owner_id FROM perdure_sessions s WHERE s.tenant = durable_runs.tenant "
+    f"AND s.session_id = CASE WHEN {_FOREIGN} AND durable_runs.run_id LIKE 'chat:_%:_%' "
+    f"THEN substr({_HEAD}, 6, length({_HEAD}) - 6) ELSE durable_runs.session_id END)"
+)
+# The answer of a turn, where it is asked for by ?5.
+_ANSWER = (
+    "CASE WHEN CAST(?5 AS INTEGER) = 1 THEN (SELECT a.result_json FROM durable_steps a "
+    "WHERE a.run_id = durable_runs.run_id AND a.step_index = 0 AND a.status = 'completed') END"
+)
 _PIECES: Final[Mapping[str, str]] = {
     "fence": f"EXISTS (SELECT 1 FROM durable_runs f WHERE {_FENCE.format('f.')})",
     "fence_self": _FENCE.format("durable_runs."),
@@ -176,6 +192,9 @@ _PIECES: Final[Mapping[str, str]] = {
     # Not by the index of this column.
     "wanted_there": _WANTED.format("coalesce(created_at, '')"),
     "over": _OVER,
+    "foreign": _FOREIGN,
+    "owner": _OWNER,
+    "answer": _ANSWER,
     "run_columns": RUN_COLUMNS,
     "step_columns": STEP_COLUMNS,
     "delivery_columns": DELIVERY_COLUMNS,

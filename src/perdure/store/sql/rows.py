@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perdure.core.identity import logical_id
+from perdure.core.identity import logical_id, turn_place
 from perdure.core.jsonvalue import decode_value
 from perdure.core.recordjson import manifest_from_json, outcome_from_json, step_error_from_json
 from perdure.core.records import (
@@ -32,7 +32,7 @@ def logical_run_id(stored_id: str) -> str:
 def run_record(row: Row, *, owner_id: str | None = None, answer: str | None = None) -> RunRecord:
     """Return the run of a row that begins with RUN_COLUMNS."""
     status, manifest, outcome, parent = row[3], row[18], row[11], row[25]
-    return RunRecord._make(
+    run = RunRecord._make(
         (
             logical_run_id(row[0]),
             *row[1:4],
@@ -42,13 +42,22 @@ def run_record(row: Row, *, owner_id: str | None = None, answer: str | None = No
             *row[12:18],
             None if manifest is None else manifest_from_json(decode_value(manifest)),
             *row[19:25],
-            None if parent is None else logical_run_id(parent),
+            logical_run_id(parent) if parent else None,
             *row[26:28],
             decoded(row[28]),
             owner_id,
             decoded(answer),
         )
     )
+    return _in_its_place(run) if manifest is None and run.session_id is None else run
+
+
+def _in_its_place(run: RunRecord) -> RunRecord:
+    """Return a run of a TypeScript worker with its place in a session, which its id tells."""
+    place = None if run.tenant else turn_place(run.run_id)
+    if place is None or place[2]:
+        return run
+    return run._replace(session_id=place[0], turn_index=place[1])
 
 
 def token_of(row: Row) -> str | None:

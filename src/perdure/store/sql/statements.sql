@@ -15,7 +15,7 @@ WHERE perdure_sessions.owner_id IS NULL OR perdure_sessions.owner_id = ?3
 RETURNING owner_id
 
 -- open_session --
--- Takes the session's place for a turn. No row: another turn is in flight.
+-- Takes the session's place for a turn. No row: another turn is in flight, or queued before it.
 UPDATE perdure_sessions SET active_run_id = ?3
 WHERE tenant = ?1 AND session_id = ?2
   AND (active_run_id IS NULL OR active_run_id = ?3 OR NOT EXISTS (
@@ -23,11 +23,30 @@ WHERE tenant = ?1 AND session_id = ?2
     WHERE r.run_id = perdure_sessions.active_run_id
       AND (r.status = 'running'
         OR (r.status = 'suspended' AND coalesce(r.state, '') <> 'parked'))))
+  AND NOT EXISTS (
+    SELECT 1 FROM durable_runs q LEFT JOIN durable_runs m ON m.run_id = ?3
+    WHERE q.tenant = ?1 AND q.session_id = ?2 AND q.status = 'pending' AND q.run_id <> ?3
+      AND (m.run_id IS NULL OR m.status = 'failed'
+        OR (m.status = 'suspended' AND m.state = 'parked')
+        OR (m.status = 'pending'
+          AND (q.created_at, q.turn_index, q.revision, q.run_id)
+            < (m.created_at, m.turn_index, m.revision, m.run_id))))
 RETURNING active_run_id
 
 -- read_session --
 -- Asked for by the caller's key: a run of a TypeScript worker names no session.
 SELECT owner_id, active_run_id FROM perdure_sessions WHERE tenant = ?1 AND session_id = ?2
+
+-- put_turn --
+-- A turn of a TypeScript worker gets its place in the session, behind the answer before it, when
+-- the next turn comes to stand behind it.
+UPDATE durable_runs SET session_id = ?2, turn_index = CAST(?3 AS INTEGER),
+  parent_run_id = (
+    SELECT p.run_id FROM durable_runs p
+    WHERE p.tenant = '' AND p.session_id = ?2 AND p.turn_index < CAST(?3 AS INTEGER)
+      AND p.status = 'completed'
+    ORDER BY p.turn_index DESC, p.revision DESC LIMIT 1)
+WHERE run_id = ?1 AND {foreign}
 
 -- create_run --
 -- The claim of a run that is new. It keeps all that a stranger needs to go on; the parent of a
@@ -65,7 +84,12 @@ UPDATE durable_runs SET
   completed_at = NULL, updated_at = {now},
   handler = coalesce(handler, ?7), manifest_json = coalesce(manifest_json, ?8),
   session_id = coalesce(session_id, ?9),
-  turn_index = coalesce(turn_index, CAST(?10 AS INTEGER))
+  turn_index = coalesce(turn_index, CAST(?10 AS INTEGER)),
+  parent_run_id = CASE WHEN epoch > 0 THEN parent_run_id ELSE coalesce(parent_run_id, (
+    SELECT p.run_id FROM durable_runs p
+    WHERE p.tenant = durable_runs.tenant AND p.session_id = durable_runs.session_id
+      AND p.turn_index < durable_runs.turn_index AND p.status = 'completed'
+    ORDER BY p.turn_index DESC, p.revision DESC LIMIT 1)) END
 WHERE run_id = ?1 AND manifest_hash = ?2
   AND (status IN ('pending', 'running')
     OR (status = 'suspended' AND (coalesce(state, '') <> 'parked' OR CAST(?6 AS INTEGER) = 1))
@@ -97,9 +121,7 @@ ON CONFLICT DO NOTHING
 
 -- read_run --
 -- The store's time comes along: whether a lease is live is never asked of another clock.
-SELECT {run_columns},
-  (SELECT s.owner_id FROM perdure_sessions s
-    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now}
+SELECT {run_columns}, {owner}, {now}
 FROM durable_runs WHERE run_id = ?1
 
 -- read_steps --
@@ -298,12 +320,12 @@ WHERE {fence_self}
 RETURNING run_id
 
 -- enqueue_run --
--- No row: the run is known.
+-- The parent of a turn that waits is chosen when it begins. No row: the run is known.
 INSERT INTO durable_runs (
   run_id, manifest_hash, project_id, scenario_id, status, state, created_at, updated_at,
   tenant, handler, manifest_json, session_id, turn_index, revision, parent_run_id)
 SELECT ?1, ?2, ?3, ?4, 'pending', 'queued', {now}, {now}, ?5, ?6, ?7, ?8,
-  CAST(?9 AS INTEGER), CAST(?10 AS INTEGER), coalesce(?11, {parent})
+  CAST(?9 AS INTEGER), CAST(?10 AS INTEGER), ?11
 WHERE true
 ON CONFLICT (run_id) DO NOTHING
 RETURNING {run_columns}
@@ -389,7 +411,7 @@ WHERE handler = ?1 AND status = 'suspended' AND manifest_json IS NOT NULL
 ORDER BY wake_at LIMIT CAST(?2 AS INTEGER)
 
 -- due_queued --
--- A queued turn is due when its session is free.
+-- A queued turn is due when its session is free, and none is queued before it.
 SELECT {due_columns} FROM durable_runs
 WHERE handler = ?1 AND status = 'pending' AND manifest_json IS NOT NULL
   AND (session_id IS NULL OR NOT EXISTS (
@@ -397,7 +419,13 @@ WHERE handler = ?1 AND status = 'pending' AND manifest_json IS NOT NULL
     WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id
       AND a.run_id <> durable_runs.run_id
       AND (a.status = 'running'
-        OR (a.status = 'suspended' AND coalesce(a.state, '') <> 'parked'))))
+        OR (a.status = 'suspended' AND coalesce(a.state, '') <> 'parked')))
+    AND NOT EXISTS (
+      SELECT 1 FROM durable_runs q
+      WHERE q.tenant = durable_runs.tenant AND q.session_id = durable_runs.session_id
+        AND q.status = 'pending'
+        AND (q.created_at, q.turn_index, q.revision, q.run_id) < (durable_runs.created_at,
+          durable_runs.turn_index, durable_runs.revision, durable_runs.run_id)))
 ORDER BY created_at, run_id LIMIT CAST(?2 AS INTEGER)
 
 -- beat --
@@ -453,12 +481,7 @@ RETURNING run_id
 
 -- list_runs --
 -- Behind a place in the order, not behind a number of rows: no page gets slower.
-SELECT {run_columns},
-  (SELECT s.owner_id FROM perdure_sessions s
-    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now},
-  CASE WHEN CAST(?5 AS INTEGER) = 1 THEN (
-    SELECT a.result_json FROM durable_steps a
-    WHERE a.run_id = durable_runs.run_id AND a.step_index = 0 AND a.status = 'completed') END
+SELECT {run_columns}, {owner}, {now}, {answer}
 FROM durable_runs
 WHERE tenant = ?1 AND (?2 IS NULL OR {state} = ?2)
   AND (created_at, run_id) > (
@@ -467,19 +490,32 @@ WHERE tenant = ?1 AND (?2 IS NULL OR {state} = ?2)
 ORDER BY created_at, run_id LIMIT CAST(?4 AS INTEGER)
 
 -- list_session --
--- The turns of a chat with their answers, in one go.
-SELECT {run_columns},
-  (SELECT s.owner_id FROM perdure_sessions s
-    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now},
-  CASE WHEN CAST(?5 AS INTEGER) = 1 THEN (
-    SELECT a.result_json FROM durable_steps a
-    WHERE a.run_id = durable_runs.run_id AND a.step_index = 0 AND a.status = 'completed') END
+-- The turns of a chat, behind the place of ?8 (turn), ?9 (revision) and ?3.
+SELECT {run_columns}, {owner}, {now}, {answer}
 FROM durable_runs
 WHERE tenant = ?1 AND session_id = ?6 AND (?2 IS NULL OR {state} = ?2)
-  AND (?3 IS NULL OR (coalesce(turn_index, 0), revision, run_id) > (
-    SELECT coalesce(a.turn_index, 0), a.revision, a.run_id FROM durable_runs a
-    WHERE a.run_id = ?3))
-ORDER BY coalesce(turn_index, 0), revision, run_id LIMIT CAST(?4 AS INTEGER)
+  AND (?7 IS NULL OR turn_index = CAST(?7 AS INTEGER))
+  AND (?3 IS NULL
+    OR (turn_index, revision, run_id) > (CAST(?8 AS INTEGER), CAST(?9 AS INTEGER), ?3))
+ORDER BY turn_index, revision, run_id LIMIT CAST(?4 AS INTEGER)
+
+-- list_foreign --
+-- Turns of TypeScript workers that nobody has put in their place in the session yet: all runs
+-- whose ids lie between ?1 and ?2, in the order of bytes.
+SELECT {run_columns}, {owner}, {now}, {answer}
+FROM durable_runs WHERE {foreign} AND run_id > ?1 AND run_id < ?2
+
+-- list_ancestors --
+-- From parent to parent, each found by its id: what it costs does not depend on the session.
+WITH RECURSIVE line (at_id, distance) AS (
+  SELECT parent_run_id, 1 FROM durable_runs WHERE run_id = ?3 AND CAST(?4 AS INTEGER) > 0
+  UNION ALL
+  SELECT p.parent_run_id, distance + 1
+  FROM line JOIN durable_runs p ON p.run_id = line.at_id
+  WHERE distance < CAST(?4 AS INTEGER))
+SELECT {run_columns}, {owner}, {now}, distance, {answer}
+FROM line JOIN durable_runs ON durable_runs.run_id = line.at_id
+WHERE durable_runs.tenant = ?1
 
 -- read_attempts --
 -- This and the next three are for people and reports.
@@ -538,27 +574,21 @@ RETURNING run_id
 
 -- find_runs --
 -- Over all tenants, the newest first, behind the run ?6.
-SELECT {run_columns},
-  (SELECT s.owner_id FROM perdure_sessions s
-    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now}
+SELECT {run_columns}, {owner}, {now}
 FROM durable_runs
 WHERE {wanted}
 ORDER BY created_at DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
 
 -- find_unfinished_runs --
 -- The same for the states that few runs are in, by the index that has only those.
-SELECT {run_columns},
-  (SELECT s.owner_id FROM perdure_sessions s
-    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now}
+SELECT {run_columns}, {owner}, {now}
 FROM durable_runs
 WHERE status <> 'completed' AND {wanted}
 ORDER BY created_at DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
 
 -- find_session_runs --
 -- The same within one session, which is small.
-SELECT {run_columns},
-  (SELECT s.owner_id FROM perdure_sessions s
-    WHERE s.tenant = durable_runs.tenant AND s.session_id = durable_runs.session_id), {now}
+SELECT {run_columns}, {owner}, {now}
 FROM durable_runs
 WHERE tenant = ?1 AND session_id = ?3 AND {wanted_there}
 ORDER BY coalesce(created_at, '') DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)

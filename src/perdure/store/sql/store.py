@@ -31,8 +31,10 @@ from perdure.core.transitions import ENDED_STATES
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
 from perdure.store.entry import check_claim, check_lease, opening_for, payload_text
+from perdure.store.listing import Wanted, check_wanted
 from perdure.store.sql.claims import Claims, Wish
 from perdure.store.sql.database import Connection, Database, Refused, Row, Statement
+from perdure.store.sql.lists import list_runs
 from perdure.store.sql.rows import (
     attempt_record,
     delivery_record,
@@ -273,24 +275,17 @@ class SqlStore:
         *,
         state: RunState | None = None,
         session_id: str | None = None,
+        turn_index: int | None = None,
+        ancestors_of: str | None = None,
         after: str | None = None,
         limit: int = 50,
         with_answer: bool = False,
     ) -> Sequence[RunRecord]:
-        behind = None if after is None else self._stored(after)
-        values = (self._tenant, state, behind, max(limit, 0), int(with_answer))
-        listing = (
-            Statement("list_runs", values)
-            if session_id is None
-            else Statement("list_session", (*values, session_id))
+        wanted = Wanted(
+            *(self._tenant, state, session_id, turn_index),
+            *(ancestors_of, after, max(limit, 0), with_answer),
         )
-        if behind is None:
-            (rows,) = await self._database.read([listing])
-        else:
-            known, rows = await self._database.read([Statement("read_run", (behind,)), listing])
-            if not known:
-                raise RunNotFoundError(f"there is no run {after!r} to go on behind")
-        return [run_record(row, owner_id=owner_of(row), answer=row[-1]) for row in rows]
+        return await list_runs(self._database, check_wanted(wanted))
 
     async def read_steps(self, run_id: str) -> Sequence[StepRecord]:
         (rows,) = await self._database.read([Statement("read_steps", (self._stored(run_id),))])

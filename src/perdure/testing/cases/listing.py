@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import get_args
 
 from perdure.core.records import RunRecord, RunState, SessionKey
-from perdure.errors import RunNotFoundError
+from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.protocol import RunStore
 from perdure.testing.lab import StoreLab, case, check, read, refused, same
 from perdure.testing.phases import SCENES, stage
-from perdure.testing.samples import HANDLER, begun, completed, finish, hold, manifest
+from perdure.testing.samples import HANDLER, begun, completed, ended, finish, hold, manifest
 
 
 def _ids(runs: Sequence[RunRecord]) -> list[str]:
@@ -156,3 +156,56 @@ async def listed_turns_name_the_owner_of_their_own_session(lab: StoreLab) -> Non
     same(owners, ["olga", None, "ed"], "the owners of all turns")
     owners = [run.owner_id for run in await store.list_runs(session_id="s2")]
     same(owners, ["ed"], "the owner in one session")
+
+
+@case
+async def a_session_lists_the_revisions_of_one_turn(lab: StoreLab) -> None:
+    store = await lab.open()
+    for turn, revision in ((0, 0), (1, 0), (1, 2), (1, 10), (2, 0)):
+        await finish(store, f"turn-{turn}-{revision}", session=SessionKey("s", turn, revision))
+    await finish(store, "elsewhere", session=SessionKey("t", 1))
+    ids = ["turn-1-0", "turn-1-2", "turn-1-10"]
+    same(_ids(await store.list_runs(session_id="s", turn_index=1)), ids, "the revisions")
+    page = await store.list_runs(session_id="s", turn_index=1, after="turn-1-0", limit=1)
+    same(_ids(page), ["turn-1-2"], "a page of the revisions")
+    same(list(await store.list_runs(session_id="s", turn_index=3)), [], "those of no turn")
+    with refused(UsageError):
+        await store.list_runs(turn_index=1)
+
+
+@case
+async def the_ancestors_of_a_turn_are_listed_from_the_nearest_on(lab: StoreLab) -> None:
+    store = await lab.open()
+    answer: dict[str, object] = {"finalText": "Hi", "parts": None}
+    await finish(store, "a", completed(0, answer), session=SessionKey("s", 0))
+    await finish(store, "b", session=SessionKey("s", 1))
+    await finish(store, "b-again", completed(0, answer), session=SessionKey("s", 1, 1))
+    await finish(store, "c", session=SessionKey("s", 2, 0, "olga"))
+    await finish(store, "side", session=SessionKey("s", 2, 1, None, "b"))
+    lease = await hold(store, "d", session=SessionKey("s", 3, 0, None, "c"))
+    same(_ids(await store.list_runs(ancestors_of="d")), ["c", "b-again", "a"], "the ancestors")
+    same(_ids(await store.list_runs(ancestors_of="side")), ["b", "a"], "those of a branch")
+    same(_ids(await store.list_runs(ancestors_of="d", limit=2)), ["c", "b-again"], "the nearest")
+    same(list(await store.list_runs(ancestors_of="d", limit=0)), [], "none")
+    runs = await store.list_runs(ancestors_of="d", with_answer=True)
+    same([run.answer for run in runs], [None, answer, answer], "their answers")
+    for run in await store.list_runs(ancestors_of="d"):
+        same(run, await read(store, run.run_id), "an ancestor, as it is read")
+    await store.write(lease, ended("completed"))
+    await store.delete("b-again")
+    same(_ids(await store.list_runs(ancestors_of="d")), ["c"], "the ancestors before a gap")
+
+
+@case
+async def ancestors_are_listed_of_a_known_run_and_by_themselves(lab: StoreLab) -> None:
+    acme, store = await lab.open(tenant="acme"), await lab.open()
+    await finish(acme, "theirs", session=SessionKey("s", 0))
+    await finish(acme, "next", session=SessionKey("s", 1))
+    same(_ids(await acme.list_runs(ancestors_of="next")), ["theirs"], "the ancestors")
+    for run_id in ("nobody", "next"):
+        with refused(RunNotFoundError):
+            await store.list_runs(ancestors_of=run_id)
+    with refused(UsageError):
+        await acme.list_runs(ancestors_of="next", session_id="s")
+    with refused(UsageError):
+        await acme.list_runs(ancestors_of="next", after="theirs")
