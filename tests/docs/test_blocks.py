@@ -15,7 +15,7 @@ from tests.docs.pages import PAGES, Block, blocks_of
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON = [block for block in BLOCKS if block.words[:1] == ["python"]]
 RUN = [block for block in PYTHON if "run" in block.words]
-LANGUAGES = {"json", "python", "sh", "text"}
+LANGUAGES = {"diff", "json", "python", "sh", "text"}
 TIME_LIMIT_S = 60
 
 

@@ -19,7 +19,7 @@ def routed(script: Script | None = None, *, prefix: str = "", **options: Any) ->
     engine = ChatTurnEngine(store, produce=script, recover=False)
     app = FastAPI()
     options.setdefault("authorize", by_header)
-    app.include_router(chat_router(engine, store, **options), prefix=prefix)
+    app.include_router(chat_router(engine, **options), prefix=prefix)
     return Service(app, engine, store, script)
 
 

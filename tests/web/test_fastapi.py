@@ -208,7 +208,7 @@ async def test_a_signal_cuts_streams_though_the_server_would_wait_for_them() -> 
     store, never = MemoryStore(), asyncio.Event()
     engine = ChatTurnEngine(store, produce=halting(never))
     app = FastAPI()
-    app.include_router(chat_router(engine, store, authorize=by_header, drain_ms=0))
+    app.include_router(chat_router(engine, authorize=by_header, drain_ms=0))
     async with uvicorn_serving(app) as (client, ended):
         async with client.stream("POST", f"{TURNS}?envelope=1", json=BODY) as response:
             lines = Lines(response)
@@ -224,7 +224,7 @@ async def test_a_signal_cuts_streams_though_the_server_would_wait_for_them() -> 
 def test_the_router_can_be_told_to_cut_its_streams() -> None:
     store = MemoryStore()
     engine = ChatTurnEngine(store, produce=Script())
-    router = chat_router(engine, store, authorize=by_header)
+    router = chat_router(engine, authorize=by_header)
     assert isinstance(router, ChatRouter)
     app: Any = create_app(engine, store, authorize=by_header)
     for told_of in (router, app.state):
@@ -235,7 +235,7 @@ def test_the_router_can_be_told_to_cut_its_streams() -> None:
 async def test_a_router_that_was_told_to_cut_refuses_new_streams() -> None:
     store = MemoryStore()
     engine = ChatTurnEngine(store, produce=Script(), recover=False)
-    router = chat_router(engine, store, authorize=by_header)
+    router = chat_router(engine, authorize=by_header)
     app = FastAPI()
     app.include_router(router)
     router.close_streams()

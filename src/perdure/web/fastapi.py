@@ -7,7 +7,6 @@ from typing import Any
 
 from perdure.core.limits import DRAIN_MS, HEARTBEAT_MS
 from perdure.errors import PerdureError, UsageError
-from perdure.store.protocol import RunStore
 from perdure.turn.engine import ChatTurnEngine
 
 try:
@@ -44,7 +43,6 @@ class ChatRouter(APIRouter):
 
 def chat_router(
     engine: ChatTurnEngine,
-    store: RunStore,
     *,
     authorize: Callable[..., Any],
     drain_ms: int = DRAIN_MS,
@@ -57,7 +55,7 @@ def chat_router(
     which the document then shows) that returns a Caller, or None for 401. Settings, and what
     happens when the server is told to stop, are those of `create_app`.
     """
-    service = Service(engine, store, _known_caller)
+    service = Service(engine, engine.store, _known_caller)
     service.heartbeat_ms, service.write_stall_ms = heartbeat_ms, write_stall_ms
     service.drain_ms = drain_ms
 
