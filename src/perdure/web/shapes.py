@@ -72,6 +72,7 @@ class Turn(Shape):
     message: str | None
     text: str = Field(description="The answer, as far as there is one.")
     parts: list[dict[str, Any]]
+    finishReason: str | None = Field(description="Why the model's answer ended.")
     error: dict[str, Any] | None
     createdAt: str
     completedAt: str | None
@@ -84,6 +85,7 @@ class Turn(Shape):
                 **{"sessionId": "kitchen", "turnIndex": 0, "revision": 0, "state": "completed"},
                 **{"reason": None, "attempt": 1, "message": MESSAGE, "text": ANSWER},
                 "parts": [{"type": "text", "id": "p1", "text": ANSWER}],
+                "finishReason": "stop",
                 **{"error": None, "createdAt": BEGUN, "completedAt": ENDED},
                 "usage": [],
                 "deliveries": [],
