@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,11 +66,14 @@ class Serving(NamedTuple):
 
 @contextmanager
 def serving(
-    *arguments: str, env: Mapping[str, str] = {}, folder: Path | None = None
+    *arguments: str,
+    env: Mapping[str, str] = {},
+    folder: Path | None = None,
+    python: Sequence[str] = ("-m", "perdure"),
 ) -> Iterator[Serving]:
     """Serve on a free port, and kill what still runs in the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "perdure", "serve", "--port", "0", *arguments],
+        [sys.executable, *python, "serve", "--port", "0", *arguments],
         env=environment(env),
         cwd=folder,
         stdout=subprocess.PIPE,

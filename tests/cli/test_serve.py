@@ -125,6 +125,32 @@ def test_it_listens_on_ipv6() -> None:
         assert get(f"{service.origin}/healthz") == 200
 
 
+def test_it_deletes_what_need_not_be_kept_by_itself(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path / 'runs.db'}"
+    begin = (
+        "import asyncio, sys; from perdure.store.opening import open_store\n"
+        "from perdure.testing.samples import finish, row\n"
+        "async def work():\n"
+        "    store = await open_store(sys.argv[1])\n"
+        "    await finish(store, 'turn', row(1, 'a'))\n"
+        "    await store.close()\n"
+        "asyncio.run(work())"
+    )
+    assert perdure(url, python=("-c", begin)).code == 0
+    soon = (
+        "import functools, sys, perdure.durable.retention as retention\n"
+        "retention.keep_collecting = functools.partial(\n"
+        "    retention.keep_collecting, begin_ms=1, every_ms=20)\n"
+        "from perdure.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    options = ("--store", url, "--frames-after", "0s", "--runs-after", "0s")
+    with serving(*options, python=("-c", soon)):
+        while "turn" in perdure("ls", "--store", url).out:
+            pass
+    with serving("--store", url) as service:
+        assert service.end(signal.SIGTERM)[0] == 0
+
+
 # What it refuses.
 
 

@@ -143,7 +143,7 @@ async def test_a_store_that_fails_is_cleaned_up_later(monkeypatch: pytest.Monkey
 
     collecting: Callable[..., Awaitable[Collected]] = collect
     monkeypatch.setattr(retention, "collect_garbage", collecting)
-    loop = asyncio.create_task(keep_collecting(MemoryStore(), every_ms=1))
+    loop = asyncio.create_task(keep_collecting(MemoryStore(), begin_ms=1, every_ms=1))
     await asyncio.wait_for(done.wait(), 10)
     loop.cancel()
     with pytest.raises(asyncio.CancelledError):

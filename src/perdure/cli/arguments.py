@@ -65,9 +65,9 @@ def count(text: str) -> int:
 def add_commands(commands: Any) -> None:
     """Add every command but `serve` to the subparsers of the command line."""
 
-    def add(name: str, run: str, summary: str, *, json: bool = True) -> Parser:
+    def add(name: str, run: str, summary: str, *, store: bool = True) -> Parser:
         parser: Parser = commands.add_parser(name, help=summary, description=f"{summary}.")
-        _finish(parser, run, json=json)
+        _finish(parser, run, store=store)
         return parser
 
     _add_reading(add)
@@ -77,7 +77,7 @@ def add_commands(commands: Any) -> None:
     _add_checking(add)
 
 
-def _finish(parser: Parser, run: str, *, json: bool = True, store: bool = True) -> None:
+def _finish(parser: Parser, run: str, *, store: bool = True) -> None:
     """Give a command what all have, and say by which function it is run."""
     parser.set_defaults(run=run)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -88,10 +88,9 @@ def _finish(parser: Parser, run: str, *, json: bool = True, store: bool = True) 
             metavar="URL",
             help=f"the store: sqlite:PATH or file:PATH (%(default)s; or ${STORE_VARIABLE})",
         )
-    if json:
-        parser.add_argument(
-            "--json", action="store_true", help="print one JSON object a line, for programs"
-        )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object a line, for programs"
+    )
 
 
 Add = Callable[..., Parser]
@@ -228,3 +227,27 @@ def _add_checking(add: Add) -> None:
         "SQLite databases are migrated whenever `serve` or a program of yours opens them."
     )
     migrate.add_argument("--sql", action="store_true", help="print the statements, run nothing")
+    doctor = add("doctor", "perdure.cli.doctor:doctor", "Look for what is wrong with a store")
+    doctor.epilog = "exit code: 1 if something is wrong; warnings alone are 0"
+    doctor.add_argument(
+        "--model",
+        action="store_true",
+        help="also ask the model (OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_MODEL); it costs a token",
+    )
+    doctor.add_argument(
+        "--frames-after",
+        type=length_or_never,
+        default="24h",
+        metavar="LENGTH",
+        help="how long frames are kept here (%(default)s)",
+    )
+    demo = add(
+        "demo",
+        "perdure.cli.demo:demo",
+        "Kill a worker in the middle of a turn, and watch",
+        store=False,
+    )
+    demo.epilog = (
+        "Needs no key and no network; works in a temporary folder, and removes it.\n"
+        "Exit code: 1 if it did not go as it should."
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from perdure.cli.arguments import add_commands, default_store
+from perdure.cli.arguments import add_commands, add_retention, default_store
 from perdure.cli.exits import CUT_OFF, INTERRUPTED, REFUSED, UNKNOWN
 from perdure.errors import PerdureError, RunNotFoundError, SchemaError
 
@@ -123,3 +123,4 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:CALLABLE",
         help="says who makes a request; required on any address but loopback",
     )
+    add_retention(parser)

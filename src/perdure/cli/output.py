@@ -131,6 +131,11 @@ def when(moment: str | None, now: str) -> str | None:
     return f"{length_text(past_ms)} ago" if past_ms >= 0 else f"in {length_text(-past_ms)}"
 
 
+def print_mark(mark: str, text: str) -> None:
+    """Print a line that opens with a word such as `ok` or `fault`, in its colour."""
+    print(_coloured(f"{mark.ljust(8)} {text}", [mark]))
+
+
 def has_colours() -> bool:
     """Whether the output is a terminal that may be coloured."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -139,6 +144,11 @@ def has_colours() -> bool:
 def emphasised(text: str) -> str:
     """Return `text` in bold, where there are colours."""
     return f"\x1b[1m{text}\x1b[0m" if has_colours() else text
+
+
+def faint(text: str) -> str:
+    """Return `text` paler than the rest, where there are colours."""
+    return f"\x1b[2m{text}\x1b[0m" if has_colours() else text
 
 
 def _coloured(text: str, cells: Sequence[str]) -> str:

@@ -14,8 +14,10 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from perdure.backends.protocol import Backend
+from perdure.durable.retention import keep_collecting
 from perdure.errors import UsageError
 from perdure.store.opening import open_store
+from perdure.store.protocol import RunStore
 from perdure.turn.answering import answer_with
 from perdure.turn.engine import ChatTurnEngine
 
@@ -78,10 +80,26 @@ async def _app(
         state = app.state
         if options.authorize is None:
             app = LoopbackGuard(app)
-        yield app, state, f"{backend.name} ({backend.model or 'no model named'})"
+        async with _collecting(store, options):
+            yield app, state, f"{backend.name} ({backend.model or 'no model named'})"
     finally:
         await store.close()
         await backend.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _collecting(store: RunStore, options: argparse.Namespace) -> AsyncGenerator[None, None]:
+    """Delete what need not be kept, as `perdure gc` does, for as long as the service runs."""
+    collecting = asyncio.create_task(
+        keep_collecting(
+            store, frames_after_ms=options.frames_after, runs_after_ms=options.runs_after
+        )
+    )
+    try:
+        yield
+    finally:
+        collecting.cancel()
+        await asyncio.gather(collecting, return_exceptions=True)
 
 
 def _everybody(_: object) -> Caller:

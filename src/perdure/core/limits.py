@@ -43,6 +43,8 @@ READERS_MAX: Final = 1_024
 """The most readers of one turn in one process."""
 FRAMES_KEPT_MS: Final = 24 * 60 * 60 * 1000
 """The age at which a clean-up deletes the frames of finished turns."""
+GARBAGE_BEGIN_MS: Final = 10_000
+"""How long after its start a service cleans up for the first time, give or take a half."""
 GARBAGE_EVERY_MS: Final = 10 * 60 * 1000
 """How often a service cleans up its store, give or take a half."""
 GARBAGE_BATCH: Final = 50

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from perdure.core import identity
 from perdure.core.effects import epoch_ms, iso_time, jittered
-from perdure.core.limits import FRAMES_KEPT_MS, GARBAGE_BATCH, GARBAGE_EVERY_MS
+from perdure.core.limits import FRAMES_KEPT_MS, GARBAGE_BATCH, GARBAGE_BEGIN_MS, GARBAGE_EVERY_MS
 from perdure.errors import StoreError, UsageError
 from perdure.store.protocol import RunStore
 from perdure.store.upkeep import Found, Upkeep, upkeep_of
@@ -66,11 +66,17 @@ async def keep_collecting(
     *,
     frames_after_ms: int | None = FRAMES_KEPT_MS,
     runs_after_ms: int | None = None,
+    begin_ms: int = GARBAGE_BEGIN_MS,
     every_ms: int = GARBAGE_EVERY_MS,
 ) -> None:
-    """Collect now and then, with jitter, until cancelled; a store that fails is tried again."""
+    """Collect now and then, with jitter, until cancelled; a store that fails is tried again.
+
+    The first time is after `begin_ms`, so that a process which never lives long collects too.
+    """
+    pause_ms = begin_ms
     while True:
-        await asyncio.sleep(jittered(every_ms) / 1_000)
+        await asyncio.sleep(jittered(pause_ms) / 1_000)
+        pause_ms = every_ms
         try:
             collected = await collect_garbage(
                 store, frames_after_ms=frames_after_ms, runs_after_ms=runs_after_ms
