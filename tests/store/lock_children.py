@@ -12,7 +12,7 @@ from pathlib import Path
 
 from perdure.store.lockfolder import LockFolder
 from perdure.store.opening import open_store
-from perdure.testing.samples import completed, hold
+from perdure.testing.samples import HANDLER, completed, hold
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +28,14 @@ def take(folder: str) -> None:
     say(locks.take())
     sys.stdin.readline()
     os._exit(0)
+
+
+def take_and_close(folder: str) -> None:
+    """Hold a lock until it is let go as it should be."""
+    locks = LockFolder(folder)
+    say(locks.take())
+    sys.stdin.readline()
+    locks.release()
 
 
 def take_and_fork(folder: str) -> None:
@@ -59,10 +67,11 @@ def take_and_release(folder: str, count: str) -> None:
 
 
 async def hold_run(url: str, *run_ids: str) -> None:
-    """Work on runs until somebody ends this process."""
+    """Work on runs until somebody ends this process; `NAME:ID` is one of another handler."""
     store = await open_store(url)
     for run_id in run_ids:
-        await store.write(await hold(store, run_id), completed(0))
+        handler = run_id.rpartition(":")[0] or HANDLER
+        await store.write(await hold(store, run_id, handler=handler), completed(0))
     say("ready")
     await asyncio.to_thread(sys.stdin.readline)
     await store.close()

@@ -15,12 +15,16 @@ from typing import cast
 import pytest
 
 from perdure.core.changes import Release
+from perdure.core.identity import manifest_hash
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import AttemptRecord, Claim
 from perdure.core.transitions import lease_is_live
 from perdure.errors import LeaseHeldError, LeaseLostError
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
+from perdure.store.sql.database import Statement
+from perdure.store.sql.sqlite import Sqlite
+from perdure.store.sql.store import SqlStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.samples import HANDLER, completed, ended, finish, hold, manifest
 from tests.store.lock_children import start
@@ -113,15 +117,25 @@ async def test_a_killed_holder_loses_his_runs_to_the_first_sweep(place: Place) -
 
 
 async def test_a_sweep_of_the_dead_keeps_its_limit_and_its_handlers(place: Place) -> None:
-    child = place.begin("one", "two", "three")
+    child = place.begin("one", "two", "three", "numbers:four")
     kill(child)
     store = await open_store(place.url)
-    others = await store.claim_due(["numbers"], worker_id="bob", lease_ms=LEASE_MS, limit=9)
-    assert others == []
+    claims = [claim for _ in range(3) for claim in await sweep(store, limit=2)]
+    assert {claim.run.run_id for claim in claims} == {"one", "two", "three"}
+    (other,) = await store.claim_due(["numbers"], worker_id="bob", lease_ms=LEASE_MS, limit=9)
+    assert other.run.run_id == "numbers:four"
     await store.close()
+
+
+async def test_those_who_sweep_for_other_handlers_see_their_own_dead(place: Place) -> None:
+    for run_id in ("one", "numbers:two", "one-more"):
+        kill(place.begin(run_id))
     store = await open_store(place.url)
-    sizes = [len(await sweep(store, limit=2)) for _ in range(3)]
-    assert sizes == [2, 1, 0]
+    found = [
+        await store.claim_due([handler], worker_id="bob", lease_ms=LEASE_MS, limit=9)
+        for handler in (HANDLER, "numbers")
+    ]
+    assert [len(claims) for claims in found] == [2, 1]
     await store.close()
 
 
@@ -263,6 +277,31 @@ async def test_a_typescript_worker_that_took_over_is_not_taken_for_our_dead_one(
         await hold(store, worker_id="bob")
     await store.close()
     place.end()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_free"),
+    [
+        ("SELECT 1", True),
+        ("UPDATE durable_runs SET lease_holder_id = 'ts:1'", False),
+        ("UPDATE durable_runs SET epoch = 2", False),
+        ("UPDATE perdure_attempts SET liveness = 'another'", False),
+        ("UPDATE perdure_attempts SET liveness = NULL", False),
+    ],
+)
+async def test_the_claim_itself_sees_whether_the_dead_still_holds_the_run(
+    tmp_path: Path, change: str, is_free: bool
+) -> None:
+    database = Sqlite(tmp_path / "runs.db")
+    store = SqlStore(database)
+    await hold(store)
+    (attempt,) = await attempts_of(store)
+    with closing(sqlite3.connect(tmp_path / "runs.db", isolation_level=None)) as connection:
+        connection.execute(change)
+    claim = ("run", manifest_hash(manifest()), "bob", LEASE_MS, "t", 0, None, None, None, None)
+    (rows,) = await database.run([Statement("take_run", (*claim, f'[["{attempt.liveness}"]]'))])
+    assert bool(rows) is is_free
+    await store.close()
 
 
 async def test_memory_has_no_locks() -> None:

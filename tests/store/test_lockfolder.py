@@ -141,8 +141,9 @@ def test_a_name_that_is_none_of_ours_says_nothing(folder: Path, tmp_path: Path) 
     elsewhere = f"{'0' * 12}-{new_token()}"
     (folder / elsewhere).touch()
     (tmp_path / name).touch()
-    (folder / "readme").touch()
-    names = [elsewhere, f"../{name}", "readme", "", "\0", f"{name}/", "é", new_token()]
+    readme = f"{name[:13]}readme"
+    (folder / readme).touch()
+    names = [elsewhere, f"../{name}", readme, "", "\0", f"{name}/", "é", new_token()]
     assert locks.dead(names) == frozenset()
 
 
@@ -155,6 +156,23 @@ def test_those_who_look_at_once_do_not_take_each_other_for_the_holder(
     with (folder / name).open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         assert LockFolder(str(folder)).dead([name]) == {name}
+
+
+def test_who_closes_while_he_is_looked_at_is_not_dead(
+    folder: Path, begin: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = begin("take_and_close", folder)
+    name = next_line(child)
+    lock = fcntl.flock
+
+    def lock_too_late(file: int, kind: int) -> None:
+        if child.poll() is None:
+            output(child)
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", lock_too_late)
+    assert LockFolder(str(folder)).dead([name]) == frozenset()
+    assert child.poll() == 0
 
 
 def test_many_who_come_and_go_never_lose_their_locks(folder: Path, begin: Start) -> None:

@@ -25,7 +25,7 @@ from perdure.store.sql.rows import now_of, owner_of, run_record, step_record, to
 
 _DUE: Final = ("due_runs", "due_wakes", "due_queued")
 _LOOK_MS: Final = 250
-"""Sweeps look at most so often whether the holders of live leases are dead."""
+"""Sweeps for the same handlers look at most so often whether holders of live leases are dead."""
 _ROUNDS: Final = 16
 """How often an opening looks again when others are faster, before it gives up."""
 
@@ -43,6 +43,13 @@ class Wish(NamedTuple):
     """Liveness locks whose holders are dead: a lease of theirs may be taken at once."""
 
 
+class _Look(NamedTuple):
+    """Which holders were dead at a monotonic moment."""
+
+    at_ms: float
+    dead: Collection[str]
+
+
 class Claims:
     """The claims of one handle."""
 
@@ -50,8 +57,7 @@ class Claims:
         self._database = database
         self._code_version = code_version
         self._liveness = database.liveness
-        self._looked_ms: float | None = None
-        self._dead: Collection[str] = ()
+        self._looks: dict[frozenset[str], _Look] = {}
 
     async def open(self, opening: Opening, wish: Wish) -> Claim:
         """Open a run as `RunStore.start_or_resume` says."""
@@ -160,14 +166,15 @@ class Claims:
 
     async def _dead_holders(self, handlers: Sequence[str]) -> Collection[str]:
         """Return the locks of live leases whose holders are dead, as they were a moment ago."""
-        now_ms = monotonic_ms()
-        if self._looked_ms is None or now_ms - self._looked_ms >= _LOOK_MS:
-            self._looked_ms = now_ms
+        now_ms, names = monotonic_ms(), frozenset(handlers)
+        look = self._looks.get(names)
+        if look is None or now_ms - look.at_ms >= _LOOK_MS:
             lists = await self._database.read(
-                [Statement("locks_of_handler", (handler,)) for handler in handlers]
+                [Statement("locks_of_handler", (handler,)) for handler in names]
             )
-            self._dead = await self._liveness.dead({name for rows in lists for (name,) in rows})
-        return self._dead
+            locks = {lock for rows in lists for (lock,) in rows}
+            look = self._looks[names] = _Look(now_ms, await self._liveness.dead(locks))
+        return look.dead
 
     async def _check_free(
         self, opening: Opening, run: RunRecord, row: Row, wish: Wish
