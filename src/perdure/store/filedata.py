@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -98,7 +98,8 @@ class FileData(FileRuns):
         same = before is not None and before.active_run_id == after.active_run_id
         if same and known.turns.get(turn) == place and known.founder is None:
             return
-        line = {"session": after, "turn": turn, "place": place, "founds": before is None}
+        line: dict[str, Any] = {"key": key, "session": after, "turn": turn, "place": place}
+        line["founds"] = before is None
         try:
             # A power cut that took this, and left the run, would let two turns in at once.
             self.write_down(known.log, descriptor, _dumps(line), durable=True)
@@ -112,6 +113,28 @@ class FileData(FileRuns):
         known = self._session_file(key)
         if known.founder == turn:
             self.note_session(key, descriptor, turn, known.turns.get(turn))
+
+    def all_sessions(self) -> Iterator[tuple[tuple[str, str], str | None]]:
+        """Yield every session of which there is a log, also one that never was, with its owner."""
+        folder = os.path.join(self.options.path, "sessions")
+        for name in sorted(os.listdir(folder)):
+            log = FileLog(os.path.join(folder, name, "log"))
+            with open_for_reading(log.path) as descriptor:
+                texts = log.catch_up(descriptor).texts
+            if texts:
+                newest = json.loads(texts[-1])
+                tenant, session_id = newest["key"]
+                yield (tenant, session_id), newest["session"][0]
+
+    def kept_session(self, key: tuple[str, str]) -> SessionData | None:
+        """Return what the log of a session says, though it may never have been."""
+        self.session(key)
+        return self._session_file(key).data
+
+    def remove_session(self, key: tuple[str, str]) -> None:
+        """Delete the log of a session. The caller holds its lock."""
+        remove_log(self._session_file(key).log.path)
+        self._forget_session(key)
 
     def owner_of(self, run: RunRecord) -> str | None:
         if run.session_id is None:

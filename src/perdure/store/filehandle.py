@@ -14,6 +14,7 @@ from perdure.errors import StoreClosedError, UsageError
 from perdure.store.closing import CLOSED
 from perdure.store.fileclaims import FileClaims
 from perdure.store.filedata import FileData
+from perdure.store.fileerasing import FileErasing
 from perdure.store.filereads import FileReads
 from perdure.store.fileruns import FolderOptions
 from perdure.store.filescheduling import FileScheduling
@@ -57,6 +58,7 @@ class FileHandle:
         self.work = FileWork(data)
         self.reads = FileReads(data)
         self.tending = FileTending(data, self.work)
+        self.erasing = FileErasing(data, self.work)
         self.scheduling = FileScheduling(data, self.claims)
         self.waiting = Waiting(self)
         self._data = data

@@ -83,6 +83,12 @@ class FileIndex:
             listed = Listed(run.tenant, run.run_id, run.state, run.created_at)
             self._append({"closed": stored_id, "run": listed}, flushed=False)
 
+    def scrub(self) -> None:
+        """Write the index anew, without the ids of runs that are gone."""
+        with locked(self._log.path, create=True, patience_ms=self._patience_ms) as descriptor:
+            self._read(descriptor)
+            self._rewrite()
+
     def _append(self, *entries: Mapping[str, Any], flushed: bool = True) -> None:
         with locked(self._log.path, create=True, patience_ms=self._patience_ms) as descriptor:
             assert descriptor is not None
@@ -102,11 +108,14 @@ class FileIndex:
         needed = len(self._open) + len(self._closed)
         if self._log.lines <= 3 * needed + LINES_SPARE:
             return
-        entries: list[Mapping[str, Any]] = [{"open": stored_id} for stored_id in self._open]
-        entries += [{"closed": at, "run": listed} for at, listed in self._closed.items()]
         # Without room for a second index, the first goes on to grow.
         with suppress(OSError):
-            self._log.replace([_dumps(entry) for entry in entries])
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        entries: list[Mapping[str, Any]] = [{"open": stored_id} for stored_id in self._open]
+        entries += [{"closed": at, "run": listed} for at, listed in self._closed.items()]
+        self._log.replace([_dumps(entry) for entry in entries])
 
     def _read(self, descriptor: int | None) -> None:
         tail = self._log.catch_up(descriptor)

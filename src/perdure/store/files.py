@@ -31,6 +31,7 @@ from perdure.core.records import (
 from perdure.errors import StoreUnavailableError, UsageError
 from perdure.store.closing import bring_to_rest
 from perdure.store.entry import check_claim, check_lease, opening_for, payload_text
+from perdure.store.erasure import Erasure
 from perdure.store.listing import Wanted, check_wanted
 from perdure.store.memorydata import MemoryRenewer
 from perdure.store.scheduling import Schedules
@@ -242,6 +243,11 @@ class FileStore:
         from perdure.store.fileupkeep import FileUpkeep
 
         return FileUpkeep(self._inside)
+
+    def erasure(self) -> Erasure:
+        from perdure.store.fileerasure import FileErasure
+
+        return FileErasure(self._inside, self._tenant)
 
     def schedules(self) -> Schedules:
         from perdure.store.fileschedules import FileSchedules

@@ -30,6 +30,7 @@ from perdure.store.closing import bring_to_rest
 from perdure.store.entry import Opening, check_claim, check_lease, opening_for, payload_text
 from perdure.store.listing import Wanted, check_wanted
 from perdure.store.memorydata import Grant, HandleState, MemoryData, MemoryRenewer
+from perdure.store.memoryerasure import MemoryErasure
 from perdure.store.memoryschedules import MemorySchedules
 from perdure.store.memoryupkeep import MemoryUpkeep
 
@@ -301,6 +302,9 @@ class MemoryStore:
 
     def upkeep(self) -> MemoryUpkeep:
         return MemoryUpkeep(self._data, self._state, self._now)
+
+    def erasure(self) -> MemoryErasure:
+        return MemoryErasure(self._data, self._state, self._tenant)
 
     def schedules(self) -> MemorySchedules:
         return MemorySchedules(self._data, self._state, self._tenant, self._now)

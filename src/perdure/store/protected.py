@@ -22,6 +22,7 @@ from perdure.core.records import (
     Written,
 )
 from perdure.errors import UsageError
+from perdure.store.erasure import Erasure, erasure_of
 from perdure.store.guarding import Redact, ValueGuard
 from perdure.store.protectedschedules import ProtectedSchedules
 from perdure.store.protocol import Renewer, RunStore, ThreadRenewal
@@ -198,6 +199,10 @@ class ProtectedStore:
     def upkeep(self) -> Upkeep:
         """Return the upkeep of the store beneath: what it finds stays as it is stored."""
         return upkeep_of(self._inner)
+
+    def erasure(self) -> Erasure:
+        """Return the erasure of the store beneath: it looks at no values."""
+        return erasure_of(self._inner)
 
     def schedules(self) -> ProtectedSchedules:
         return ProtectedSchedules(schedules_of(self._inner), self._guard, self.tenant)

@@ -133,6 +133,11 @@ class Sessions:
             session = (run.tenant, run.session_id)
             self.places_of(session).remove(stored_id)
 
+    def forget_session(self, session: Session) -> None:
+        """Remember nothing of a session without turns."""
+        for known in (self.sessions, self._places, self._line):
+            known.pop(session, None)
+
     def places_of(self, session: Session) -> Places:
         """Return the turns of a session; some may not be there (any more)."""
         return self._places.get(session) or Places()

@@ -21,6 +21,7 @@ from perdure.testing.cases import (
     claiming,
     deletion,
     due,
+    erasure,
     events,
     fencing,
     handles,
@@ -68,6 +69,9 @@ STORE_CASES: Final[tuple[Case, ...]] = tuple(chain.from_iterable(map(cases_of, _
 
 UPKEEP_CASES: Final[tuple[Case, ...]] = cases_of(upkeep)
 """What a store must pass that can be looked after: one that has `upkeep()`."""
+
+ERASURE_CASES: Final[tuple[Case, ...]] = cases_of(erasure)
+"""What a store must pass that can erase a person's sessions: one that has `erasure()`."""
 
 SCHEDULE_CASES: Final[tuple[Case, ...]] = cases_of(schedules)
 """What a store must pass that keeps schedules: one that has `schedules()`."""

@@ -84,6 +84,13 @@ class Database(Protocol):
         """Return a connection of its own, for one thread that is not the loop's."""
         ...
 
+    async def scrub(self) -> None:
+        """Overwrite what is left of deleted rows in files of our own; a server does so by itself.
+
+        As far as that can be done now: who reads an old snapshot keeps what it shows.
+        """
+        ...
+
     async def close(self) -> None:
         """Finish what was accepted, then let go; idempotent."""
         ...

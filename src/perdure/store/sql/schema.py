@@ -29,7 +29,14 @@ class Migration(NamedTuple):
         return hashlib.sha256(self.sql.encode("utf-8")).hexdigest()
 
 
-_NAMES: Final = ("101_runs", "102_own_tables", "103_upkeep", "104_schedules", "105_sessions")
+_NAMES: Final = (
+    "101_runs",
+    "102_own_tables",
+    "103_upkeep",
+    "104_schedules",
+    "105_sessions",
+    "106_erasure",
+)
 
 
 def own_migrations() -> list[Migration]:

@@ -24,6 +24,7 @@ from perdure.store.sql.sqlite_connection import (
     connect_reader,
     connect_renewer,
     connect_writer,
+    empty_log,
     sqlite_statements,
 )
 from perdure.store.sql.sqlite_lists import Job, ListRunner, Rows
@@ -128,6 +129,10 @@ class Sqlite:
         it is for what a power cut may undo.
         """
         return _runner(self._file, connect_renewer(self.path), writes=True)
+
+    async def scrub(self) -> None:
+        self._check()
+        await asyncio.get_running_loop().run_in_executor(None, empty_log, self.path)
 
     async def close(self) -> None:
         if self._forked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -26,6 +27,7 @@ from perdure.store.sql.database import Dialect, Text, load_statements
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
+logger = logging.getLogger("perdure.store")
 
 Durability = Literal["full", "normal"]
 """Whether an acknowledged write survives a power cut, or only the end of the process."""
@@ -41,6 +43,8 @@ CHECKPOINT_PAGES: Final = 4_096
 often it was written meanwhile."""
 CACHE_KIB: Final = 8_192
 READ_TIMEOUT_S: Final = 5.0
+SCRUB_MS: Final = 2_000
+"""So long an erasure waits for readers of old snapshots."""
 STATEMENTS_CACHED: Final = 256
 
 _PAUSE_MS: Final = 0.3
@@ -126,6 +130,8 @@ def connect_writer(path: str, durability: Durability) -> sqlite3.Connection:
         f"journal_size_limit = {WAL_BYTES_KEPT}",
         f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
         f"cache_size = -{CACHE_KIB}",
+        # What is deleted is overwritten, also where SQLite was built to leave it.
+        "secure_delete = ON",
     )
 
 
@@ -140,6 +146,28 @@ def connect_renewer(path: str) -> sqlite3.Connection:
 def connect_reader(path: str) -> sqlite3.Connection:
     """Return a connection that can only read; writers never make it wait."""
     return _connect(path, "query_only = ON", "wal_autocheckpoint = 0", timeout_s=READ_TIMEOUT_S)
+
+
+def empty_log(path: str) -> None:
+    """Copy the log into the file, and cut it to nothing: it holds old pages until then.
+
+    Where somebody reads an old snapshot for too long it is left to a later commit.
+    """
+    connection = _connect(path)
+    try:
+        patient(partial(_truncate, connection), patience_ms=SCRUB_MS)
+    except StoreBusyError as error:
+        logger.warning("what was deleted stays in the log of %r for now: %s", path, error)
+    finally:
+        connection.close()
+
+
+def _truncate(connection: sqlite3.Connection) -> None:
+    is_busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if is_busy:
+        error = sqlite3.OperationalError("the log is in use")
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise error
 
 
 def _connect(path: str, *settings: str, timeout_s: float = 0.0) -> sqlite3.Connection:

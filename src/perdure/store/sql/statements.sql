@@ -644,6 +644,55 @@ SELECT {state}, count(*), max(updated_at) FROM durable_runs GROUP BY 1
 -- count_deliveries --
 SELECT state, count(*), min(due_at) FROM perdure_outbox WHERE state <> 'delivered' GROUP BY state
 
+-- find_sessions --
+-- By the index that leads from users to their sessions.
+SELECT session_id FROM perdure_sessions
+WHERE tenant = ?1 AND owner_id = ?2 AND session_id > ?3
+ORDER BY session_id LIMIT CAST(?4 AS INTEGER)
+
+-- session_turns --
+SELECT run_id, {state} FROM durable_runs WHERE tenant = ?1 AND session_id = ?2
+
+-- hold_session --
+-- Whoever begins a turn takes this lock first. No row: it is gone, or somebody else's.
+UPDATE perdure_sessions SET updated_at = {now}
+WHERE tenant = ?1 AND session_id = ?2 AND (?3 IS NULL OR owner_id IS NULL OR owner_id = ?3)
+RETURNING session_id
+
+-- remove_turns --
+-- Those that were found and have come to rest; ?4: or are queued. Some may be of TypeScript workers.
+DELETE FROM durable_runs
+WHERE tenant = ?1 AND (session_id = ?2 OR session_id IS NULL)
+  AND run_id IN (SELECT l.run_id FROM {rows ?3: run_id TEXT} l)
+  AND (status IN ('completed', 'failed') OR (status = 'suspended' AND state = 'parked')
+    OR (status = 'pending' AND CAST(?4 AS INTEGER) = 1))
+
+-- remove_steps --
+-- This and the next five take along all that belongs to the turns.
+DELETE FROM durable_steps WHERE run_id IN (SELECT l.run_id FROM {rows ?1: run_id TEXT} l)
+
+-- remove_events --
+DELETE FROM durable_events WHERE run_id IN (SELECT l.run_id FROM {rows ?1: run_id TEXT} l)
+
+-- remove_attempts --
+DELETE FROM perdure_attempts WHERE run_id IN (SELECT l.run_id FROM {rows ?1: run_id TEXT} l)
+
+-- remove_frames --
+DELETE FROM perdure_frames WHERE run_id IN (SELECT l.run_id FROM {rows ?1: run_id TEXT} l)
+
+-- remove_deliveries --
+DELETE FROM perdure_outbox WHERE run_id IN (SELECT l.run_id FROM {rows ?1: run_id TEXT} l)
+
+-- remove_usage --
+DELETE FROM perdure_usage WHERE run_id IN (SELECT l.run_id FROM {rows ?1: run_id TEXT} l)
+
+-- remove_session --
+-- No row: a turn is left, so that nothing of all this happens.
+DELETE FROM perdure_sessions
+WHERE tenant = ?1 AND session_id = ?2 AND NOT EXISTS (
+  SELECT 1 FROM durable_runs t WHERE t.tenant = ?1 AND t.session_id = ?2)
+RETURNING session_id
+
 -- put_schedule --
 -- With the old timing it stays due when it was: a worker that starts must not move that on.
 INSERT INTO perdure_schedules (

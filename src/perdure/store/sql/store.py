@@ -34,6 +34,7 @@ from perdure.store.entry import check_claim, check_lease, opening_for, payload_t
 from perdure.store.listing import Wanted, check_wanted
 from perdure.store.sql.claims import Claims, Wish
 from perdure.store.sql.database import Connection, Database, Refused, Row, Statement
+from perdure.store.sql.erasure import SqlErasure
 from perdure.store.sql.lists import list_runs
 from perdure.store.sql.rows import (
     attempt_record,
@@ -329,6 +330,9 @@ class SqlStore:
 
     def upkeep(self) -> SqlUpkeep:
         return SqlUpkeep(self._database, self._waiting)
+
+    def erasure(self) -> SqlErasure:
+        return SqlErasure(self._database, self._waiting, self._tenant)
 
     def schedules(self) -> SqlSchedules:
         return SqlSchedules(self._database, self._waiting, self._tenant)

@@ -1,0 +1,118 @@
+"""Erasing: a session, or all sessions of a user, with everything that belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from perdure.core.effects import monotonic_ms
+from perdure.core.records import RunRecord
+from perdure.core.transitions import RESTING_STATES
+from perdure.errors import RunNotFoundError, SessionBusyError, UsageError
+from perdure.store.erasure import busy_text, erasure_of
+from perdure.store.protocol import RunStore
+
+STOP_WAIT_MS: Final = 10_000
+"""So long an erasure waits until those who work on turns have stopped them."""
+POLL_MS: Final = 250
+_PAGE: Final = 200
+
+Stop = Callable[[RunRecord], Awaitable[object]]
+"""Stops a turn, or asks whoever works on it to."""
+
+
+class Erased(NamedTuple):
+    """What an erasure came to."""
+
+    sessions: int
+    turns: int
+
+
+async def erase_session(
+    store: RunStore, session_id: str, *, owner_id: str | None = None, stop: Stop | None = None
+) -> Erased:
+    """Delete a session of the store's tenant, with its turns and all that belongs to them.
+
+    With `owner_id`, one that belongs to somebody else is not found. While a turn is in flight or
+    queued it is refused, unless `stop` is given: then each such turn is stopped first. Deliveries
+    that wait are deleted, and never made. Raises RunNotFoundError, SessionBusyError (a turn is in
+    flight, or was not stopped within 10 s), UsageError for a store without `erasure()`,
+    StoreError.
+    """
+    turns = await _remove(store, session_id, owner_id, stop)
+    if turns is None:
+        raise RunNotFoundError(f"there is no session {session_id!r}")
+    await erasure_of(store).scrub()
+    return Erased(1, turns)
+
+
+async def erase_user(store: RunStore, owner_id: str, *, stop: Stop | None = None) -> Erased:
+    """Delete every session of the store's tenant that belongs to a user.
+
+    As `erase_session` each; if one of them is refused, none is deleted, unless it became busy
+    meanwhile. A user without sessions is no error. Repeat it after a failure: it goes on.
+    """
+    if not owner_id:
+        raise UsageError("the user whose sessions are to be erased must be named")
+    erasure = erasure_of(store)
+    if stop is None:
+        await _check_idle(store, owner_id)
+    sessions = turns = 0
+    after: str | None = None
+    while found := await erasure.find_sessions(owner_id, after=after, limit=_PAGE):
+        for session_id in found:
+            removed = await _remove(store, session_id, owner_id, stop)
+            sessions += removed is not None
+            turns += removed or 0
+        after = found[-1]
+    if sessions:
+        await erasure.scrub()
+    return Erased(sessions, turns)
+
+
+async def _check_idle(store: RunStore, owner_id: str) -> None:
+    erasure = erasure_of(store)
+    after: str | None = None
+    while found := await erasure.find_sessions(owner_id, after=after, limit=_PAGE):
+        for session_id in found:
+            if await _unfinished(store, session_id):
+                raise SessionBusyError(busy_text(session_id))
+        after = found[-1]
+
+
+async def _remove(
+    store: RunStore, session_id: str, owner_id: str | None, stop: Stop | None
+) -> int | None:
+    erasure, deadline_ms = erasure_of(store), monotonic_ms() + STOP_WAIT_MS
+    while True:
+        try:
+            return await erasure.remove_session(
+                session_id, owner_id=owner_id, queued=stop is not None
+            )
+        except SessionBusyError:
+            if stop is None or monotonic_ms() > deadline_ms:
+                raise
+        for run in await _unfinished(store, session_id):
+            if run.state != "queued":
+                await _stop(store, run, stop)
+
+
+async def _stop(store: RunStore, run: RunRecord, stop: Stop) -> None:
+    try:
+        await stop(run)
+    except RunNotFoundError:
+        return  # Somebody else erased it.
+    now = await store.read_run(run.run_id)
+    if now is not None and now.state not in RESTING_STATES:
+        # Whoever works on it, in another process, will end it soon.
+        await store.wait_for_change(run.run_id, timeout_ms=POLL_MS)
+
+
+async def _unfinished(store: RunStore, session_id: str) -> list[RunRecord]:
+    """Return the turns of a session that have not come to rest."""
+    unfinished: list[RunRecord] = []
+    after: str | None = None
+    while page := await store.list_runs(session_id=session_id, after=after, limit=_PAGE):
+        unfinished += [run for run in page if run.state not in RESTING_STATES]
+        after = page[-1].run_id
+    return unfinished
