@@ -54,6 +54,8 @@ HEARTBEAT_MS: Final = 15_000
 IDLE_TIMEOUT_MS: Final = 120_000
 """A turn whose model yields nothing for this long fails; the time of its tools does not count."""
 
+HISTORY_TURNS_MAX: Final = 200
+"""Turns before a turn whose messages its producer is given, the nearest; a setting of engines."""
 VALUE_BYTES_MAX: Final = 1024 * 1024
 """The largest value as JSON: the result of a step, a payload, a handle."""
 MANIFEST_BYTES_MAX: Final = 1024 * 1024

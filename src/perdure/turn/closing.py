@@ -17,6 +17,7 @@ from perdure.core.changes import (
     Suspend,
 )
 from perdure.core.frames import Frame
+from perdure.core.limits import HISTORY_TURNS_MAX
 from perdure.core.recordjson import step_error_of
 from perdure.core.records import StepError
 from perdure.durable.attempt import Attempt, error_text
@@ -54,6 +55,7 @@ class TurnSettings(NamedTuple):
     idle_timeout_ms: int
     expose_errors: bool
     follow_up: Callable[[str], Awaitable[None]]
+    history_turns_max: int | None = HISTORY_TURNS_MAX
 
 
 class Closing:

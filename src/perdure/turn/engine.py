@@ -13,6 +13,7 @@ from perdure.core import identity as ids
 from perdure.core.lengths import check_length
 from perdure.core.limits import (
     DRAIN_MS,
+    HISTORY_TURNS_MAX,
     IDLE_TIMEOUT_MS,
     LEASE_MS,
     PERSIST_WAIT_MS,
@@ -60,8 +61,9 @@ class ChatTurnEngine:
 
     `on_interrupted` says what becomes of a turn whose readers have seen some of a lost attempt:
     "rerun" (they are told to forget it), "fail", or a coroutine function that decides by an
-    InterruptedTurn. `recover`: from its first use on, the engine looks for turns that nobody
-    works on. `expose_errors` shows readers the message of any exception.
+    InterruptedTurn. A producer is given the messages of at most `history_turns_max` turns before
+    its own, the nearest (None: all). `recover`: from its first use on, the engine looks for turns
+    that nobody works on. `expose_errors` shows readers the message of any exception.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class ChatTurnEngine:
         lease_ms: int = LEASE_MS,
         strikes_max: int = STRIKES_MAX_TURN,
         idle_timeout_ms: int = IDLE_TIMEOUT_MS,
+        history_turns_max: int | None = HISTORY_TURNS_MAX,
         recover: bool = True,
         expose_errors: bool = False,
     ) -> None:
@@ -90,6 +93,8 @@ class ChatTurnEngine:
             )
         self.name = ids.check_id(name, name="name")
         check_length(lease_ms, name="lease_ms", least=1)
+        if history_turns_max is not None:
+            ids.check_index(history_turns_max, name="history_turns_max")
         self._store = store
         self._project_id = project_id
         self._domain = domain
@@ -107,6 +112,7 @@ class ChatTurnEngine:
             idle_timeout_ms=idle_timeout_ms,
             expose_errors=expose_errors,
             follow_up=partial(self._outbox.follow_up, wait_ms=PERSIST_WAIT_MS),
+            history_turns_max=history_turns_max,
         )
         self._turns = OwnedTurns(store, self._settings)
         self._reference = ReferenceChatTurnEngine()
@@ -135,6 +141,7 @@ class ChatTurnEngine:
 
         The same turn with the same message and model is attached to, or replayed when it is over;
         a failed or parked one runs again with `retry`. Raises UsageError,
+        LeaseHeldError (a worker of another runtime is at it, so there is no stream yet),
         RunInputMismatchError (the turn has another message), SessionBusyError (another turn of
         the session is in flight), RunNotFoundError (the session is somebody else's), StoreError.
         """

@@ -1,4 +1,4 @@
-"""The conversation a turn belongs to: its parents, fixed when it was submitted."""
+"""The conversation a turn belongs to: the line of its parents, fixed when it began."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from perdure.core.records import JsonValue, RunRecord
 from perdure.store.protocol import RunStore
 
 _PAGE: Final = 500
-"""Turns of a session that are read at one go."""
+"""Turns that are read at one go."""
 
 
 async def read_session(store: RunStore, session_id: str) -> list[RunRecord]:
@@ -38,15 +38,27 @@ def lineage(runs: Sequence[RunRecord], last: str | None) -> list[RunRecord]:
 
 
 def newest_answered(runs: Sequence[RunRecord]) -> str | None:
-    """Return the newest revision of the latest turn that has an answer."""
+    """Return the turn at which a conversation stands: of all ends of its lines the newest answer.
+
+    Of a session one turn is in flight at a time, so the answer that was given last is the newest.
+    """
     answered = [run for run in runs if run.state in ("completed", "stopped")]
-    if not answered:
-        return None
-    return max(answered, key=lambda run: (run.turn_index or 0, run.revision)).run_id
+    parents = {run.parent_run_id for run in answered}
+    ends = [run for run in answered if run.run_id not in parents] or answered
+    newest = max(ends, key=_age, default=None)
+    return None if newest is None else newest.run_id
+
+
+def _age(run: RunRecord) -> tuple[str, str, int, int]:
+    return (run.completed_at or "", run.created_at, run.revision, run.turn_index or 0)
 
 
 def messages_of(runs: Sequence[RunRecord]) -> list[Mapping[str, JsonValue]]:
-    """Return turns as messages `{role, content}`. An empty answer is left out."""
+    """Return turns as messages `{role, content}`, without what nobody knows.
+
+    An answer that is empty is left out, and so is the message of a turn that a TypeScript worker
+    has answered: its row does not say what it was.
+    """
     messages: list[Mapping[str, JsonValue]] = []
     for run in runs:
         if run.manifest is not None:
@@ -61,9 +73,21 @@ def messages_of(runs: Sequence[RunRecord]) -> list[Mapping[str, JsonValue]]:
     return messages
 
 
-async def history_of(store: RunStore, run: RunRecord) -> list[Mapping[str, JsonValue]]:
-    """Return the messages that come before the turn `run`."""
-    if run.parent_run_id is None or run.session_id is None:
-        return []
-    runs = await read_session(store, run.session_id)
-    return messages_of(lineage(runs, run.parent_run_id))
+async def history_of(
+    store: RunStore, run: RunRecord, *, turns_max: int | None
+) -> list[Mapping[str, JsonValue]]:
+    """Return the messages before the turn `run`: those of its `turns_max` nearest ancestors.
+
+    None: of all of them. What it costs depends on these, not on the length of the session.
+    """
+    line: list[RunRecord] = []
+    at, room = run, turns_max
+    while at.parent_run_id is not None and room != 0:
+        limit = _PAGE if room is None else min(_PAGE, room)
+        page = await store.list_runs(ancestors_of=at.run_id, limit=limit, with_answer=True)
+        line.extend(page)
+        if len(page) < limit:
+            break
+        at, room = page[-1], None if room is None else room - limit
+    line.reverse()
+    return messages_of(line)

@@ -324,7 +324,9 @@ class LiveTurn:
 
     async def _work_on(self, evidence: Evidence) -> None:
         try:
-            history = await history_of(self._attempt.store, self.run)
+            history = await history_of(
+                self._attempt.store, self.run, turns_max=self._settings.history_turns_max
+            )
             kept = fold_parts(evidence.kept)
             turn = AttemptedTurn(
                 self.identity,

@@ -50,7 +50,8 @@ class OwnedTurns:
         """Claim the turn and begin it, attach to the live one, or find it at rest.
 
         A caller that is cancelled tears nothing: what was claimed is worked on. Raises what
-        `RunStore.start_or_resume` raises, but not LeaseHeldError.
+        `RunStore.start_or_resume` raises, but LeaseHeldError only for a turn that another
+        runtime works on, which has no stream to attach to.
         """
         opening = asyncio.get_running_loop().create_task(self._open(turn, manifest, retry))
         self._openings.add(opening)
@@ -138,7 +139,7 @@ class OwnedTurns:
             if claim is None or claim.lease is None:
                 live_turns.leave(handle, stored_id)
         if claim is None:
-            return Opened(False, await known_turn(store, turn))
+            return Opened(False, _attachable(await known_turn(store, turn)))
         if claim.lease is not None:
             self._begin(live, claim, asked_ms=claiming.asked_ms)
         return Opened(claim.lease is not None and claim.lease.epoch == 1, claim.run)
@@ -230,6 +231,17 @@ class OwnedTurns:
             live = live_turns.share(store.handle, claim.lease.run_id, run.manifest_hash)
             turn = self._begin(live, claim, asked_ms=claiming.asked_ms, stop=True)
             await turn.left.wait()
+
+
+def _attachable(run: RunRecord) -> RunRecord:
+    """Return a turn that somebody else works on; LeaseHeldError if he journals nothing of it."""
+    if run.epoch == 0 and run.state == "running":
+        raise LeaseHeldError(
+            f"turn {run.turn_index} of session {run.session_id!r} is being answered by a worker "
+            f"of another runtime, which holds it until {run.lease_expires_at}: read it, or submit "
+            "it again once it has ended"
+        )
+    return run
 
 
 async def _attend(turn: LiveTurn) -> None:

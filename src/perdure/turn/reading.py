@@ -267,12 +267,16 @@ class Tail:
         self._watch_lease(run)
 
     def _watch_lease(self, run: RunRecord) -> None:
-        """Note whether anybody works on the turn: a lease was given back, or is not renewed."""
+        """Note whether anybody works on the turn: a lease was given back, or is not renewed.
+
+        Of a turn that only another runtime has claimed nobody knows: there leases are long, and
+        renewed by nobody.
+        """
         if run.lease_expires_at != self._lease:
             self._lease, self._renewed_ms = run.lease_expires_at, monotonic_ms()
         unrenewed_ms = monotonic_ms() - self._renewed_ms
         is_held = run.lease_holder_id is not None and unrenewed_ms < ADRIFT_MS
-        self._is_adrift = run.state == "running" and not is_held
+        self._is_adrift = run.state == "running" and run.epoch > 0 and not is_held
 
 
 class _Writer:

@@ -48,6 +48,24 @@ def test_every_statement_finds_its_rows_by_an_index(
         assert name in SORTED_IN_MEMORY or "TEMP B-TREE" not in line, line
 
 
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("list_foreign", "idx_perdure_runs_foreign"),
+        ("open_session", "idx_perdure_runs_line"),
+        ("due_queued", "idx_perdure_runs_line"),
+        ("due_queued", "idx_perdure_runs_queue"),
+        ("list_session", "idx_perdure_runs_turn"),
+        ("create_run", "idx_perdure_runs_turn"),
+    ],
+)
+def test_what_many_rows_share_is_found_by_the_index_of_the_few(
+    connection: sqlite3.Connection, name: str, index: str
+) -> None:
+    lines = plan(connection, sqlite_statements()[name].sql)
+    assert any(f"INDEX {index} " in line for line in lines), lines
+
+
 def test_nothing_of_our_notation_is_left() -> None:
     for name, text in sqlite_statements().items():
         assert not re.search(r"[{}]|^--", text.sql), name

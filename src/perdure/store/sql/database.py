@@ -174,10 +174,11 @@ _OVER = (
     "AND t.session_id = durable_runs.session_id "
     "AND (t.status NOT IN ('completed', 'failed') OR coalesce(t.completed_at, '9') > ?1))"
 )
-# What a TypeScript worker has written: a turn of it has its place in its id only.
+# What a TypeScript worker has written: a turn of it has its place in its id only. The tenant is
+# hidden from the index that begins with it, here and below, for the sake of a smaller one.
 _FOREIGN = (
     "durable_runs.manifest_json IS NULL AND durable_runs.session_id IS NULL "
-    "AND durable_runs.tenant = ''"
+    "AND coalesce(durable_runs.tenant, '') = ''"
 )
 _HEAD = "rtrim(durable_runs.run_id, '0123456789')"
 _OWNER = (

@@ -25,7 +25,8 @@ WHERE tenant = ?1 AND session_id = ?2
         OR (r.status = 'suspended' AND coalesce(r.state, '') <> 'parked'))))
   AND NOT EXISTS (
     SELECT 1 FROM durable_runs q LEFT JOIN durable_runs m ON m.run_id = ?3
-    WHERE q.tenant = ?1 AND q.session_id = ?2 AND q.status = 'pending' AND q.run_id <> ?3
+    WHERE q.session_id = ?2 AND q.status = 'pending' AND coalesce(q.tenant, '') = ?1
+      AND q.run_id <> ?3
       AND (m.run_id IS NULL OR m.status = 'failed'
         OR (m.status = 'suspended' AND m.state = 'parked')
         OR (m.status = 'pending'
@@ -422,8 +423,8 @@ WHERE handler = ?1 AND status = 'pending' AND manifest_json IS NOT NULL
         OR (a.status = 'suspended' AND coalesce(a.state, '') <> 'parked')))
     AND NOT EXISTS (
       SELECT 1 FROM durable_runs q
-      WHERE q.tenant = durable_runs.tenant AND q.session_id = durable_runs.session_id
-        AND q.status = 'pending'
+      WHERE q.session_id = durable_runs.session_id AND q.status = 'pending'
+        AND coalesce(q.tenant, '') = durable_runs.tenant
         AND (q.created_at, q.turn_index, q.revision, q.run_id) < (durable_runs.created_at,
           durable_runs.turn_index, durable_runs.revision, durable_runs.run_id)))
 ORDER BY created_at, run_id LIMIT CAST(?2 AS INTEGER)
