@@ -165,3 +165,16 @@ async def test_thousands_of_changed_runs_are_forgotten_without_a_lost_wait(
     )
     async with asyncio.timeout(PATIENCE_S):
         await store.wait_for_change("run", timeout_ms=LONG_MS)
+
+
+async def test_a_wait_that_is_cancelled_as_its_store_closes_is_cancelled(store: RunStore) -> None:
+    ours, others = await waiting(store, "run"), await waiting(store, None)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    ours.cancel()
+    others.cancel()
+    async with asyncio.timeout(PATIENCE_S):
+        await closing
+        await asyncio.wait((ours, others))
+    assert ours.cancelled()
+    assert others.cancelled()

@@ -191,7 +191,8 @@ class RunContext:
             timeout_ms=timeout_ms,
             effect=effect or "idempotent",
         )
-        return run_branches(self._steps, branches, concurrency_max=concurrency_max)
+        call = run_branches(self._steps, branches, concurrency_max=concurrency_max)
+        return self._steps.watched(call, *(branch.spec.position for branch in branches))
 
     def now(self) -> Awaitable[str]:
         return self._deterministic("now", self._store_now)
@@ -204,13 +205,15 @@ class RunContext:
 
     def sleep(self, duration_ms: int) -> Awaitable[None]:
         check_length(duration_ms, name="duration_ms")
-        return self._sleep(self._wait("deterministic:sleep", None, duration_ms))
+        wait = self._wait("deterministic:sleep", None, duration_ms)
+        return self._steps.watched(self._sleep(wait), wait.position)
 
     def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]:
         identity.check_event_key(key)
         if timeout_ms is not None:
             check_length(timeout_ms, name="timeout_ms")
-        return self._wait(f"event:{key}", key, timeout_ms).run()
+        wait = self._wait(f"event:{key}", key, timeout_ms)
+        return self._steps.watched(wait.run(), wait.position)
 
     async def emit_event(self, key: str, payload: JsonValue) -> bool:
         if self._attempt is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
 from perdure.core import effects
@@ -64,9 +66,6 @@ class Steps:
     ) -> None:
         self.stored_id = stored_id
         self.attempt = attempt
-        self.unanswered = 0
-        """Calls that took a position and have not returned: while there are some, no wait may
-        give the lease away."""
         self.refusal: BaseException | None = None
         """Why this attempt may take no more steps; whoever swallowed it meets it again."""
         self.on_unwind: Callable[[], None] | None = None
@@ -74,6 +73,8 @@ class Steps:
         self._history = history
         self._next_position = first_position
         self._asked: dict[int, str] = {}
+        self._open: dict[int, weakref.ref[Coroutine[Any, Any, Any]] | None] = {}
+        """By the position that it took, each call that has not returned."""
         self._working: dict[int, asyncio.Task[object] | None] = {}
 
     @property
@@ -92,11 +93,32 @@ class Steps:
             )
         position = self._next_position
         self._next_position += 1
-        self.unanswered += 1
+        self._open[position] = None
         return position
 
-    async def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
+    @property
+    def unanswered(self) -> int:
+        """How many calls took a position and have not returned.
+
+        While there are others, no wait may give the lease away. A call that was cancelled, or
+        forgotten, before it began does not count: it never returns.
+        """
+        for position, call in list(self._open.items()):
+            if call is not None and _is_dropped(call()):
+                del self._open[position]
+        return len(self._open)
+
+    def watched(self, call: Coroutine[Any, Any, T], *positions: int) -> Coroutine[Any, Any, T]:
+        """Return the call that answers for these positions, which may be dropped unbegun."""
+        for position in positions:
+            self._open[position] = weakref.ref(call)
+        return call
+
+    def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
         """Return what the step at `spec.position` recorded, or execute `body` and record it."""
+        return self.watched(self._run(spec, body), spec.position)
+
+    async def _run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
         try:
             known = self.history.get(spec.position)
             if known is not None and self.replays(known, spec):
@@ -122,7 +144,7 @@ class Steps:
 
     def answered(self, spec: StepSpec) -> None:
         """Note that the call which took this position returns."""
-        self.unanswered -= 1
+        self._open.pop(spec.position, None)
         self._working.pop(spec.position, None)
 
     async def close(self) -> None:
@@ -348,6 +370,10 @@ class Steps:
             if scope is not None:
                 await attempt.settle_late(scope.usage)
             raise
+
+
+def _is_dropped(call: Coroutine[Any, Any, Any] | None) -> bool:
+    return call is None or inspect.getcoroutinestate(call) == inspect.CORO_CLOSED
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

@@ -52,6 +52,7 @@ class Wait:
         length_ms: int | None,
         unwinds: bool,
     ) -> None:
+        self.position = spec.position
         self._steps = steps
         self._spec = spec
         self._key = key

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Callable, Collection
 from typing import Any, Final, Protocol
+
+from perdure.errors import StoreError
+
+logger = logging.getLogger("perdure.store")
 
 LOOK_RUN_MS: Final = 10
 """How soon a write of another process is noticed while somebody waits for one run."""
@@ -76,7 +81,11 @@ class Waiting:
                 waiters.discard(woken)
                 if not waiters:
                     del self._waiters[stored_id]
-            self._watch()
+            try:
+                self._watch()
+            except StoreError as error:
+                # It must not take the place of a cancellation; the next wait raises it.
+                logger.debug("nobody is watched any more: %s", error)
 
     def _mark(self, stored_id: str | None) -> None:
         self._count += 1
