@@ -10,7 +10,7 @@ from typing import Any, Final
 from docs.code_pages import described_constants
 from docs.markdown import page, table
 from perdure.cli import exits
-from perdure.cli.arguments import STORE_VARIABLE
+from perdure.cli.arguments import DEFAULT_STORE, STORE_VARIABLE
 from perdure.cli.main import command_line
 
 OPENING: Final = """
@@ -115,7 +115,9 @@ def _row(action: argparse.Action) -> tuple[str, str, str]:
         if action.choices is None and action.nargs != 0:
             name = f"{name} {action.metavar or action.dest.upper()}"
     told: dict[str, Any] = {"default": action.default}
-    text = (action.help or "").replace(" (%(default)s)", "").replace("%(default)s; or ", "or ")
+    text = (
+        (action.help or "").replace(" (%(default)s)", "").replace(f"({DEFAULT_STORE}; or ", "(or ")
+    )
     if action.choices is not None:
         text = f"{text}: {', '.join(f'`{choice}`' for choice in action.choices)}"
     default = "" if action.default in (None, False, argparse.SUPPRESS) else f"`{action.default}`"

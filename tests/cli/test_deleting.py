@@ -7,6 +7,7 @@ import io
 import pytest
 
 from perdure.core.limits import FRAMES_KEPT_MS
+from perdure.core.records import SessionKey
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import START_MS, ManualClock
 from perdure.testing.samples import completed, delivery, finish, hold, row
@@ -105,3 +106,52 @@ def test_a_length_that_is_none_is_refused_by_name(desk: Desk, length: str) -> No
     told = desk.run("gc", f"--runs-after={length}")
     assert told.code == 2
     assert "--runs-after" in told.err
+
+
+# Sessions and users.
+
+
+async def three_sessions(store: RunStore) -> None:
+    for session, owner in (("a", "ada"), ("b", "ada"), ("c", "bob")):
+        for turn in range(2):
+            key = SessionKey(session, turn, 0, owner)
+            await finish(store, f"chat:{session}:{turn}", completed(0), delivery(0), session=key)
+
+
+def test_a_session_is_deleted_as_a_whole(each_desk: Desk) -> None:
+    each_desk.work(three_sessions)
+    told = each_desk.run("delete", "--session", "a", "--yes")
+    assert (told.code, told.out) == (0, "deleted: 1 session with 2 turns\n")
+    assert each_desk.work(ids) == ["chat:b:0", "chat:b:1", "chat:c:0", "chat:c:1"]
+    assert each_desk.run("delete", "--session", "a", "--yes").code == 3
+    assert each_desk.run("delete", "--session", "b", "--tenant", "acme", "--yes").code == 3
+
+
+def test_all_of_a_user_is_deleted(each_desk: Desk) -> None:
+    each_desk.work(three_sessions)
+    (told,) = each_desk.json("delete", "--user", "ada", "--yes")
+    assert (told["done"], told["runs"]) == (True, 4)
+    assert each_desk.work(ids) == ["chat:c:0", "chat:c:1"]
+    assert each_desk.json("delete", "--user", "ada", "--yes")[0]["runs"] == 0
+
+
+def test_a_session_in_flight_is_left_alone_unless_it_may_be_stopped(desk: Desk) -> None:
+    async def fly(store: RunStore) -> None:
+        await hold(store, "chat:a:0", session=SessionKey("a", 0, 0, "ada"))
+
+    desk.work(fly)
+    told = desk.run("delete", "--session", "a", "--yes")
+    assert told.code == 1
+    assert "--stop" in told.out
+    assert desk.work(ids) == ["chat:a:0"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "--session", "a"), ("--session", "a", "--user", "u"), ("run", "--stop"), ()],
+)
+def test_one_thing_is_deleted_at_a_time(desk: Desk, arguments: tuple[str, ...]) -> None:
+    desk.work(three_sessions)
+    told = desk.run("delete", "--yes", *arguments)
+    assert (told.code, told.out) == (2, "")
+    assert len(desk.work(ids)) == 6

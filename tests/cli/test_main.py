@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from docs.cli_page import commands_of
+from perdure.cli.arguments import without_password
 from perdure.cli.main import command_line, main
 from tests.cli.commands import perdure
 
@@ -36,7 +38,7 @@ def test_the_version_is_that_of_the_package() -> None:
 def test_help_names_the_commands_and_options() -> None:
     told = perdure("--help").out
     for name in COMMANDS:
-        assert f"    {name.split()[0]} " in told
+        assert re.search(rf"^    {name.split()[0]}\b", told, re.MULTILINE)
     told = perdure("serve", "--help").out
     for option in ("--host", "--port", "--store", "--backend", "--token-delay-ms", "--authorize"):
         assert option in told
@@ -112,3 +114,17 @@ def test_a_terminal_that_lacks_a_letter_does_not_end_it(tmp_path: Path) -> None:
     ended = perdure("ls", "--store", url, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     assert (ended.code, ended.err) == (0, "")
     assert "\\xe9t\\xe9" in ended.out
+
+
+def test_no_password_is_shown() -> None:
+    url = "postgresql://ann:s%40cret@db.example/chat?schema=x"
+    assert without_password(url) == "postgresql://ann:***@db.example/chat?schema=x"
+    for arguments in (["--help"], ["ls", "--help"], ["serve", "--help"]):
+        ended = perdure(*arguments, env={"PERDURE_STORE": url})
+        assert ended.code == 0
+        assert "cret" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("url", ["sqlite:perdure.db", "file:///srv/a:b@c", "sqlite:////srv/x.db"])
+def test_an_address_without_a_password_is_shown_as_it_is(url: str) -> None:
+    assert without_password(url) == url

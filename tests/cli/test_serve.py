@@ -148,6 +148,7 @@ def test_it_deletes_what_need_not_be_kept_by_itself(tmp_path: Path) -> None:
         while "turn" in perdure("ls", "--store", url).out:
             pass
     with serving("--store", url) as service:
+        assert get(f"{service.origin}/healthz") == 200
         assert service.end(signal.SIGTERM)[0] == 0
 
 

@@ -20,6 +20,7 @@ STATES: Final = (
     "stopped",
     "failed",
 )
+STORE_HELP: Final = "the store: sqlite:PATH or file:PATH"
 RUN_HELP: Final = "id of the run, as ls prints it; chat:SESSION:N for a turn"
 
 _UNITS: Final = {
@@ -30,6 +31,7 @@ _UNITS: Final = {
     "d": 86_400_000,
     "w": 7 * 86_400_000,
 }
+_PASSWORD = re.compile(r"(//[^/@:]*:)[^/@]*(@)")
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 
 Parser = argparse.ArgumentParser
@@ -38,6 +40,11 @@ Parser = argparse.ArgumentParser
 def default_store() -> str:
     """Return the address of the store that is taken where none is given."""
     return os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
+
+
+def without_password(url: str) -> str:
+    """Return the address of a store as it may be shown."""
+    return _PASSWORD.sub(r"\1***\2", url)
 
 
 def length_ms(text: str) -> int:
@@ -86,7 +93,7 @@ def _finish(parser: Parser, run: str, *, store: bool = True) -> None:
             "--store",
             default=default_store(),
             metavar="URL",
-            help=f"the store: sqlite:PATH or file:PATH (%(default)s; or ${STORE_VARIABLE})",
+            help=f"{STORE_HELP} ({DEFAULT_STORE}; or ${STORE_VARIABLE})",
         )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object a line, for programs"
@@ -192,7 +199,12 @@ def _add_cleaning(add: Add) -> None:
     delete = add("delete", "perdure.cli.deleting:delete", "Delete runs with all that is theirs")
     delete.epilog = "What is worked on is not deleted: stop it first."
     delete.add_argument("run_id", metavar="RUN", nargs="?", help=RUN_HELP)
+    delete.add_argument("--session", metavar="ID", help="a whole session, its owner included")
+    delete.add_argument("--user", metavar="ID", help="every session of this user")
     _add_tenant(delete, "tenant of what is deleted (the default one)")
+    delete.add_argument(
+        "--stop", action="store_true", help="of a session or user: stop first what is in flight"
+    )
     delete.add_argument("--yes", action="store_true", help="do not ask")
     gc = add("gc", "perdure.cli.deleting:gc", "Delete what need not be kept any longer")
     gc.epilog = (

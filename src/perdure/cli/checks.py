@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Final, Literal, NamedTuple
 
 from perdure.backends.protocol import Backend, Prompt
+from perdure.cli.arguments import without_password
 from perdure.cli.output import length_text, when
 from perdure.cli.runs import id_of
 from perdure.core.effects import Clock, epoch_ms, iso_time, system_clock
@@ -96,7 +97,7 @@ def _rights(place: str, folder: str) -> Finding:
 def schema_fault(error: SchemaError, url: str) -> Finding:
     """Return what is to be said of a database that another version has made."""
     if "lacks the migrations" in str(error):
-        way_out = f"perdure migrate --store {url}"
+        way_out = f"perdure migrate --store {without_password(url)}"
     else:
         way_out = "use the version of perdure that made it, or a newer one"
     return Finding("fault", "schema", str(error), way_out)

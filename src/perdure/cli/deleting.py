@@ -8,19 +8,26 @@ import sys
 from perdure.cli.exits import NO
 from perdure.cli.opening import opened, place_of, ran
 from perdure.cli.output import print_json
+from perdure.core.identity import check_tenant
+from perdure.core.records import RunRecord
 from perdure.core.transitions import RESTING_STATES
+from perdure.durable.erasing import Erased, erase_session, erase_user
 from perdure.durable.retention import collect_garbage
-from perdure.errors import UsageError
+from perdure.errors import SessionBusyError, UsageError
+from perdure.store.protocol import RunStore
 
 
 def delete(options: argparse.Namespace) -> int:
-    """Delete a run; return the exit code."""
-    return ran(_delete, options)
+    """Delete a run, a session or all of a user; return the exit code."""
+    named = [options.run_id, options.session, options.user]
+    if sum(name is not None for name in named) != 1:
+        raise UsageError("name one thing that is to be deleted: a RUN, --session or --user")
+    return ran(_delete_run if options.run_id is not None else _erase, options)
 
 
-async def _delete(options: argparse.Namespace) -> int:
-    if options.run_id is None:
-        raise UsageError("name the RUN that is to be deleted")
+async def _delete_run(options: argparse.Namespace) -> int:
+    if options.stop:
+        raise UsageError("--stop is for sessions and users: stop a run with `perdure stop`")
     async with opened(options) as store:
         place = place_of(store, options)
         run = await place.read()
@@ -31,6 +38,33 @@ async def _delete(options: argparse.Namespace) -> int:
             return _tell(options, "nothing was deleted", runs=0, code=NO)
         deleted = await place.store.delete(place.run_id)
     return _tell(options, f"{place.stored_id} is deleted", runs=int(deleted))
+
+
+async def _erase(options: argparse.Namespace) -> int:
+    what = (
+        f"the session {options.session}"
+        if options.session is not None
+        else f"every session of the user {options.user}"
+    )
+    async with opened(options) as whole:
+        store = whole.for_tenant(check_tenant(options.tenant or ""))
+        if not _is_sure(options, f"delete {what} with all that belongs to it?"):
+            return _tell(options, "nothing was deleted", runs=0, code=NO)
+        try:
+            erased = await _erased(store, options)
+        except SessionBusyError as error:
+            return _tell(options, f"{error}, or add --stop", runs=0, code=NO)
+    sessions, turns = _number(erased.sessions, "session"), _number(erased.turns, "turn")
+    return _tell(options, f"deleted: {sessions} with {turns}", runs=erased.turns)
+
+
+async def _erased(store: RunStore, options: argparse.Namespace) -> Erased:
+    async def stop(run: RunRecord) -> object:
+        return await store.request_stop(run.run_id)
+
+    if options.session is not None:
+        return await erase_session(store, options.session, stop=stop if options.stop else None)
+    return await erase_user(store, options.user, stop=stop if options.stop else None)
 
 
 def _is_sure(options: argparse.Namespace, question: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from perdure.cli.demo_worker import NAME, QUESTION, STEP
 from perdure.cli.exits import DONE, NO
 from perdure.cli.opening import ran
-from perdure.cli.output import emphasised, faint, print_json
+from perdure.cli.output import emphasised, faint, print_json, struck
 from perdure.core.frames import Frame
 from perdure.core.records import RunRecord
 from perdure.errors import UsageError
@@ -211,7 +211,7 @@ class _Stage:
             print_json({"moment": "restarted", **facts, "lostText": self.lost})
             return
         self._end_line()
-        print(f"   Lost, since no step had recorded it: “{faint(self.lost)}”")
+        print(f"   Lost, since no step had recorded it: “{struck(self.lost)}”")
         print("   Every reader is told to begin anew, and gets what is recorded:")
 
     def close(self, facts: dict[str, Any], attempts: Sequence[str], calls: Counter[str]) -> None:

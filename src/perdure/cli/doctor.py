@@ -67,7 +67,7 @@ async def _findings(options: argparse.Namespace) -> AsyncGenerator[Finding, None
 async def _inside(options: argparse.Namespace) -> AsyncGenerator[Finding, None]:
     try:
         async with opened(options) as store:
-            if options.store.startswith("sqlite:"):
+            if not options.store.startswith("file:"):
                 yield Finding("ok", "schema", "as this version of perdure needs it")
             upkeep = upkeep_of(store)
             async for finding in examine_content(upkeep, frames_after_ms=options.frames_after):
@@ -98,5 +98,5 @@ def _configured() -> Backend | Finding:
     from perdure.backends.openai import BASE_URL, OpenAIBackend
     from perdure.backends.retry import BackendRetry
 
-    once = BackendRetry(max_attempts=1, request_timeout_ms=MODEL_TIMEOUT_MS)
+    once = BackendRetry(tries_max=1, request_timeout_ms=MODEL_TIMEOUT_MS)
     return OpenAIBackend(key, base_url=base_url or BASE_URL, model=model, retry=once)

@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from perdure.cli.arguments import add_commands, add_retention, default_store
+from perdure.cli.arguments import (
+    DEFAULT_STORE,
+    STORE_VARIABLE,
+    add_commands,
+    add_retention,
+    default_store,
+    without_password,
+)
 from perdure.cli.exits import CUT_OFF, INTERRUPTED, REFUSED, UNKNOWN
 from perdure.errors import PerdureError, RunNotFoundError, SchemaError
 
@@ -45,7 +52,8 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
 def _refuse(error: PerdureError | ImportError, options: argparse.Namespace) -> int:
     print(f"perdure: {error}", file=sys.stderr)
     if isinstance(error, SchemaError):
-        told = f"Run `perdure migrate --store {options.store}`, or use the version that made it."
+        url = without_password(options.store)
+        told = f"Run `perdure migrate --store {url}`, or use the version that made it."
         print(f"         {told}", file=sys.stderr)
     elif isinstance(error, PerdureError):
         print(f"         {error.hint}", file=sys.stderr)
@@ -83,7 +91,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--store",
         default=default_store(),
         metavar="URL",
-        help="where turns live: sqlite:PATH, file:PATH or memory: (%(default)s; or $PERDURE_STORE)",
+        help="where turns live: sqlite:PATH, file:PATH or memory: "
+        f"({DEFAULT_STORE}; or ${STORE_VARIABLE})",
     )
     parser.add_argument(
         "--durability",

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Final
 
+from perdure.cli.arguments import without_password
 from perdure.cli.opening import check_is_there, opened, ran
 from perdure.cli.output import print_json
 from perdure.errors import SchemaError
@@ -27,12 +28,13 @@ async def _migrate(options: argparse.Namespace) -> int:
     check_is_there(url)
     if url.startswith("file:"):
         return _tell(options, (), NO_SCHEMA)
+    place = path_of(url) or without_password(url)
     missing = await _missing(options)
     if missing:
         async with opened(options, migrate=True):
-            told = f"{path_of(url) or url} is up to date: applied {', '.join(missing)}"
+            told = f"{place} is up to date: applied {', '.join(missing)}"
     else:
-        told = f"{path_of(url) or url} was up to date already"
+        told = f"{place} was up to date already"
     return _tell(options, missing, told)
 
 

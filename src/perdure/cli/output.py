@@ -151,6 +151,11 @@ def faint(text: str) -> str:
     return f"\x1b[2m{text}\x1b[0m" if has_colours() else text
 
 
+def struck(text: str) -> str:
+    """Return `text` struck out, where there are colours."""
+    return f"\x1b[2;9m{text}\x1b[0m" if has_colours() else text
+
+
 def _coloured(text: str, cells: Sequence[str]) -> str:
     """Return a line with its state in its colour."""
     if not has_colours():

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from perdure.backends.protocol import Backend
+from perdure.cli.arguments import without_password
 from perdure.durable.retention import keep_collecting
 from perdure.errors import UsageError
 from perdure.store.opening import open_store
@@ -165,5 +166,5 @@ def _announce(options: argparse.Namespace, listener: socket.socket, backend: str
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"backend  {backend}")
-    print(f"store    {options.store} (durability {options.durability})")
+    print(f"store    {without_password(options.store)} (durability {options.durability})")
     print(f"address  http://{shown}:{port}/", flush=True)
