@@ -76,6 +76,12 @@ def test_the_statements_are_printed_and_make_the_schema(desk: Desk, tmp_path: Pa
     assert names == ["001_reference", *(each.name for each in own_migrations())]
 
 
+def test_the_statements_of_an_unknown_database_are_not_made_up(desk: Desk) -> None:
+    told = desk.run("migrate", "--sql", "--store", "mongodb://x/y", store=False)
+    assert (told.code, told.out) == (2, "")
+    assert "mongodb" in told.err
+
+
 def test_a_folder_of_files_has_no_schema(tmp_path: Path, desk: Desk) -> None:
     (tmp_path / "folder").mkdir()
     told = desk.run("migrate", "--store", f"file:{tmp_path / 'folder'}", store=False)

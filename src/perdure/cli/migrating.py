@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from perdure.cli.arguments import without_password
 from perdure.cli.opening import check_is_there, opened, ran
 from perdure.cli.output import print_json
-from perdure.errors import SchemaError
+from perdure.errors import SchemaError, UsageError
 from perdure.store.opening import path_of
 from perdure.store.sql.schema import DURABLE_SCHEMA_SQL, own_migrations
 
@@ -61,12 +61,19 @@ def _tell(options: argparse.Namespace, applied: Sequence[str], told: str) -> int
 def _print_sql(options: argparse.Namespace) -> int:
     if options.store.startswith("file:"):
         return _tell(options, (), NO_SCHEMA)
-    if options.json:
-        print_json({"name": "001_reference", "sql": DURABLE_SCHEMA_SQL})
-        for migration in own_migrations():
-            print_json(migration._asdict())
-        return 0
-    print(f"-- 001_reference\n{DURABLE_SCHEMA_SQL.strip()}")
-    for migration in own_migrations():
-        print(f"\n-- {migration.name}\n{migration.sql.strip()}")
+    for name, sql in _schema_of(options.store):
+        if options.json:
+            print_json({"name": name, "sql": sql})
+        else:
+            print(f"-- {name}\n{sql.strip()}\n")
     return 0
+
+
+def _schema_of(url: str) -> Iterator[tuple[str, str]]:
+    """Yield the steps that make the schema of a database of this kind, by name."""
+    if not url.startswith("sqlite:"):
+        scheme = url.partition(":")[0]
+        raise UsageError(f"the schema of {scheme!r:.40} is not one that is printed: name SQLite")
+    yield "001_reference", DURABLE_SCHEMA_SQL
+    for migration in own_migrations():
+        yield migration.name, migration.sql
