@@ -27,6 +27,7 @@ GROUPS: Final = {
         "Retry",
         "emit_event",
         "Worker",
+        "Schedule",
     ),
     "Chat turns": (
         "ChatTurnEngine",

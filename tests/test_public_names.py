@@ -50,6 +50,7 @@ PUBLIC_NAMES = [
     "RunResult",
     "RunStoppedError",
     "RunStore",
+    "Schedule",
     "SchemaError",
     "Sealer",
     "SessionBusyError",

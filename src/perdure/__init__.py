@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from perdure.store.opening import open_store as open_store
     from perdure.store.protected import protect as protect
     from perdure.store.protocol import RunStore as RunStore
+    from perdure.store.scheduling import Schedule as Schedule
     from perdure.store.sealing import Sealer as Sealer
     from perdure.store.sealing import ValuePlace as ValuePlace
     from perdure.store.sql.schema import DURABLE_SCHEMA_SQL as DURABLE_SCHEMA_SQL
@@ -126,6 +127,7 @@ _MODULES = {
     "perdure.store.opening": ("open_store",),
     "perdure.store.protected": ("protect",),
     "perdure.store.protocol": ("RunStore",),
+    "perdure.store.scheduling": ("Schedule",),
     "perdure.store.sealing": ("Sealer", "ValuePlace"),
     "perdure.store.sql.schema": ("DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"),
     "perdure.store.sql.sqlite": ("Sqlite",),
@@ -181,6 +183,7 @@ __all__ = [
     "RunResult",
     "RunStoppedError",
     "RunStore",
+    "Schedule",
     "SchemaError",
     "Sealer",
     "SessionBusyError",

@@ -89,5 +89,9 @@ HOOK_TIMEOUT_MS: Final = 30_000
 """A hook or policy that a turn waits for is given up after this long, so that the turn ends."""
 PERSIST_WAIT_MS: Final = 2_000
 """Live readers get the terminal frame after the first try of persist, or after this long."""
+SCHEDULE_EVERY_MIN_MS: Final = 100
+"""The shortest interval of a schedule."""
+SCHEDULE_GRACE_MS: Final = 60_000
+"""A due time of a schedule that skips what it missed still runs when it is this late."""
 DRAIN_MS: Final = 30_000
 """How long a drain lets work finish before it gives the leases back."""

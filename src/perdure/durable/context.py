@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar, overload
 
 from perdure.core import effects, identity
@@ -33,6 +33,10 @@ class DurableContext(Protocol):
     def project_id(self) -> str: ...
     @property
     def scenario_id(self) -> str | None: ...
+    @property
+    def input(self) -> Mapping[str, JsonValue]:
+        """What the run's manifest says is its input."""
+        ...
 
     @overload
     def step(
@@ -150,6 +154,11 @@ class RunContext:
     @property
     def scenario_id(self) -> str | None:
         return self._run.scenario_id
+
+    @property
+    def input(self) -> Mapping[str, JsonValue]:
+        manifest = self._run.manifest
+        return {} if manifest is None else manifest.input
 
     def step(
         self,

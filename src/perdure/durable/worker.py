@@ -17,10 +17,12 @@ from perdure.durable.attempt import Attempt
 from perdure.durable.context import DurableContext
 from perdure.durable.execution import Execution, live_runs
 from perdure.durable.outbox import Outbox
+from perdure.durable.schedules import Scheduler, TaskSchedules
 from perdure.durable.waits import Suspended
 from perdure.errors import StoreError, UsageError
 from perdure.store.closing import before_close, keeping_open
 from perdure.store.protocol import RunStore
+from perdure.store.scheduling import CatchUp, Overlap, Schedule
 
 logger = logging.getLogger("perdure.worker")
 
@@ -142,6 +144,8 @@ class Worker:
         self._outbox = Outbox(
             store, {one.name: one.deliver for one in engines}, on_failure=self.wake_in
         )
+        self.schedules = TaskSchedules(store)
+        self._scheduler = Scheduler(store, self._tasks)
         self._jobs: set[asyncio.Task[None]] = set()
         self._deliveries: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -157,15 +161,57 @@ class Worker:
 
         Raises UsageError for an unknown task, RunInputMismatchError for a taken run id.
         """
+        self._check_task(task)
+        run = await self._store.enqueue(run_id, manifest, handler=task)
+        self._wake.set()
+        return run
+
+    async def schedule(
+        self,
+        name: str,
+        *,
+        task: str,
+        cron: str | None = None,
+        every_ms: int | None = None,
+        timezone: str = "UTC",
+        input: Mapping[str, JsonValue] | None = None,
+        catch_up: CatchUp = "one",
+        overlap: Overlap = "allow",
+    ) -> Schedule:
+        """Run a registered task at each due time of `cron`, or every so many milliseconds.
+
+        Durable when this returns, and idempotent: meant to be called whenever a worker starts.
+        Another timing under the same name decides anew when it is due next. Each due time is one
+        run, `schedule:<name>:<due time>`, however many workers there are; its `ctx.input` is
+        `input` with the due time as `due_at`.
+
+        `cron` has five fields, read in `timezone`. Of the due times that came while no worker
+        looked, `catch_up` "one" runs the newest, "all" each, and "skip" the newest if it is not
+        older than a minute. `overlap` "skip" leaves out a due time that comes while the last run
+        is live. Raises UsageError, and ImportError for cron without `perdure[schedules]`.
+        """
+        self._check_task(task)
+        schedule = await self.schedules.add(
+            name,
+            task=task,
+            cron=cron,
+            every_ms=every_ms,
+            timezone=timezone,
+            input=input,
+            catch_up=catch_up,
+            overlap=overlap,
+        )
+        self.wake()
+        return schedule
+
+    def _check_task(self, task: str) -> None:
         if task not in self._tasks:
             known = ", ".join(sorted(self._tasks)) or "none"
             raise UsageError(f"no task {task!r} is registered with this worker (known: {known})")
-        run = await self._store.enqueue(run_id, manifest, handler=task)
-        self.wake()
-        return run
 
     def wake(self) -> None:
-        """Look for due work now."""
+        """Look for due work now, at the schedules too."""
+        self._scheduler.look_now()
         self._wake.set()
 
     def wake_in(self, pause_ms: int) -> None:
@@ -259,10 +305,13 @@ class Worker:
         if self._hint is None or self._hint.when() <= asyncio.get_running_loop().time():
             remaining_ms = max(0.0, self._swept_ms + HINT_PAUSE_MS - monotonic_ms())
             loop = asyncio.get_running_loop()
-            self._hint = loop.call_later(remaining_ms / 1_000, self.wake)
+            self._hint = loop.call_later(remaining_ms / 1_000, self._wake.set)
 
     async def _sweep(self) -> bool:
-        """Claim and deliver what is due; return whether there may be more."""
+        """Fire, claim and deliver what is due; return whether there may be more."""
+        again_ms = await self._scheduler.fire_due()
+        if again_ms is not None:
+            self.wake_in(again_ms)
         room = min(BATCH_MAX, self._concurrency_max - len(self._jobs))
         claims = await self._claim(room) if room > 0 and self._handlers else ()
         space = DELIVERIES_MAX - len(self._deliveries)
@@ -308,7 +357,7 @@ class Worker:
             logger.exception("run %r could not be worked on", claim.run.run_id)
             return
         finally:
-            self.wake()
+            self._wake.set()
         if asleep_ms is not None:
             self.wake_in(asleep_ms)
 
@@ -320,4 +369,4 @@ class Worker:
                 "delivery %r of run %r is made again: %s", delivery.topic, delivery.run_id, error
             )
         finally:
-            self.wake()
+            self._wake.set()

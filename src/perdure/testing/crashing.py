@@ -26,6 +26,8 @@ from perdure.core.records import (
 )
 from perdure.errors import StoreUnavailableError
 from perdure.store.protocol import Renewer, RunStore, ThreadRenewal
+from perdure.store.scheduling import schedules_of
+from perdure.testing.crashingschedules import CrashingSchedules
 
 T = TypeVar("T")
 When = Literal["before", "after"]
@@ -228,6 +230,10 @@ class CrashingStore:
     async def wait_for_change(self, run_id: str | None, *, timeout_ms: int) -> None:
         call = partial(self._inner.wait_for_change, run_id, timeout_ms=timeout_ms)
         await self._process.read(call)
+
+    def schedules(self) -> CrashingSchedules:
+        """Return the schedules of the store beneath, which die with this one."""
+        return CrashingSchedules(schedules_of(self._inner), self._process)
 
     def for_tenant(self, tenant: str) -> CrashingStore:
         """Return the view of another tenant, which dies with this one."""
