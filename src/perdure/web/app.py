@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from perdure.core.limits import DRAIN_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord
+from perdure.durable.signals import hearing_signals
 from perdure.errors import FramesExpiredError, PerdureError, RunNotFoundError
 from perdure.store.protocol import RunStore
 from perdure.turn.engine import ChatTurnEngine
@@ -44,7 +45,6 @@ from perdure.web.responses import (
     refusal_answer,
     unexpected_answer,
 )
-from perdure.web.signals import hearing_signals
 from perdure.web.views import session_view, turn_view
 
 T = TypeVar("T")
@@ -146,7 +146,12 @@ class Service:
     async def lifespan(self, _: object) -> AsyncGenerator[None, None]:
         """Look for turns that nobody works on; at the end cut streams, and drain."""
         self._engine.start()
-        with hearing_signals(self.close_streams, self.hurry):
+        told = asyncio.get_running_loop().call_soon_threadsafe
+        close, hurry = (
+            functools.partial(told, self.close_streams),
+            functools.partial(told, self.hurry),
+        )
+        with hearing_signals(close, hurry):
             try:
                 yield
             finally:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure.web.signals import hearing_signals
-from tests.turn.stage import until
+from perdure.durable.signals import hearing_signals
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -27,17 +26,16 @@ def heard() -> Iterator[list[Any]]:
         signal.signal(each, handler)
 
 
-async def test_the_first_signal_and_later_ones_are_told_apart(heard: list[Any]) -> None:
+def test_the_first_signal_and_later_ones_are_told_apart(heard: list[Any]) -> None:
     told: list[str] = []
     with hearing_signals(lambda: told.append("first"), lambda: told.append("again")):
         for each in (TERM, INT, TERM):
             signal.raise_signal(each)
-        await until(lambda: len(told) == 3)
     assert told == ["first", "again", "again"]
     assert heard == [TERM, INT, TERM]
 
 
-async def test_after_the_block_everything_is_as_before(heard: list[Any]) -> None:
+def test_after_the_block_everything_is_as_before(heard: list[Any]) -> None:
     handlers = signal.getsignal(TERM), signal.getsignal(INT)
     told: list[str] = []
     with hearing_signals(lambda: told.append("first"), lambda: None):
@@ -48,7 +46,7 @@ async def test_after_the_block_everything_is_as_before(heard: list[Any]) -> None
 
 
 @pytest.mark.usefixtures("heard")
-async def test_a_handler_that_was_set_within_the_block_is_kept() -> None:
+def test_a_handler_that_was_set_within_the_block_is_kept() -> None:
     def other(*_: object) -> None: ...
 
     with hearing_signals(lambda: None, lambda: None):
@@ -79,7 +77,7 @@ async def test_outside_the_main_thread_nothing_is_touched() -> None:
 def test_a_signal_that_nobody_handles_ends_the_process_as_ever() -> None:
     code = """
 import asyncio, signal
-from perdure.web.signals import hearing_signals
+from perdure.durable.signals import hearing_signals
 async def main():
     with hearing_signals(lambda: None, lambda: None):
         print("ready", flush=True)

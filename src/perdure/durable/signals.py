@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import threading
@@ -16,22 +15,22 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def hearing_signals(
-    first: Callable[[], None], again: Callable[[], None]
+    first: Callable[[], object], again: Callable[[], object]
 ) -> Generator[None, None, None]:
-    """Within the block, a signal to stop calls `first` on the running loop, a later one `again`.
+    """Within the block, a signal to stop calls `first`, and every later one `again`.
 
+    They are called in a signal handler, so they may do little more than `call_soon_threadsafe`.
     Whoever handled the signals before still does, afterwards. Outside the main thread nothing
-    is heard, for only that one may handle signals.
+    is heard, for only that one may handle signals; a block that is left there is not left.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
     before: dict[int, Any] = {}
     heard: list[int] = []
 
     def hear(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(again if heard else first)
+        (again if heard else first)()
         heard.append(number)
         handler = before[number]
         if callable(handler):
@@ -47,7 +46,8 @@ def hearing_signals(
     try:
         yield
     finally:
+        is_main = threading.current_thread() is threading.main_thread()
         for each, handler in before.items():
             # Whoever took the signal over in the meantime keeps it.
-            if signal.getsignal(each) is hear:
+            if is_main and signal.getsignal(each) is hear:
                 signal.signal(each, handler)
