@@ -378,4 +378,4 @@ async def test_a_producer_may_keep_a_handle(stage: Stage) -> None:
         yield text("a")
 
     await finish(await stage.engine(produce))
-    assert (await stage.run()).upstream == {"response": "r-1"}
+    assert (await stage.run()).upstream == {"handle": {"response": "r-1"}, "after": 0}

@@ -167,6 +167,66 @@ async def test_the_policy_fail_counts_only_once_something_was_seen() -> None:
     assert await choose_rung(unseen, "fail", identity=TURN, attempt=2) == "rerun_unseen"
 
 
+CONTINUED: dict[str, tuple[Evidence, str]] = {
+    "text goes on": (evidence(log(text("a"))), "continue"),
+    "text behind a recorded step goes on": (
+        evidence(log(text("a"), text("b")), step(1, frames_to=1)),
+        "continue",
+    ),
+    "text behind a tool that answered goes on": (
+        evidence(log(CALL, tool_result("c", 1), text("b"))),
+        "continue",
+    ),
+    "reasoning does not go on": (evidence(log(text("a"), reasoning("hm"))), "rerun"),
+    "a tool that answered does not go on": (
+        evidence(log(text("a"), CALL, tool_result("c", 1))),
+        "rerun",
+    ),
+    "an open tool call does not go on": (evidence(log(CALL, text("a"))), "fail"),
+    "nothing shown is nothing to go on behind": (evidence(), "rerun_unseen"),
+    "a whole answer is not asked to go on": (
+        evidence(log(text("a"), upstream_end("stop"))),
+        "finish",
+    ),
+    "a failed turn that is retried begins again": (evidence(log(text("a"), FAILED)), "rerun"),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+@pytest.mark.parametrize("is_asked", [False, True])
+async def test_an_answer_goes_on_only_behind_text(name: str, is_asked: bool) -> None:
+    async def policy(_turn: InterruptedTurn) -> Any:
+        return "continue"
+
+    found, rung = CONTINUED[name]
+    decide: Any = policy if is_asked else "continue"
+    assert await choose_rung(found, decide, identity=TURN, attempt=2) == rung
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_an_answer_that_goes_on_upstream_is_joined_first(joined: bool) -> None:
+    asked: list[int] = []
+
+    async def attach() -> bool:
+        asked.append(1)
+        return joined
+
+    async def climb(found: Evidence) -> str:
+        return await choose_rung(found, "fail", identity=TURN, attempt=2, attach=attach)
+
+    assert await climb(evidence(log(text("a"), CALL))) == ("attach" if joined else "fail")
+    assert await climb(evidence()) == ("attach" if joined else "rerun_unseen")
+    assert len(asked) == 2
+    for found, rung in (
+        (evidence(log(text("a"), upstream_end("stop"))), "finish"),
+        (evidence(log(text("a"), FAILED)), "rerun"),
+        (evidence(log(text("a")), step(1, "running", effect="at_most_once")), "fail"),
+        (evidence(is_first=True), "begin"),
+    ):
+        assert await climb(found) == rung
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("decision", ["rerun", "fail"])
 async def test_a_callable_decides_knowing_what_was_seen_and_what_stays(decision: Any) -> None:
     asked: list[InterruptedTurn] = []
@@ -194,9 +254,9 @@ async def test_a_callable_is_not_asked_where_nothing_is_to_decide() -> None:
 
 async def test_a_callable_that_decides_for_something_else_is_an_error() -> None:
     async def policy(_turn: InterruptedTurn) -> Any:
-        return "continue"
+        return "go on"
 
-    with pytest.raises(UsageError, match="'continue'"):
+    with pytest.raises(UsageError, match="'go on'"):
         await choose_rung(evidence(log(text("a"))), policy, identity=TURN, attempt=2)
 
 

@@ -61,3 +61,25 @@ class Backend(Protocol):
     async def aclose(self) -> None:
         """Give back connections; calls that are still running may fail."""
         ...
+
+
+@runtime_checkable
+class AttachableBackend(Backend, Protocol):
+    """A backend whose provider goes on with an answer although nobody listens.
+
+    Its `stream` yields, before anything else, one `upstream_begin` with the handle of the answer.
+    Closing the iterator leaves the answer running: `attach` joins it again, in this process or in
+    another one, and `cancel` ends it.
+    """
+
+    def attach(self, handle: JsonValue) -> AsyncIterator[Frame]:
+        """Join an answer, and yield it from its beginning as `stream` would, to its end.
+
+        The texts and the other frames are the same as they were, however they are cut. Raises
+        BackendTransportError, at the first `anext`, for an answer that is not kept any more.
+        """
+        ...
+
+    async def cancel(self, handle: JsonValue) -> None:
+        """End an answer. One that is over, or not kept, stays as it is."""
+        ...

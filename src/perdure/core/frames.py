@@ -109,6 +109,14 @@ def usage(
     return Frame(0, 0, "usage", {key: value for key, value in known.items() if value is not None})
 
 
+def upstream_begin(handle: JsonValue) -> Frame:
+    """Return the mark that a provider has begun an answer that can be joined by `handle`.
+
+    It is for the turn, which keeps the handle; it is never stored or shown as a frame.
+    """
+    return Frame(0, 0, "upstream_begin", {"handle": handle})
+
+
 def upstream_end(finish: str) -> Frame:
     """Return the mark that the model's answer is whole; `finish` is the provider's reason."""
     return Frame(0, 0, "upstream_end", {"finish": finish})

@@ -111,6 +111,11 @@ class Journal:
             self._schedule(is_urgent=_is_urgent(frame))
         return numbered
 
+    def resume_part(self, frame: Frame) -> None:
+        """Let deltas without a part go on in that of `frame`, the last one of another attempt."""
+        if frame.kind in DELTA_KINDS:
+            self._part = (frame.kind, frame.data["part"])
+
     async def room(self) -> None:
         """Wait until the store has caught up: the only thing that holds a producer back."""
         while self.is_full:

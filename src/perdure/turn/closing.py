@@ -75,6 +75,8 @@ class Closing:
         self.content = Content()
         self.tries = 1
         self.input_hash = ""
+        self.ended_as: str | None = None
+        """The state that was recorded as the turn's own; None while it may go on by itself."""
         self.has_begun = False
         """Whether call 0 was intended in this attempt, so that it must be settled."""
         self._settings = settings
@@ -97,6 +99,7 @@ class Closing:
             finish = self._steps.finish_reason if status == "completed" else None
             changes, follow_ups = await self._ending(status, finish, text=text, told=told)
             await self._leave(changes, last=ending.end_frame(status, finish))
+            self.ended_as = status
         except LeaseLostError:
             raise
         except Exception as error:
@@ -125,6 +128,7 @@ class Closing:
         )
         end = EndRun("failed", reason=failure.code, error_text=error_text(recorded))
         await self._leave((*also, failed, *self._usage(), end), last=failure.frame())
+        self.ended_as = "failed"
         self._journal.show_last()
 
     async def park(self, error: PerdureError, reason: str) -> None:
@@ -133,6 +137,7 @@ class Closing:
         failure = ending.Failure("parked", "The turn was given up; retry it.", True, ref)
         park = Suspend("parked", reason=reason, error_text=error_text(step_error_of(error)))
         await self._leave((*self._usage(), park), last=failure.frame())
+        self.ended_as = "parked"
         self._journal.show_last()
 
     async def release(self, reason: str) -> None:

@@ -35,6 +35,7 @@ from perdure.turn.reading import Reading, Replay, known_turn, lines, open_readin
 from perdure.turn.recovery import Policy
 from perdure.turn.reference import ReferenceChatTurnEngine, TurnBody
 from perdure.turn.registry import ring_of
+from perdure.turn.upstream import check_policy
 from perdure.turn.wire.codecs import codec_for
 from perdure.turn.wire.events import Dialect
 
@@ -60,10 +61,12 @@ class ChatTurnEngine:
     a reader: that a client leaves ends nothing, `stop` ends a turn, `aclose` gives turns away.
 
     `on_interrupted` says what becomes of a turn whose readers have seen some of a lost attempt:
-    "rerun" (they are told to forget it), "fail", or a coroutine function that decides by an
-    InterruptedTurn. A producer is given the messages of at most `history_turns_max` turns before
-    its own, the nearest (None: all). `recover`: from its first use on, the engine looks for turns
-    that nobody works on. `expose_errors` shows readers the message of any exception.
+    "rerun" (they are told to forget it), "continue" (the model is asked to go on where its text
+    ends; the producer needs a method for it, as that of `answer_with` has), "fail", or a coroutine
+    function that decides by an InterruptedTurn. A producer is given the messages of at most
+    `history_turns_max` turns before its own, the nearest (None: all). `recover`: from its first use
+    on, the engine looks for turns that nobody works on. `expose_errors` shows readers the message
+    of any exception.
     """
 
     def __init__(
@@ -87,10 +90,7 @@ class ChatTurnEngine:
     ) -> None:
         if busy != "reject":
             raise UsageError(f"busy must be 'reject', it is {busy!r}")
-        if not callable(on_interrupted) and on_interrupted not in ("rerun", "fail"):
-            raise UsageError(
-                f"on_interrupted must be 'rerun', 'fail' or a callable, it is {on_interrupted!r}"
-            )
+        check_policy(on_interrupted, produce)
         self.name = ids.check_id(name, name="name")
         check_length(lease_ms, name="lease_ms", least=1)
         if history_turns_max is not None:

@@ -16,7 +16,7 @@ from perdure.durable.scope import step_spec
 from perdure.durable.steps import StepSpec
 from perdure.errors import UsageError
 from perdure.turn.identity import ChatTurnIdentity
-from perdure.turn.recovery import Partial
+from perdure.turn.recovery import Partial, SavedHandle
 from perdure.turn.stepping import TurnSteps
 
 T = TypeVar("T")
@@ -40,7 +40,9 @@ class Turn(Protocol):
     """One turn, as its producer gets it; everything in it comes from the store.
 
     `history` holds the messages of the parent turns, fixed when the turn was submitted;
-    `partial` what readers have seen and keep; `attempt` counts from 1.
+    `partial` what readers have seen and keep; `attempt` counts from 1. `upstream` is the handle
+    that was saved last, None if there is none: of the answer that an earlier attempt has begun, as
+    long as this one can join it.
     """
 
     @property
@@ -55,6 +57,8 @@ class Turn(Protocol):
     def attempt(self) -> int: ...
     @property
     def partial(self) -> Partial: ...
+    @property
+    def upstream(self) -> JsonValue: ...
     @property
     def idempotency_key(self) -> str: ...
     @property
@@ -122,7 +126,11 @@ class Turn(Protocol):
         ...
 
     def save_handle(self, handle: JsonValue) -> Awaitable[None]:
-        """Keep a handle by which the provider's answer could be joined again; None forgets it."""
+        """Keep a handle by which the provider's answer can be joined again; None forgets it.
+
+        The answer's frames are what is yielded from then on. A producer with a method `attach` is
+        asked by another attempt to join it.
+        """
         ...
 
 
@@ -161,6 +169,7 @@ class AttemptedTurn:
         *,
         history: Sequence[Mapping[str, JsonValue]],
         partial: Partial,
+        upstream: JsonValue = None,
     ) -> None:
         manifest = attempt.run.manifest
         assert manifest is not None
@@ -170,6 +179,7 @@ class AttemptedTurn:
         self.history = history
         self.attempt = attempt.lease.epoch
         self.partial = partial
+        self.upstream = upstream
         self.idempotency_key = identity.idempotency_key(attempt.lease.run_id, 0)
         self._attempt = attempt
         self._steps = steps
@@ -226,8 +236,12 @@ class AttemptedTurn:
         return _StreamedStep(self._steps, spec, fn, result)
 
     async def save_handle(self, handle: JsonValue) -> None:
-        text = None if handle is None else encode_value(handle, name="handle")
+        text = None
+        if handle is not None:
+            saved = SavedHandle(handle, after=self._steps.last_seq)
+            text = encode_value(saved._asdict(), name="handle")
         await self._attempt.write(SaveHandle(text))
+        self.upstream = handle
 
     def _spec(
         self, intent: str, kind: StepKind, fingerprint: JsonValue, effect: Effect | None

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Final
 
 from perdure.core import identity
-from perdure.core.changes import BeginStep, FailStep, IntendUsage
-from perdure.core.frames import (
-    Frame,
-    cursor_mark,
-    fold_parts,
-    format_cursor,
-    part_frame,
-    text_of,
-)
-from perdure.core.records import Claim, StepRecord
+from perdure.core.changes import BeginStep, IntendUsage, SaveHandle
+from perdure.core.frames import Frame
+from perdure.core.records import Claim, JsonValue
 from perdure.durable.attempt import Attempt
-from perdure.durable.journal import Journal, stored_bytes
+from perdure.durable.journal import Journal
 from perdure.durable.ring import Ring
 from perdure.durable.steps import StepScope, StepSpec
 from perdure.errors import (
@@ -30,6 +24,7 @@ from perdure.errors import (
     StoreCorruptError,
     StoreError,
     UnfinishedStepError,
+    UsageError,
 )
 from perdure.store.protocol import RunStore
 from perdure.turn.calling import Drained, HookCalls
@@ -39,16 +34,11 @@ from perdure.turn.handout import AttemptedTurn
 from perdure.turn.history import history_of
 from perdure.turn.hooks import EventFollower, flush_trace
 from perdure.turn.identity import identity_of, intent_of
+from perdure.turn.inheriting import Inheritance
 from perdure.turn.producing import Producing
-from perdure.turn.recovery import (
-    Evidence,
-    Partial,
-    choose_rung,
-    gather_evidence,
-    is_remembered,
-    last_kept_position,
-)
-from perdure.turn.stepping import TurnSteps, given_up
+from perdure.turn.recovery import Evidence, Rung, choose_rung, last_kept_position, partial_of
+from perdure.turn.stepping import TurnSteps
+from perdure.turn.upstream import Upstream
 from perdure.turn.wire.events import Addressee, events_of, started
 
 logger = logging.getLogger("perdure.turn")
@@ -104,6 +94,14 @@ class LiveTurn:
             steps=self._steps,
             left=self.left,
         )
+        if self.run.manifest is not None:
+            self._closing.input_hash = identity.canonical_hash(self.run.manifest.input)
+        self._inheritance = Inheritance(
+            self._attempt, journal=self._journal, steps=self._steps, content=self._closing.content
+        )
+        self._upstream = Upstream(settings.produce, self._calls)
+        self._past: Sequence[Mapping[str, JsonValue]] | None = None
+        self._turn: AttemptedTurn | None = None
         self._producing = self._make_producing()
         self._attempt.on_change = self._interrupt
 
@@ -114,7 +112,6 @@ class LiveTurn:
         scope = StepScope(self._steps, StepSpec(0, intent, kind="llm"), holds_steps=True)
         scope.tries = self._closing.tries
         return Producing(
-            self._settings.produce,
             scope,
             attempt=self._attempt,
             journal=self._journal,
@@ -166,6 +163,7 @@ class LiveTurn:
             self._attempt.end()
             self.left.set()
             self.ring.close()
+            await self._leave_upstream()
             await self._follower.finish()
             await flush_trace(self._settings.hooks)
 
@@ -184,19 +182,27 @@ class LiveTurn:
         await self._closing.release("drained")
         self.was_given_back = True
 
+    async def _leave_upstream(self) -> None:
+        """End the answer upstream, unless another attempt will join it."""
+        await self._upstream.close()
+        saved = self._inheritance.handle
+        handle = self._turn.upstream if self._turn is not None else saved and saved.handle
+        if handle is not None and self._closing.ended_as not in (None, "completed"):
+            await self._upstream.cancel(handle)
+
     async def _attend(self) -> None:
         closing = self._closing
-        evidence = await self._read_evidence()
+        await self._inheritance.read()
         self._follower.tell((started(self._addressee),))
         refusal = self._refusal()
         if self._stop or self._attempt.stop_requested:
-            self._recall_everything(evidence)
+            self._inheritance.keep_everything()
             await closing.end("stopped")
         elif refusal is not None:
-            self._recall_everything(evidence)
+            self._inheritance.keep_everything()
             await closing.park(*refusal)
         else:
-            await self._climb(evidence)
+            await self._climb()
 
     def _refusal(self) -> tuple[PerdureError, str] | None:
         """Return why this turn is parked before anything else happens, if it is."""
@@ -209,94 +215,72 @@ class LiveTurn:
             return crashes, "attempts_exhausted"
         return None
 
-    async def _climb(self, evidence: Evidence) -> None:
+    async def _climb(self) -> None:
         """Go on by the first rung of the ladder that applies."""
-        policy = self._settings.on_interrupted
+        closing, inheritance = self._closing, self._inheritance
+        evidence = inheritance.evidence
+        rung: Rung | None = None
+        error: Exception | None = None
         try:
-            rung = await choose_rung(
-                evidence,
-                partial(self._calls.call, policy) if callable(policy) else policy,
-                identity=self.identity,
-                attempt=self._attempt.lease.epoch,
-            )
+            rung = await self._choose(evidence)
         except LeaseLostError:
             raise
-        except Exception as error:
-            self._recall_everything(evidence)
-            if self._attempt.stop_requested:
-                await self._closing.end("stopped")
-            else:
-                await self._closing.fail(error)
+        except Exception as failure:
+            error = failure
+        if self._draining:
+            raise Drained
+        if rung in _WORKING_RUNGS and not self._attempt.stop_requested:
+            await self._begin(rung)
+            await self._work_on(rung)
             return
-        if rung == "finish":
-            self._recall_everything(evidence)
-            await self._closing.end("completed")
-        elif rung == "fail":
-            self._recall_everything(evidence)
-            await self._closing.fail(_lost(evidence), *self._given_up(evidence.open_steps))
+        inheritance.keep_everything()
+        if self._attempt.stop_requested:
+            await closing.end("stopped")
+        elif error is not None:
+            await closing.fail(error)
+        elif rung == "finish":
+            await closing.end("completed")
         else:
-            # Here nobody objects to a repetition: a policy or a retry by hand decided for it.
-            self._steps.repeatable = frozenset(step.step_index for step in evidence.open_steps)
-            await self._begin(evidence, restart=rung == "rerun")
-            await self._work_on(evidence)
+            await closing.fail(_lost(evidence), *inheritance.open_steps_as_failed())
 
-    async def _read_evidence(self) -> Evidence:
-        frames: list[Frame] = []
-        after = max(0, self.run.live_from - 1)
-        while self._journal.last_seq > after:
-            page = await self._attempt.store.read_frames(self.run.run_id, after=after)
-            if not page:
-                break
-            frames.extend(page)
-            after = page[-1].seq
-        self._journal.log_bytes = stored_bytes(frames)
-        manifest = self.run.manifest
-        if manifest is not None:
-            self._closing.input_hash = identity.canonical_hash(manifest.input)
-        is_first = self._attempt.lease.epoch == 1
-        return gather_evidence(frames, self._history, is_first=is_first)
-
-    def _given_up(self, steps: Sequence[StepRecord]) -> list[FailStep]:
-        """Return the records of steps of which nobody knows whether they took effect."""
-        taken = max(self._history) + 1
-        return [given_up(step, taken=taken) for step in steps]
-
-    # What earlier attempts left.
-
-    def _recall(self, frames: Sequence[Frame]) -> None:
-        """Count what readers have, and keep, as part of the answer."""
-        for frame in frames:
-            if frame.kind == "upstream_end":
-                self._steps.finish_reason = frame.data["finish"]
-            elif is_remembered(frame):
-                self._closing.content.add(frame)
-        self._closing.content.spoken = 0
-
-    def _recall_everything(self, evidence: Evidence) -> None:
-        """Readers keep all they have seen; only behind an end they must be told so."""
-        if evidence.ended_before:
-            self._begin_again(evidence, evidence.frames)
-        else:
-            self._recall(evidence.frames)
-
-    def _begin_again(self, evidence: Evidence, kept: Sequence[Frame]) -> None:
-        compact = [part_frame(part) for part in fold_parts(kept)]
-        compact.extend([frame for frame in kept if frame.kind == "upstream_end"][-1:])
-        last = evidence.frames[-1]
-        if evidence.ended_before:
-            reason = "retry"
-        else:
-            reason = "lease_expired" if self.run.strikes else "released"
-        self._journal.begin_again(
-            compact,
-            reason=reason,
-            discarded_from=format_cursor(last.epoch, last.seq, cursor_mark(self._stored_id)),
+    async def _choose(self, evidence: Evidence) -> Rung:
+        policy = self._settings.on_interrupted
+        can_attach = self._inheritance.handle is not None and self._upstream.can_attach
+        rung = await choose_rung(
+            evidence,
+            partial(self._calls.call, policy) if callable(policy) else policy,
+            identity=self.identity,
+            attempt=self._attempt.lease.epoch,
+            attach=self._attach if can_attach else None,
         )
-        self._recall(compact)
+        if rung == "continue" and self._upstream.continue_partial is None:
+            raise UsageError("the producer has no `continue_partial`, so no answer can go on")
+        return rung
 
-    async def _begin(self, evidence: Evidence, *, restart: bool) -> None:
+    async def _attach(self) -> bool:
+        return await self._upstream.attach(await self._hand_out("attach"))
+
+    async def _begin(self, rung: Rung) -> None:
         """Record, before the model may be called, that it may be; and what readers forget."""
+        inheritance = self._inheritance
+        # Here nobody objects to a repetition: a policy or a retry by hand decided for it.
+        self._steps.repeatable = frozenset(
+            step.step_index for step in inheritance.evidence.open_steps
+        )
         self._attempt.usage_calls = 1
+        self._closing.has_begun = True
+        if rung in ("attach", "continue"):
+            inheritance.go_on_behind_everything()
+        else:
+            if rung == "rerun":
+                inheritance.keep_steps_only()
+            else:
+                inheritance.keep_steps()
+            self._producing.swallow_to = last_kept_position(self._history)
+        forget = [SaveHandle(None)] if self.run.upstream is not None and rung != "attach" else []
+        await self._journal.write(*self._intended(), *forget)
+
+    def _intended(self) -> tuple[BeginStep, IntendUsage]:
         begin = BeginStep(
             0,
             intent_of(self.identity.turn_index),
@@ -312,36 +296,45 @@ class LiveTurn:
             provider=getattr(produce, "provider", None),
             model=asked or getattr(produce, "model", None),
         )
-        self._closing.has_begun = True
-        if restart:
-            self._begin_again(evidence, evidence.kept)
-        else:
-            self._recall(evidence.kept)
-        await self._journal.write(begin, intend)
-        self._producing.swallow_to = last_kept_position(self._history)
+        return begin, intend
 
     # Producing, and how it ended.
 
-    async def _work_on(self, evidence: Evidence) -> None:
+    async def _work_on(self, rung: Rung) -> None:
+        produce = self._settings.produce
+        if rung == "attach":
+            produce = self._upstream.produce
+        elif rung == "continue" and self._upstream.continue_partial is not None:
+            produce = self._upstream.continue_partial
         try:
-            history = await history_of(
-                self._attempt.store, self.run, turns_max=self._settings.history_turns_max
-            )
-            kept = fold_parts(evidence.kept)
-            turn = AttemptedTurn(
-                self.identity,
-                self._attempt,
-                self._steps,
-                history=history,
-                partial=Partial(text_of(kept), kept),
-            )
-            await self._producing.run(turn)
+            await self._producing.run(produce, await self._hand_out(rung))
         except asyncio.CancelledError:
             # The loop shuts down, and takes this turn for a reader's business.
             self._draining = True
             await self._settle()
             raise
         await self._settle()
+
+    async def _hand_out(self, rung: Rung) -> AttemptedTurn:
+        inheritance = self._inheritance
+        evidence, saved = inheritance.evidence, inheritance.handle
+        if self._past is None:
+            self._past = await history_of(
+                self._attempt.store, self.run, turns_max=self._settings.history_turns_max
+            )
+        if rung == "attach":
+            known = inheritance.joinable
+        else:
+            known = evidence.frames if rung == "continue" else evidence.kept
+        self._turn = AttemptedTurn(
+            self.identity,
+            self._attempt,
+            self._steps,
+            history=self._past,
+            partial=partial_of(known),
+            upstream=saved.handle if rung == "attach" and saved is not None else None,
+        )
+        return self._turn
 
     async def _settle(self) -> None:
         producing, attempt, closing = self._producing, self._attempt, self._closing
@@ -370,6 +363,9 @@ class LiveTurn:
         if self._follower.is_wanted:
             for frame in frames:
                 self._follower.tell(events_of(frame, self._addressee))
+
+
+_WORKING_RUNGS: Final = ("begin", "attach", "rerun_unseen", "rerun", "continue")
 
 
 def _lost(evidence: Evidence) -> PerdureError:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Final, cast
 
 from perdure.core.effects import monotonic_ms
+from perdure.core.frames import Frame
 from perdure.durable.attempt import Attempt
 from perdure.durable.journal import Journal
 from perdure.durable.steps import StepScope, inside
@@ -39,7 +40,6 @@ class Producing:
 
     def __init__(
         self,
-        produce: Produce,
         scope: StepScope,
         *,
         attempt: Attempt,
@@ -52,7 +52,6 @@ class Producing:
         self.is_idle = False
         """Nothing came for too long."""
         self.was_interrupted = False
-        self._produce = produce
         self._scope = scope
         self._attempt = attempt
         self._journal = journal
@@ -64,7 +63,7 @@ class Producing:
         self._active_ms = 0.0
         self._taken = 0
 
-    async def run(self, turn: Turn) -> None:
+    async def run(self, produce: Produce, turn: Turn) -> None:
         """Return when the producer is over, or was interrupted and had time to clean up.
 
         Cancelling this interrupts the producer too.
@@ -72,7 +71,7 @@ class Producing:
         if self.was_interrupted:
             return
         loop = asyncio.get_running_loop()
-        self._work = work = loop.create_task(self._drive(turn))
+        self._work = work = loop.create_task(self._drive(produce, turn))
         work.add_done_callback(_note_failure)
         interrupted = loop.create_task(self._interrupted.wait())
         watching = loop.create_task(self._watch())
@@ -136,9 +135,9 @@ class Producing:
 
     # The producer.
 
-    async def _drive(self, turn: Turn) -> str | None:
+    async def _drive(self, produce: Produce, turn: Turn) -> str | None:
         with inside(self._scope):
-            made = self._produce(turn)
+            made = produce(turn)
             if inspect.isawaitable(made):
                 made = await made
             items = cast(AsyncIterator[object], getattr(made, "stream", made))
@@ -147,6 +146,9 @@ class Producing:
                 if close is not None:
                     stack.push_async_callback(close)
                 async for item in items:
+                    if isinstance(item, Frame) and item.kind == "upstream_begin":
+                        await turn.save_handle(item.data["handle"])
+                        continue
                     self._take(item)
                     if self._taken % FAIR_ITEMS == 0:
                         # A producer that never waits must not keep others waiting.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast, get_args
 
 from perdure.core.frames import KEPT_KINDS, TERMINAL_KINDS, Frame, fold_parts, text_of
 from perdure.core.records import JsonValue, StepRecord
@@ -11,8 +11,10 @@ from perdure.durable.failures import is_settled
 from perdure.errors import UsageError
 from perdure.turn.identity import ChatTurnIdentity
 
-Rung = Literal["begin", "finish", "rerun_unseen", "rerun", "fail"]
-Decision = Literal["rerun", "fail"]
+Rung = Literal["begin", "finish", "attach", "rerun_unseen", "rerun", "continue", "fail"]
+Decision = Literal["rerun", "continue", "fail"]
+
+DECISIONS: Final = get_args(Decision)
 
 ENDS_A_CALL_ONLY: Final = frozenset({"tool_calls", "function_call", "tool_use"})
 """Finish reasons after which the answer goes on once the tools have answered."""
@@ -25,12 +27,18 @@ class Partial(NamedTuple):
     parts: Sequence[Mapping[str, JsonValue]]
 
 
+def partial_of(frames: Sequence[Frame]) -> Partial:
+    """Return what a reader has who has seen these frames."""
+    parts = fold_parts(frames)
+    return Partial(text_of(parts), parts)
+
+
 class InterruptedTurn(NamedTuple):
     """What a policy is asked about: an attempt was lost after readers had seen some of it.
 
     `seen` is everything they saw, `kept` what stays in any case (the frames of recorded steps).
     `open_tool_call` names a tool call that may have taken effect without being answered: "rerun"
-    makes it again.
+    makes it again, "continue" fails the turn.
     """
 
     identity: ChatTurnIdentity
@@ -41,6 +49,21 @@ class InterruptedTurn(NamedTuple):
 
 
 Policy = Decision | Callable[[InterruptedTurn], Awaitable[Decision]]
+
+
+class SavedHandle(NamedTuple):
+    """The handle of an answer that goes on upstream; `after`: the last seq before its frames."""
+
+    handle: JsonValue
+    after: int
+
+
+def saved_handle(upstream: JsonValue) -> SavedHandle | None:
+    """Return the handle that a run keeps, if it is one that a turn has saved."""
+    if not isinstance(upstream, dict):
+        return None
+    stored = cast("dict[str, JsonValue]", upstream)
+    return SavedHandle(**stored) if stored.keys() == set(SavedHandle._fields) else None
 
 
 class Evidence(NamedTuple):
@@ -70,6 +93,12 @@ class Evidence(NamedTuple):
     @property
     def shows_more_than_is_kept(self) -> bool:
         return any(frame.kind in KEPT_KINDS for frame in self.frames[self._kept_count :])
+
+    @property
+    def ends_in_text(self) -> bool:
+        """Whether the last that readers saw is text, which an answer can go on behind."""
+        shown = (frame.kind for frame in reversed(self.frames) if frame.kind in KEPT_KINDS)
+        return next(shown, None) == "text"
 
     @property
     def _kept_count(self) -> int:
@@ -148,11 +177,17 @@ def last_kept_position(steps: Mapping[int, StepRecord]) -> int:
 
 
 async def choose_rung(
-    evidence: Evidence, policy: Policy, *, identity: ChatTurnIdentity, attempt: int
+    evidence: Evidence,
+    policy: Policy,
+    *,
+    identity: ChatTurnIdentity,
+    attempt: int,
+    attach: Callable[[], Awaitable[bool]] | None = None,
 ) -> Rung:
     """Return the first rung of the ladder that applies.
 
-    A turn that was over and is retried by hand runs again whatever it had open: somebody looked.
+    `attach` joins the answer that goes on upstream, if it can: None where there is no handle. A
+    turn that was over and is retried by hand runs again whatever it had open: somebody looked.
     """
     if evidence.is_first and not evidence.frames:
         return "begin"
@@ -160,21 +195,32 @@ async def choose_rung(
         return "finish"
     if evidence.ended_before:
         return "rerun"
+    if attach is not None and not evidence.open_steps and await attach():
+        return "attach"
     open_tool_call = evidence.open_tool_call
     if open_tool_call is None and not evidence.shows_more_than_is_kept:
         return "rerun_unseen"
     if not callable(policy):
-        return "fail" if open_tool_call is not None else policy
-    seen, kept = fold_parts(evidence.frames), fold_parts(evidence.kept)
-    decision = await policy(
-        InterruptedTurn(
-            identity=identity,
-            attempt=attempt,
-            seen=Partial(text_of(seen), seen),
-            kept=Partial(text_of(kept), kept),
-            open_tool_call=open_tool_call,
-        )
+        decision: Decision = "fail" if open_tool_call is not None else policy
+    else:
+        decision = await policy(_interrupted(evidence, identity=identity, attempt=attempt))
+        if decision not in DECISIONS:
+            told = ", ".join(map(repr, DECISIONS))
+            raise UsageError(f"on_interrupted must decide for one of {told}, not {decision!r}")
+    if decision != "continue":
+        return decision
+    if open_tool_call is not None:
+        return "fail"
+    return "continue" if evidence.ends_in_text else "rerun"
+
+
+def _interrupted(
+    evidence: Evidence, *, identity: ChatTurnIdentity, attempt: int
+) -> InterruptedTurn:
+    return InterruptedTurn(
+        identity=identity,
+        attempt=attempt,
+        seen=partial_of(evidence.frames),
+        kept=partial_of(evidence.kept),
+        open_tool_call=evidence.open_tool_call,
     )
-    if decision not in ("rerun", "fail"):
-        raise UsageError(f"on_interrupted must decide for 'rerun' or 'fail', not {decision!r}")
-    return decision

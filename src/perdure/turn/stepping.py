@@ -60,6 +60,11 @@ class TurnSteps(Steps):
         self._open_streams: dict[int, int] = {}
         """By position, the last seq before the first frame of a stream that still runs."""
 
+    @property
+    def last_seq(self) -> int:
+        """The seq of the last frame that was yielded before now."""
+        return self._journal.last_seq
+
     async def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
         is_timed = spec.kind != "llm"
         self.active_ms = monotonic_ms()
@@ -205,6 +210,9 @@ class TurnSteps(Steps):
                 if frame is None:
                     return
                 frames.append(frame)
+                if frame.kind == "upstream_begin":
+                    # Another attempt executes the step as a whole: it has a key of its own.
+                    continue
                 if frame.kind == "usage" and scope.usage_call is not None:
                     scope.usage = usage_of(frame, scope.usage_call)
                 elif frame.kind == "upstream_end":
