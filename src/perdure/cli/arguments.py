@@ -80,6 +80,7 @@ def add_commands(commands: Any) -> None:
     _add_reading(add)
     _add_steering(add)
     _add_hooks(commands)
+    _add_schedules(commands)
     _add_cleaning(add)
     _add_checking(add)
 
@@ -193,6 +194,23 @@ def _add_hooks(commands: Any) -> None:
         "--position", type=int, metavar="N", help="only this delivery of the run (all of them)"
     )
     retry.add_argument("--dead", action="store_true", help="every dead delivery of the store")
+
+
+def _add_schedules(commands: Any) -> None:
+    summary = "Look at schedules, pause and resume them"
+    schedules: Parser = commands.add_parser("schedules", help=summary, description=f"{summary}.")
+    verbs = schedules.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, told in (
+        ("ls", "List the schedules of a tenant"),
+        ("pause", "Let a schedule fire no more"),
+        ("resume", "Let a paused schedule fire again, from its next due time on"),
+        ("rm", "Forget a schedule, and none of the runs that it began"),
+    ):
+        verb: Parser = verbs.add_parser(name, help=told, description=f"{told}.")
+        _finish(verb, f"perdure.cli.schedules:{name}")
+        if name != "ls":
+            verb.add_argument("name", metavar="NAME", help="name of the schedule")
+        _add_tenant(verb, "tenant of the schedules (the default one)")
 
 
 def _add_cleaning(add: Add) -> None:

@@ -1,20 +1,27 @@
 """The public test kit; it imports no test framework.
 
 `STORE_CASES` and `check_run_store` prove that a store keeps the contract of `RunStore`;
-`SCHEDULE_CASES` are for one that keeps schedules too.
+`SCHEDULE_CASES` are for one that keeps schedules too, `UPKEEP_CASES` for one with `upkeep()`.
 `crash_everywhere` proves that a piece of work survives a crash at each of its writes.
 """
 
 from __future__ import annotations
 
 from perdure.testing.clock import ManualClock
-from perdure.testing.contract import SCHEDULE_CASES, STORE_CASES, NewLab, check_run_store
+from perdure.testing.contract import (
+    SCHEDULE_CASES,
+    STORE_CASES,
+    UPKEEP_CASES,
+    NewLab,
+    check_run_store,
+)
 from perdure.testing.faults import Crash, CrashPoint, CrashReport, Scenario, crash_everywhere
 from perdure.testing.lab import Case, OpenHandle, StoreLab
 
 __all__ = [
     "SCHEDULE_CASES",
     "STORE_CASES",
+    "UPKEEP_CASES",
     "Case",
     "Crash",
     "CrashPoint",
