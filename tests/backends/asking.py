@@ -17,7 +17,7 @@ KEY = "sk-canary-0123456789"
 PROMPT = Prompt([{"role": "user", "content": "Hi"}])
 HELLO = sse(chunk(content="Hel"), chunk(content="lo"), chunk("stop"), "[DONE]")
 HELLO_FRAMES = [text("Hel"), text("lo"), upstream_end("stop")]
-QUICK = BackendRetry(max_attempts=3, initial_backoff_ms=1, max_backoff_ms=2)
+QUICK = BackendRetry(tries_max=3, backoff_ms=1, backoff_max_ms=2)
 
 
 def backend_of(server: ModelServer, **options: Any) -> OpenAIBackend:

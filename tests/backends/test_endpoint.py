@@ -43,7 +43,7 @@ def backend_of(body: Body, status: int = 200, request_timeout_ms: float = 0) -> 
 
     return OpenAIBackend(
         client=httpx2.AsyncClient(transport=httpx2.MockTransport(answer)),
-        retry=BackendRetry(max_attempts=1, request_timeout_ms=request_timeout_ms),
+        retry=BackendRetry(tries_max=1, request_timeout_ms=request_timeout_ms),
     )
 
 

@@ -219,7 +219,7 @@ async def test_no_error_holds_a_secret(
         server,
         base_url=server.base_url.replace("//", "//user:password-3@") + "?key=query-secret-2",
         headers={"X-Secret": "header-secret-1"},
-        retry=BackendRetry(max_attempts=1),
+        retry=BackendRetry(tries_max=1),
     )
     for _ in range(4):
         with pytest.raises(BackendTransportError) as caught:

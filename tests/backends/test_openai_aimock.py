@@ -17,7 +17,7 @@ from tests.backends.aimock import Aimock
 pytestmark = pytest.mark.node
 
 HELLO = "Hello there, this is a scripted streaming answer. 👋"
-QUICK = BackendRetry(max_attempts=3, initial_backoff_ms=1, max_backoff_ms=2)
+QUICK = BackendRetry(tries_max=3, backoff_ms=1, backoff_max_ms=2)
 
 
 def backend_of(aimock: Aimock, **headers: str) -> OpenAIBackend:

@@ -106,7 +106,7 @@ async def test_retry_after_is_waited_up_to_the_ceiling(server: ModelServer) -> N
 
 async def test_a_failure_tells_what_the_provider_asked_to_wait(server: ModelServer) -> None:
     server.will(refusal(429, retry_after="7"))
-    _, failure = await ask_in_vain(backend_of(server, retry=BackendRetry(max_attempts=1)))
+    _, failure = await ask_in_vain(backend_of(server, retry=BackendRetry(tries_max=1)))
     assert failure.retry_after_ms == 7_000
 
 
@@ -146,7 +146,7 @@ async def test_a_connection_lost_within_the_answer_is_never_tried_again(
 async def test_a_server_that_hangs_before_its_head_is_tried_again(server: ModelServer) -> None:
     # More answers than needed: a slow machine may miss the limit with some of them.
     server.will(Reply((Hang(),), status=0), *[reply(HELLO)] * 9)
-    retry = replace(QUICK, max_attempts=10, request_timeout_ms=60)
+    retry = replace(QUICK, tries_max=10, request_timeout_ms=60)
     assert await ask(backend_of(server, retry=retry)) == HELLO_FRAMES
     assert len(server.received) > 1
 
@@ -298,7 +298,7 @@ async def test_an_error_that_comes_as_a_success_is_read(server: ModelServer) -> 
     busy = Reply((b'{"error": {"code": 503}}',), headers={"content-type": "application/json"})
     server.will(busy, reply(HELLO), busy)
     assert await ask(backend_of(server)) == HELLO_FRAMES
-    _, failure = await ask_in_vain(backend_of(server, retry=BackendRetry(max_attempts=1)))
+    _, failure = await ask_in_vain(backend_of(server, retry=BackendRetry(tries_max=1)))
     assert (failure.status, failure.retryable) == (503, True)
 
 

@@ -31,7 +31,7 @@ def test_the_jitter_is_full_unless_told() -> None:
 
 
 def test_what_the_provider_asks_for_is_waited_up_to_the_ceiling() -> None:
-    retry = BackendRetry(max_backoff_ms=5_000)
+    retry = BackendRetry(backoff_max_ms=5_000)
     assert retry.wait_ms(1, chance=0.9, retry_after_ms=3_000) == 3_000
     assert retry.wait_ms(1, chance=0.9, retry_after_ms=0) == 0
     assert retry.wait_ms(1, chance=0.9, retry_after_ms=3_600_000) == 5_000
@@ -40,10 +40,10 @@ def test_what_the_provider_asks_for_is_waited_up_to_the_ceiling() -> None:
 @pytest.mark.parametrize(
     ("values", "name"),
     [
-        ({"max_attempts": 0}, "max_attempts"),
-        ({"initial_backoff_ms": -1}, "initial_backoff_ms"),
-        ({"initial_backoff_ms": float("nan")}, "initial_backoff_ms"),
-        ({"max_backoff_ms": float("inf")}, "max_backoff_ms"),
+        ({"tries_max": 0}, "tries_max"),
+        ({"backoff_ms": -1}, "backoff_ms"),
+        ({"backoff_ms": float("nan")}, "backoff_ms"),
+        ({"backoff_max_ms": float("inf")}, "backoff_max_ms"),
         ({"request_timeout_ms": -1}, "request_timeout_ms"),
         ({"jitter": -0.1}, "jitter"),
         ({"jitter": 1.1}, "jitter"),

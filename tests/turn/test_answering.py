@@ -21,7 +21,7 @@ from tests.backends.model_server import Cut, Hang, ModelServer, chunk, refusal, 
 COUNTED = {"prompt_tokens": 9, "completion_tokens": 2}
 USAGE = {"id": "chatcmpl-1", "model": "model-1-0613", "choices": [], "usage": COUNTED}
 ANSWER = sse(chunk(content="Hello"), chunk(content=" there"), chunk("stop"), USAGE, "[DONE]")
-NO_RETRY = BackendRetry(max_attempts=1)
+NO_RETRY = BackendRetry(tries_max=1)
 
 
 @pytest.fixture

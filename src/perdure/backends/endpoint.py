@@ -89,7 +89,7 @@ class Endpoint:
             try:
                 return await self._attempt(body, _merged(self._headers, headers))
             except BackendTransportError as failure:
-                if not failure.retryable or tries >= self.retry.max_attempts:
+                if not failure.retryable or tries >= self.retry.tries_max:
                     raise
                 wait_ms = self.retry.wait_ms(
                     tries, chance=random_float(), retry_after_ms=failure.retry_after_ms

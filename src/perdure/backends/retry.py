@@ -18,23 +18,23 @@ REQUEST_TIMEOUT_MS: Final = 120_000
 class BackendRetry:
     """How often a call is tried before its answer begins, and how long to wait in between.
 
-    The wait before try n + 1 is `initial_backoff_ms * 2 ** (n - 1)`, at most `max_backoff_ms`, of
+    The wait before try n + 1 is `backoff_ms * 2 ** (n - 1)`, at most `backoff_max_ms`, of
     which the fraction `jitter` is random: 1 spreads the tries of many clients best, 0 waits
-    exactly. `max_attempts` counts all tries; 1 turns retries off. A try ends after
+    exactly. `tries_max` counts all tries; 1 turns retries off. A try ends after
     `request_timeout_ms` without a first byte of the answer; 0 waits for ever. Raises UsageError.
     """
 
-    max_attempts: int = 5
-    initial_backoff_ms: float = 1_000
-    max_backoff_ms: float = 30_000
+    tries_max: int = 5
+    backoff_ms: float = 1_000
+    backoff_max_ms: float = 30_000
     jitter: float = 1.0
     retry_statuses: frozenset[int] = RETRY_STATUSES
     request_timeout_ms: float = REQUEST_TIMEOUT_MS
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise UsageError(f"max_attempts is {self.max_attempts}, but must be 1 or more")
-        for name in ("initial_backoff_ms", "max_backoff_ms", "request_timeout_ms"):
+        if self.tries_max < 1:
+            raise UsageError(f"tries_max is {self.tries_max}, but must be 1 or more")
+        for name in ("backoff_ms", "backoff_max_ms", "request_timeout_ms"):
             wait_ms = getattr(self, name)
             if not 0 <= wait_ms < math.inf:
                 raise UsageError(f"{name} is {wait_ms}, but must be 0 or more, and finite")
@@ -45,12 +45,12 @@ class BackendRetry:
         """Return the wait after the failed try number `tries` (from 1).
 
         `chance` is a random number from 0 to 1. What the provider asked for is waited instead,
-        but never more than `max_backoff_ms`.
+        but never more than `backoff_max_ms`.
         """
         if retry_after_ms is not None:
-            return min(retry_after_ms, self.max_backoff_ms)
+            return min(retry_after_ms, self.backoff_max_ms)
         doublings = min(tries - 1, 64)
-        whole = min(self.initial_backoff_ms * 2.0**doublings, self.max_backoff_ms)
+        whole = min(self.backoff_ms * 2.0**doublings, self.backoff_max_ms)
         return whole * (1 - self.jitter * chance)
 
 

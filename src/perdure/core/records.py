@@ -1,7 +1,8 @@
 """The records that stores keep and callers read: plain tuples without behaviour.
 
 Moments are ISO-8601 UTC text with milliseconds and a `Z`. `run_id` is the logical id that the
-caller gave; the id under which a run is stored, with its tenant, is `identity.stored_id`.
+caller gave; the id under which a run is stored, with its tenant, is `identity.stored_id`. Only a
+`Lease` and a `DeliveryRecord` have the stored one: a worker serves every tenant through one handle.
 """
 
 from __future__ import annotations
@@ -220,7 +221,10 @@ class UsageRecord(NamedTuple):
 
 
 class DeliveryRecord(NamedTuple):
-    """One thing that must happen after a run ended; `key` is equal on every delivery of it."""
+    """One thing that must happen after a run ended; `key` is equal on every delivery of it.
+
+    `run_id` is the stored id; `identity.logical_id` returns tenant and logical id of one.
+    """
 
     run_id: str
     tenant: str

@@ -31,12 +31,14 @@ STATUS_OF: Final[Mapping[str, int]] = {
     "manifest_mismatch": 409,
     "session_busy": 409,
     "parked": 409,
+    "stopped": 409,
     "frames_expired": 410,
     "value_too_large": 413,
     "unsupported_media_type": 415,
     "not_serializable": 422,
     "too_many_readers": 429,
     "store_busy": 503,
+    "store_closed": 503,
     "store_full": 503,
     "store_unavailable": 503,
 }
@@ -85,7 +87,8 @@ def error_answer(error: PerdureError, *, turn: str | None = None) -> Response:
     """Return the JSON form of an error: code, message, hint, and where the `turn` is instead."""
     status = STATUS_OF.get(error.code, 500)
     headers: dict[str, str] = {}
-    if error.retryable and status in (409, 429, 503):
+    # What this process cannot do, another one may.
+    if status == 503 or (error.retryable and status in (409, 429)):
         headers["retry-after"] = str(RETRY_AFTER_S)
     told = {"code": error.code, "message": str(error), "hint": error.hint}
     if status >= 500:

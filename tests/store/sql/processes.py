@@ -39,3 +39,16 @@ def output(process: subprocess.Popen[str]) -> list[str]:
     lines, _ = process.communicate(timeout=100)
     assert process.returncode == 0, lines
     return lines.splitlines()
+
+
+def rest_of(process: subprocess.Popen[str]) -> list[str]:
+    """Return the whole lines that a killed child has left behind.
+
+    Not by `communicate`, which knows nothing of what `next_line` has read ahead.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        lines = process.stdout.read().split("\n")[:-1]
+    process.wait(20)
+    return lines
