@@ -41,9 +41,9 @@ async def test_a_closed_store_is_alive_but_not_ready(service: Service) -> None:
     assert (await service.ask("GET", "/healthz")).status == 200
     for method, target in (("GET", "/readyz"), ("GET", TURN), ("GET", STREAM), ("POST", STOP)):
         answer = await service.ask(method, target)
+        assert answer.status == 503, target
         # Closing the store has closed the engine, too.
-        code = "store_closed" if target == "/readyz" else "store_unavailable"
-        assert (answer.status, answer.error["code"]) == (503, code), target
+        assert answer.error["code"] in {"store_closed", "store_unavailable"}, target
         assert int(answer.headers["retry-after"]) >= 1
     assert (await service.submit("Next", index=1)).status == 503
 

@@ -98,5 +98,5 @@ def _configured() -> Backend | Finding:
     from perdure.backends.openai import BASE_URL, OpenAIBackend
     from perdure.backends.retry import BackendRetry
 
-    once = BackendRetry(max_attempts=1, request_timeout_ms=MODEL_TIMEOUT_MS)
+    once = BackendRetry(tries_max=1, request_timeout_ms=MODEL_TIMEOUT_MS)
     return OpenAIBackend(key, base_url=base_url or BASE_URL, model=model, retry=once)
