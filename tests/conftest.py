@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.store.postgres_server import PostgresServer, running_server
 
 IN_CI = bool(os.environ.get("CI"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -56,3 +59,10 @@ def chromium() -> str:
     path = find_browser()
     assert path is not None, "the test lacks the marker `browser`"
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Return a PostgreSQL that all tests of this process share, each in a schema of its own."""
+    with running_server() as server:
+        yield server

@@ -28,6 +28,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/backends/openai": {"httpx2"},
     "src/perdure/durable/cron": {"cronsim"},
     "src/perdure/encryption": {"cryptography"},
+    "src/perdure/store/sql/postgres": {"psycopg"},
     "src/perdure/web": {"starlette"},
     "src/perdure/web/fastapi": {"fastapi"},
     "src/perdure/web/shapes": {"pydantic"},

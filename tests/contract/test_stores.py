@@ -17,6 +17,7 @@ from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import STORE_CASES, NewLab, check_run_store
 from perdure.testing.lab import Case, StoreLab
+from tests.store.postgres_server import PostgresServer
 
 
 def new_memory_lab(_folder: Path) -> StoreLab:
@@ -55,6 +56,14 @@ def new_sealed_lab(folder: Path) -> StoreLab:
     return StoreLab(open_handle)
 
 
+def postgres_lab(url: str, schema: str) -> StoreLab:
+    async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
+        address = f"{url}?schema={schema}"
+        return await open_store(address, migrate=True, clock=clock, code_version=code_version)
+
+    return StoreLab(open_handle)
+
+
 LABS = {
     "file": new_file_lab,
     "memory": new_memory_lab,
@@ -63,9 +72,13 @@ LABS = {
 }
 
 
-@pytest.fixture(params=sorted(LABS))
+@pytest.fixture(params=sorted([*LABS, "postgres"]))
 def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewLab:
-    make = LABS[cast(str, request.param)]
+    name = cast(str, request.param)
+    if name == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return lambda: postgres_lab(server.url, server.clean_schema())
+    make = LABS[name]
     count = 0
 
     def fresh() -> StoreLab:
@@ -89,6 +102,7 @@ async def test_store_contract(case: Case, lab: StoreLab) -> None:
     await case(lab)
 
 
+@pytest.mark.timeout(300)  # All cases in a row, on a server for one of the stores.
 async def test_no_store_skips_a_case(new_lab: NewLab) -> None:
     assert await check_run_store(new_lab) == len(STORE_CASES)
 

@@ -62,7 +62,7 @@ async def test_an_absolute_path_is_absolute(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "runs.db", "/runs.db", "postgres://host/db", "sqlite3:runs.db", "memory", "MEMORY:x"],
+    ["", "runs.db", "/runs.db", "mysql://host/db", "sqlite3:runs.db", "memory", "MEMORY:x"],
 )
 async def test_an_unknown_address_names_the_known_ones(url: str) -> None:
     with pytest.raises(UsageError, match=r"memory:.*sqlite:PATH"):

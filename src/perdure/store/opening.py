@@ -27,10 +27,13 @@ async def open_store(
     `memory:` forgets everything with the process. `sqlite:PATH` and `sqlite:///PATH` are a file
     on a local disk, `sqlite:////PATH` one from the root; it is made where there is none.
     `file:PATH` and, from the root, `file:///PATH` are a folder of logs on a local disk (POSIX).
+    `postgresql://USER@HOST/DATABASE?schema=perdure` is a schema for any number of workers
+    (`perdure[postgres]`); with `pooled=1` behind a pooler in transaction mode.
     `migrate` None brings the schema up to date where that is safe while other processes run, as
-    it is for SQLite; False refuses a database that lacks something. `durability="normal"` leaves
-    flushing to the system: a power cut may undo acknowledged writes. `code_version` is stored with
-    every attempt. `clock` gives the store's time, in milliseconds since the epoch.
+    it is for SQLite, and not for PostgreSQL; False refuses a database that lacks something.
+    `durability="normal"` leaves flushing to the system: a power cut may undo acknowledged writes.
+    `code_version` is stored with every attempt. `clock` gives the store's time, in milliseconds
+    since the epoch, in place of the machine's or the database's.
 
     Raises UsageError for an address that is not understood, SchemaError, StoreError.
     """
@@ -70,10 +73,35 @@ async def open_store(
             await store.close()
             raise
         return store
+    if scheme in ("postgresql", "postgres") and rest.startswith("//"):
+        return await _open_postgres(
+            url, migrate=migrate, durability=durability, code_version=code_version, clock=clock
+        )
     raise UsageError(
         f"{url!r:.80} is not the address of a store; known are memory:, sqlite:PATH (also "
-        "sqlite:///PATH) and file:PATH"
+        "sqlite:///PATH), file:PATH and postgresql://HOST/DATABASE"
     )
+
+
+async def _open_postgres(
+    url: str,
+    *,
+    migrate: bool | None,
+    durability: Literal["full", "normal"],
+    code_version: str | None,
+    clock: Clock | None,
+) -> RunStore:
+    from perdure.store.sql.postgres.driver import Postgres
+    from perdure.store.sql.store import SqlStore
+
+    # A fleet is migrated by a command, not by whichever worker comes first.
+    database = Postgres(url, durability=durability, migrate=bool(migrate), clock=clock)
+    try:
+        await database.open()
+    except BaseException:
+        await database.close()
+        raise
+    return SqlStore(database, code_version=code_version)
 
 
 def path_of(url: str) -> str | None:

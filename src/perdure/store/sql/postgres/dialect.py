@@ -1,0 +1,226 @@
+"""How PostgreSQL writes what databases write differently, and what its errors mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import psycopg
+from psycopg import errors
+
+from perdure.errors import (
+    PerdureError,
+    SchemaError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    UsageError,
+)
+from perdure.store.sql.database import Dialect, Statement, load_statements
+
+REFUSED: Final = "PD001"
+"""The SQLSTATE of `perdure_refuse`: a required statement has found no row."""
+
+_ISO: Final = """'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'"""
+# The moment of the transaction: all statements of a list have the same.
+_NOW: Final = f"to_char(now() AT TIME ZONE 'UTC', {_ISO})"
+_CASTS: Final = {"TEXT": "{}", "INTEGER": "({})::bigint"}
+
+_TABLE: Final = re.compile(r'(?<![\w."])((?:durable|perdure)_\w+)(?![\w.(])')
+_PARAMETER: Final = re.compile(r"(CAST\()?\?(\d+)")
+_SCHEMA_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+
+
+class Prepared(NamedTuple):
+    """A statement as it is sent, and which of its values go along: those that it names."""
+
+    sql: str
+    checked_sql: str
+    places: Sequence[int]
+
+
+def postgres_dialect(*, own_clock: bool) -> Dialect:
+    """Return the dialect of a handle that takes the time from the database or brings its own."""
+    return Dialect(
+        now=_bound_now if own_clock else _own_now,
+        later=_later if own_clock else _later_than_now,
+        rows=_rows,
+    )
+
+
+def _bound_now(number: int) -> str:
+    return f"?{number}"
+
+
+def _own_now(_number: int) -> str:
+    return _NOW
+
+
+def _later(now: str, length: str) -> str:
+    moment = f"({now})::timestamptz + ({length})::double precision * interval '1 millisecond'"
+    return f"to_char(({moment}) AT TIME ZONE 'UTC', {_ISO})"
+
+
+def _later_than_now(_now: str, length: str) -> str:
+    moment = f"now() + ({length})::double precision * interval '1 millisecond'"
+    return f"to_char(({moment}) AT TIME ZONE 'UTC', {_ISO})"
+
+
+def _rows(source: str, columns: Sequence[tuple[str, str]]) -> str:
+    picked = [
+        f"{_CASTS[kind].format(f'value ->> {index}')} AS {name}"
+        for index, (name, kind) in enumerate(columns)
+    ]
+    return f"(SELECT {', '.join(picked)} FROM json_array_elements({source}::json))"
+
+
+def check_schema_name(name: str) -> str:
+    """Return `name`, or raise UsageError if it is no plain name of a schema."""
+    if not _SCHEMA_NAME.fullmatch(name):
+        raise UsageError(f"the schema {name!r:.80} is not a plain name of letters, digits and _")
+    return name
+
+
+def qualified(sql: str, schema: str) -> str:
+    """Return `sql` with its tables named in full, since a search path may be anybody's."""
+    return _TABLE.sub(rf'"{schema}".\1', sql)
+
+
+def postgres_statements(schema: str, *, own_clock: bool) -> dict[str, Prepared]:
+    """Return every statement by name, as it is sent.
+
+    With `own_clock`, the store's time is one more value behind those of the statement.
+    """
+    texts = load_statements(postgres_dialect(own_clock=own_clock))
+    return {name: _prepared(text.sql, schema) for name, text in texts.items()}
+
+
+def _prepared(sql: str, schema: str) -> Prepared:
+    # The server has to know the type of every parameter, so one that is not used may not be there.
+    numbers = sorted({int(number) for _, number in _PARAMETER.findall(sql)})
+    renumbered = {number: index for index, number in enumerate(numbers, 1)}
+
+    def parameter(match: re.Match[str]) -> str:
+        # What is not cast to a number is text; numbers travel as text too.
+        number = renumbered[int(match[2])]
+        return f"CAST(${number}" if match[1] else f"${number}::text"
+
+    sent = _PARAMETER.sub(parameter, qualified(sql.replace("AS INTEGER)", "AS BIGINT)"), schema))
+    # The whole list is refused in the database, so that it travels in one piece with its COMMIT.
+    checked = (
+        f"WITH q AS ({sent}) SELECT q.* FROM (SELECT count(*) AS n FROM q) AS c "
+        "LEFT JOIN q ON true WHERE CASE WHEN c.n > 0 THEN true "
+        f'ELSE "{schema}".perdure_refuse(${len(numbers) + 1}::integer) END'
+    )
+    return Prepared(sent, checked, [number - 1 for number in numbers])
+
+
+def refused_index(error: BaseException) -> int | None:
+    """Return the place of the required statement that found no row; None for other errors."""
+    if isinstance(error, psycopg.Error) and error.sqlstate == REFUSED:
+        return int(error.diag.message_primary or 0)
+    return None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same list may simply be run again: nothing of it has happened."""
+    return isinstance(
+        error,
+        errors.SerializationFailure | errors.DeadlockDetected | errors.LockNotAvailable,
+    )
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether the connection is gone, or is of no use any more."""
+    if isinstance(error, errors.AdminShutdown | errors.CrashShutdown | errors.CannotConnectNow):
+        return True
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+
+
+_CLASSES: Final[Sequence[tuple[tuple[type[BaseException], ...], type[StoreError], str]]] = (
+    (
+        (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable),
+        StoreBusyError,
+        "other transactions kept the rows locked",
+    ),
+    ((errors.TooManyConnections,), StoreBusyError, "the server has no connection left"),
+    ((errors.DiskFull, errors.OutOfMemory), StoreFullError, "the server has no room left"),
+    (
+        (
+            errors.UndefinedTable,
+            errors.UndefinedColumn,
+            errors.InvalidSchemaName,
+            errors.UndefinedFunction,
+        ),
+        SchemaError,
+        "the database lacks a part of the schema: run `perdure migrate`",
+    ),
+    (
+        (
+            errors.InvalidPassword,
+            errors.InvalidAuthorizationSpecification,
+            errors.InsufficientPrivilege,
+            errors.InvalidCatalogName,
+        ),
+        StoreUnavailableError,
+        "the database may not be accessed",
+    ),
+)
+
+
+def translated(error: Exception, target: str) -> Exception:
+    """Return the error of this package that says what `error` means for the caller."""
+    meaning = _meaning(error, target)
+    if meaning is None:
+        return error
+    meaning.__cause__ = error
+    return meaning
+
+
+def _meaning(error: Exception, target: str) -> PerdureError | None:
+    if isinstance(error, UnicodeEncodeError):
+        return UsageError(f"a text holds a lone surrogate: {error.object!r:.60}")
+    if isinstance(error, psycopg.DataError):
+        return UsageError(f"a value cannot be stored: {_first_line(error)}")
+    if not isinstance(error, psycopg.Error):
+        return None
+    for kinds, kind, meaning in _CLASSES:
+        if isinstance(error, kinds):
+            return kind(f"{meaning}: {_first_line(error)} ({target})")
+    if isinstance(error, psycopg.OperationalError):
+        return StoreUnavailableError(
+            f"the database cannot be reached: {_first_line(error)} ({target})"
+        )
+    return StoreError(f"the database refused: {_first_line(error)} ({target})")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+Sent = tuple[str, list[str | None]]
+"""A statement and its parameters, as they are sent."""
+Render = Callable[[Sequence[Statement]], list[Sent]]
+
+
+def renderer(texts: Mapping[str, Prepared], now: Callable[[], str] | None) -> Render:
+    """Return what makes of a list of statements what is sent, with one moment for all of it."""
+
+    def render(statements: Sequence[Statement]) -> list[Sent]:
+        moment = None if now is None else now()
+        sent: list[Sent] = []
+        for index, statement in enumerate(statements):
+            text = texts[statement.name]
+            known = statement.values if moment is None else (*statement.values, moment)
+            picked = [known[place] for place in text.places]
+            values = [None if value is None else str(value) for value in picked]
+            if statement.required:
+                sent.append((text.checked_sql, [*values, str(index)]))
+            else:
+                sent.append((text.sql, values))
+        return sent
+
+    return render

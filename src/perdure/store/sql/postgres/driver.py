@@ -1,0 +1,234 @@
+"""The PostgreSQL driver: lanes of connections behind an asyncio handle, for a fleet of workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Literal
+
+import psycopg
+
+from perdure.core.effects import Clock, iso_time, system_clock
+from perdure.errors import StoreClosedError, UsageError
+from perdure.store.closing import CLOSED
+from perdure.store.liveness import Liveness, NoLiveness
+from perdure.store.sql.database import Statement
+from perdure.store.sql.postgres.address import read_address
+from perdure.store.sql.postgres.dialect import postgres_statements, renderer, translated
+from perdure.store.sql.postgres.hints import Hints
+from perdure.store.sql.postgres.lane import Connection, Job, Lane, Rows
+from perdure.store.sql.postgres.liveness import PostgresLiveness
+from perdure.store.sql.postgres.renewer import PostgresConnection
+from perdure.store.sql.postgres.schema import prepare_schema
+
+WRITERS: Final = 2
+READERS: Final = 2
+LOCK_TIMEOUT_MS: Final = 2_000
+"""A transaction waits so long for a row that somebody else has locked, then it is run again."""
+IDLE_TIMEOUT_MS: Final = 10_000
+"""The server ends a transaction whose client says nothing for so long: it may be dead."""
+CONNECT_TIMEOUT_S: Final = 10
+
+Durability = Literal["full", "normal"]
+
+
+class Postgres:
+    """A schema of a PostgreSQL database, for any number of workers on any machines.
+
+    `url` is what libpq understands (`postgresql://user@host/database`), with `schema=` (default
+    "perdure") as one more parameter, and `pooled=1` for a pooler in transaction mode such as
+    PgBouncer: then nothing is used that lives longer than a transaction. `migrate` brings the
+    schema up to date; by default one that lacks something is refused, since a fleet is migrated
+    by a command. `durability="normal"` answers before the log is flushed. `clock` None: the
+    database's clock.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        durability: Durability = "full",
+        migrate: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        if durability not in ("full", "normal"):
+            raise UsageError(f"durability must be 'full' or 'normal', not {durability!r:.40}")
+        address = read_address(url)
+        self._address = address
+        self._durability = durability
+        self._migrate = migrate
+        self._clock = clock
+        self._texts = postgres_statements(address.schema, own_clock=clock is not None)
+        now = None if clock is None else (lambda: iso_time(clock()))
+        self._render = renderer(self._texts, now)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
+        self._closed = False
+        self._opening: asyncio.Task[None] | None = None
+        self._writers: list[Lane] = []
+        self._readers: list[Lane] = []
+        self._turn = 0
+        self._hints: Hints | None = None
+        self._liveness = (
+            None if address.is_pooled else PostgresLiveness(self._connect, address.schema)
+        )
+
+    @property
+    def target(self) -> str:
+        """Where the data lies, without a password."""
+        return self._address.target
+
+    @property
+    def schema(self) -> str:
+        return self._address.schema
+
+    @property
+    def liveness(self) -> Liveness:
+        # A pooler's connection says nothing about whoever used it last.
+        return self._liveness or NoLiveness()
+
+    @property
+    def commits(self) -> int:
+        """How many transactions this handle has committed."""
+        return sum(lane.commits for lane in self._writers)
+
+    async def open(self) -> None:
+        self._check()
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        try:
+            await asyncio.shield(self._opening)
+        except BaseException:
+            if self._opening.done():
+                self._opening = None  # The next call tries again.
+            raise
+
+    def run(self, statements: Sequence[Statement]) -> asyncio.Future[Rows]:
+        self._check()
+        future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        if not self._writers:
+            self._start_lanes()
+        # Lists of one run stay in order.
+        place = hash(statements[0].values[0]) if statements else 0
+        self._writers[place % WRITERS].put(Job(statements, future))
+        if self._hints is not None:
+            self._hints.after(future, statements)
+        return future
+
+    async def read(self, statements: Sequence[Statement]) -> Rows:
+        self._check()
+        if not self._readers:
+            self._start_lanes()
+        future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        self._turn += 1
+        self._readers[self._turn % READERS].put(Job(statements, future))
+        return await future
+
+    def watch(self, changed: Callable[[], None], *, interval_ms: int | None) -> None:
+        self._check()
+        if self._hints is not None:
+            self._hints.watch(changed, interval_ms=interval_ms)
+
+    def connect(self) -> PostgresConnection:
+        """Return a connection of its own, for one thread that is not the loop's."""
+        return PostgresConnection(
+            partial(
+                psycopg.connect,
+                self._address.conninfo,
+                autocommit=True,
+                cursor_factory=psycopg.RawCursor,
+                **self._arguments(),
+            ),
+            self._render,
+            begin=self._begin(),
+            prepare=not self._address.is_pooled,
+            target=self.target,
+        )
+
+    async def scrub(self, *, whole: bool) -> None:
+        """Do nothing: what deleted rows leave behind is the server's to tidy up."""
+        self._check()
+
+    async def close(self) -> None:
+        if self._closed or self._process != os.getpid():
+            return
+        self._closed = True
+        if self._opening is not None and not self._opening.done():
+            await asyncio.wait([self._opening])
+        for lane in (*self._readers, *self._writers):
+            await lane.close()
+        if self._hints is not None:
+            await self._hints.close()
+        if self._liveness is not None:
+            await self._liveness.release()
+
+    def _check(self) -> None:
+        """Start with the first call; raise if this handle may not be used here and now."""
+        loop = asyncio.get_running_loop()
+        if loop is self._loop and not self._closed:
+            return
+        if self._closed:
+            raise StoreClosedError(CLOSED)
+        if self._process != os.getpid():
+            raise UsageError("a store does not survive a fork: open another handle in the child")
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise UsageError("a store belongs to one event loop: open another handle for this one")
+
+    async def _open(self) -> None:
+        try:
+            connection = await self._connect()
+        except Exception as error:
+            raise translated(error, self.target) from error
+        try:
+            await prepare_schema(
+                connection,
+                self.schema,
+                migrate=self._migrate,
+                clock=self._clock or system_clock,
+            )
+        except psycopg.Error as error:
+            raise translated(error, self.target) from error
+        finally:
+            await connection.close()
+
+    def _start_lanes(self) -> None:
+        lane = partial(
+            Lane,
+            self._connect_ready,
+            self._render,
+            prepare=not self._address.is_pooled,
+            target=self.target,
+        )
+        snapshot = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
+        self._writers = [lane(begin=self._begin()) for _ in range(WRITERS)]
+        self._readers = [lane(begin=snapshot) for _ in range(READERS)]
+        self._hints = Hints(self._connect, self.schema, is_pooled=self._address.is_pooled)
+
+    async def _connect_ready(self) -> Connection:
+        await self.open()
+        return await self._connect()
+
+    async def _connect(self) -> Connection:
+        return await psycopg.AsyncConnection.connect(
+            self._address.conninfo,
+            autocommit=True,
+            cursor_factory=psycopg.AsyncRawCursor,
+            **self._arguments(),
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        # Counted by us: a prepared statement of a pooler's connection may be somebody else's.
+        return {"connect_timeout": CONNECT_TIMEOUT_S, "prepare_threshold": None}
+
+    def _begin(self) -> list[str]:
+        settings = [
+            f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}",
+            f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}",
+        ]
+        if self._durability == "normal":
+            settings.append("SET LOCAL synchronous_commit = off")
+        return ["BEGIN", *settings]

@@ -1,0 +1,124 @@
+"""Hints that something changed: one listening connection, polling beneath, nothing in a write."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import psycopg
+
+from perdure.core.effects import jittered
+from perdure.store.sql.database import Statement
+
+logger = logging.getLogger("perdure.postgres")
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+POLL_MS: Final = 500
+"""How often whoever waits looks by himself while hints arrive: they may get lost."""
+POLL_ALONE_MS: Final = 50
+"""The same where no hint can arrive, behind a pooler."""
+_RECONNECT_MS: Final = 1_000
+
+
+class Hints:
+    """Tells other handles that something was written here, and this one that it was elsewhere.
+
+    A hint is sent after the commit, outside of it, and as one for all commits meanwhile, so that
+    no writer waits for the lock that the queue of notifications takes. Who listens are the
+    handles in which somebody waits.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[Connection]], schema: str, *, is_pooled: bool
+    ) -> None:
+        self._connect = connect
+        self._channel = f"perdure_{schema}"
+        self._is_pooled = is_pooled
+        self._changed: Callable[[], None] | None = None
+        self._wanted = asyncio.Event()
+        self._written = asyncio.Event()
+        self._own_pid = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def after(self, done: asyncio.Future[Any], statements: Sequence[Statement]) -> None:
+        """Send a hint once this write has happened."""
+        if statements and not self._is_pooled:
+            done.add_done_callback(self._note)
+
+    def watch(self, changed: Callable[[], None], *, interval_ms: int | None) -> None:
+        """Call `changed` after writes of others until told otherwise (`interval_ms` None)."""
+        if interval_ms is None:
+            self._changed = None
+            self._wanted.clear()
+            return
+        self._changed = changed
+        self._wanted.set()
+        if not any(task.get_name() == "perdure-poll" for task in self._tasks):
+            self._start(self._poll(), "perdure-poll")
+            if not self._is_pooled:
+                self._start(self._listen(), "perdure-listen")
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _start(self, work: Any, name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    def _note(self, done: asyncio.Future[Any]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        if not any(task.get_name() == "perdure-notify" for task in self._tasks):
+            self._start(self._notify(), "perdure-notify")
+        self._written.set()
+
+    def _tell(self) -> None:
+        if self._changed is not None:
+            self._changed()
+
+    async def _poll(self) -> None:
+        pause_ms = POLL_ALONE_MS if self._is_pooled else POLL_MS
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(jittered(pause_ms, 0.2) / 1_000)
+            self._tell()
+
+    async def _listen(self) -> None:
+        while True:
+            await self._wanted.wait()
+            try:
+                connection = await self._connect()
+                async with connection:
+                    await connection.execute(f'LISTEN "{self._channel}"'.encode())
+                    self._tell()  # What was said before one listened.
+                    async for notice in connection.notifies():
+                        if notice.pid != self._own_pid:
+                            self._tell()
+            except psycopg.Error as error:
+                logger.debug("listening for hints failed, polling goes on: %s", error)
+            await asyncio.sleep(jittered(_RECONNECT_MS) / 1_000)
+
+    async def _notify(self) -> None:
+        connection: Connection | None = None
+        try:
+            while True:
+                await self._written.wait()
+                self._written.clear()
+                try:
+                    if connection is None or connection.closed:
+                        connection = await self._connect()
+                        self._own_pid = connection.info.backend_pid
+                    await connection.execute(f'NOTIFY "{self._channel}"'.encode())
+                except psycopg.Error as error:
+                    logger.debug("a hint could not be sent: %s", error)
+                    await asyncio.sleep(jittered(_RECONNECT_MS) / 1_000)
+        finally:
+            if connection is not None:
+                with contextlib.suppress(psycopg.Error):
+                    await connection.close()

