@@ -5,11 +5,14 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from perdure.store.opening import path_of
 from perdure.store.sql.schema import DURABLE_SCHEMA_SQL, own_migrations
+from perdure.testing.samples import manifest
 from tests.cli.desk import Desk
+from tests.store.postgres_server import PostgresServer
 
 
 def path(desk: Desk) -> Path:
@@ -94,3 +97,37 @@ def test_where_there_is_no_database_none_is_made(desk: Desk, tmp_path: Path) -> 
     told = desk.run("migrate")
     assert told.code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+# PostgreSQL, which is migrated by this command alone.
+
+
+def with_schema(server: PostgresServer, schema: str) -> str:
+    return f"{server.url}?schema={schema}"
+
+
+def test_a_postgresql_schema_is_made_by_the_command(
+    postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = Desk(with_schema(postgres, "by_command"), capsys)
+    refused = desk.run("ls")
+    assert refused.code == 2
+    assert "perdure migrate --store" in refused.err
+    (told,) = desk.json("migrate")
+    assert told["applied"] == [each.name for each in own_migrations()]
+    assert desk.json("migrate")[0]["applied"] == []
+    desk.work(lambda store: store.enqueue("run", manifest(), handler="h"))
+    assert [run["id"] for run in desk.json("ls")] == ["run"]
+    assert desk.run("doctor").code == 0
+
+
+def test_the_printed_statements_make_a_postgresql_schema(
+    postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = Desk(with_schema(postgres, "by_hand"), capsys)
+    told = desk.run("migrate", "--sql")
+    assert told.code == 0
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(told.out.encode())
+    assert desk.json("migrate")[0]["applied"] == []
+    assert desk.json("ls") == []

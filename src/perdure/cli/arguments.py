@@ -20,7 +20,7 @@ STATES: Final = (
     "stopped",
     "failed",
 )
-STORE_HELP: Final = "the store: sqlite:PATH or file:PATH"
+STORE_HELP: Final = "the store: sqlite:PATH, file:PATH or postgresql://…"
 RUN_HELP: Final = "id of the run, as ls prints it; chat:SESSION:N for a turn"
 
 _UNITS: Final = {
@@ -254,7 +254,8 @@ def add_retention(parser: Parser) -> None:
 def _add_checking(add: Add) -> None:
     migrate = add("migrate", "perdure.cli.migrating:migrate", "Bring the schema up to date")
     migrate.epilog = (
-        "SQLite databases are migrated whenever `serve` or a program of yours opens them."
+        "SQLite databases are migrated whenever `serve` or a program of yours opens them;\n"
+        "PostgreSQL only by this command."
     )
     migrate.add_argument("--sql", action="store_true", help="print the statements, run nothing")
     doctor = add("doctor", "perdure.cli.doctor:doctor", "Look for what is wrong with a store")

@@ -9,6 +9,7 @@ from typing import Final
 from perdure.cli.arguments import without_password
 from perdure.cli.opening import check_is_there, opened, ran
 from perdure.cli.output import print_json
+from perdure.core.effects import iso_time, system_clock
 from perdure.errors import SchemaError, UsageError
 from perdure.store.opening import path_of
 from perdure.store.sql.schema import DURABLE_SCHEMA_SQL, own_migrations
@@ -71,9 +72,21 @@ def _print_sql(options: argparse.Namespace) -> int:
 
 def _schema_of(url: str) -> Iterator[tuple[str, str]]:
     """Yield the steps that make the schema of a database of this kind, by name."""
-    if not url.startswith("sqlite:"):
-        scheme = url.partition(":")[0]
-        raise UsageError(f"the schema of {scheme!r:.40} is not one that is printed: name SQLite")
-    yield "001_reference", DURABLE_SCHEMA_SQL
-    for migration in own_migrations():
-        yield migration.name, migration.sql
+    scheme = url.partition(":")[0]
+    if scheme in ("postgresql", "postgres"):
+        yield from _postgres_schema_of(url)
+    elif scheme == "sqlite":
+        yield "001_reference", DURABLE_SCHEMA_SQL
+        for migration in own_migrations():
+            yield migration.name, migration.sql
+    else:
+        raise UsageError(f"the schema of a store at {scheme!r:.40} is not known")
+
+
+def _postgres_schema_of(url: str) -> Iterator[tuple[str, str]]:
+    from perdure.store.sql.postgres.address import read_address
+    from perdure.store.sql.postgres.schema import migration_sql
+
+    schema = read_address(url).schema
+    statements = migration_sql(schema, own_migrations(), iso_time(system_clock()))
+    yield f"schema {schema}", "\n".join(f"{each.strip().rstrip(';')};" for each in statements)
