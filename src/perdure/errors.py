@@ -163,12 +163,28 @@ class CursorError(PerdureError, ValueError):
     hint = "Read the stream from its start, without a cursor."
 
 
+class TooManyTurnsError(PerdureError):
+    """This process works on as many turns as it may, in all or of one tenant."""
+
+    code = "too_many_turns"
+    retryable = True
+    hint = "Submit the turn again after a while, here or to another process."
+
+
 class TooManyReadersError(PerdureError):
-    """A turn has as many readers in this process as it may have."""
+    """A turn, or this process, has as many readers as it may have."""
 
     code = "too_many_readers"
     retryable = True
-    hint = "Close some of the streams that follow this turn, then read it again."
+    hint = "Close some of the open streams, then read the turn again."
+
+
+class OverloadedError(PerdureError):
+    """This process has too much to do just now."""
+
+    code = "overloaded"
+    retryable = True
+    hint = "Send the request again after a while, here or to another process."
 
 
 class FramesExpiredError(PerdureError):

@@ -75,6 +75,18 @@ def test_the_document_states_the_main_facts() -> None:
             "in": session,
             "out": {"200": json_only, **usual},
         },
+        f"DELETE {base}": {
+            "summary": "Delete a conversation, with everything of it",
+            "in": [*session, "query stop"],
+            "out": {"200": json_only, **usual, "409": json_only},
+        },
+        "DELETE /api/v1/me": {
+            "summary": "Delete every conversation of the caller",
+            "in": ["query stop"],
+            "out": {
+                **dict.fromkeys(["200", "400", "401", "409", "503", "default"], json_only),
+            },
+        },
         "GET /api/healthz": {
             "summary": "Is the process alive?",
             "in": [],

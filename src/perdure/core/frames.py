@@ -261,11 +261,14 @@ def format_cursor(epoch: int, seq: int, mark: str) -> str:
     return f"{epoch:04d}_{seq:010d}_{mark}"
 
 
-def parse_cursor(cursor: str, mark: str) -> int:
-    """Return the seq that `cursor` stands behind; CursorError if malformed or of another run."""
+def parse_cursor(cursor: str, mark: str) -> tuple[int, int]:
+    """Return epoch and seq of the frame that `cursor` stands behind.
+
+    Raises CursorError if it is malformed or of another run.
+    """
     match = _CURSOR.fullmatch(cursor)
     if match is None:
         raise CursorError(f"the cursor {cursor[:40]!r} is malformed")
     if match[3] != mark:
         raise CursorError(f"the cursor {cursor!r} belongs to another turn")
-    return int(match[2])
+    return int(match[1]), int(match[2])

@@ -64,6 +64,14 @@ SEALED_BYTES_MAX: Final = 3 * 1024 * 1024 // 2
 """The largest sealed value: what sealing may add to the largest plain one."""
 BODY_BYTES_MAX: Final = 1024 * 1024
 """The largest body of an HTTP request."""
+BODIES_BYTES_MAX: Final = 64 * 1024 * 1024
+"""The most bytes of incomplete request bodies that one process holds at a time."""
+TURNS_MAX: Final = 1_024
+"""The most turns that a process works on at a time before it refuses to begin another (429)."""
+TENANT_TURNS_MAX: Final = 256
+"""How many of those may be of one tenant."""
+STREAMS_MAX: Final = 8_192
+"""The most streams that one process holds open at a time; a further one is refused (429)."""
 DEPTH_MAX: Final = 64
 """How deep lists and objects may stand in each other."""
 ID_BYTES_MAX: Final = 200

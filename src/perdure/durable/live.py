@@ -45,6 +45,10 @@ class LiveRuns(Generic[T]):
         """Return the live run, or None."""
         return self._runs.get((handle, stored_id))
 
+    def of(self, handle: Hashable) -> list[tuple[str, LiveRun[T]]]:
+        """Return the live runs of a store handle, with their stored ids."""
+        return [(stored_id, live) for (at, stored_id), live in self._runs.items() if at == handle]
+
     def enter(self, handle: Hashable, stored_id: str, manifest_hash: str) -> LiveRun[T]:
         """Register a run before its claim is asked for: a second opener then finds it."""
         key = (handle, stored_id)

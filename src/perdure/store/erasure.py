@@ -36,10 +36,13 @@ class Erasure(Protocol):
         """
         ...
 
-    async def scrub(self) -> None:
-        """Overwrite what is left of deleted values in the store's own files, where it can.
+    async def scrub(self, *, whole: bool = False) -> None:
+        """Overwrite what is left of deleted values in the store's own files.
 
-        For a database server that is the server's business, and nothing happens here.
+        SQLite empties its log; fragments may stay in unused parts of pages of the database until
+        these are written again, or until `whole` writes the database anew, which takes a while
+        and as much room again. Files need no more than their index written anew. In memory
+        nothing is left, and what a server keeps is the server's business.
         """
         ...
 

@@ -32,5 +32,5 @@ class FileErasure:
             self._inside.waiting.changed(run_id, may_be_due=False)
         return None if removed is None else len(removed)
 
-    async def scrub(self) -> None:
+    async def scrub(self, *, whole: bool = False) -> None:
         await self._inside.run(self._erasing.scrub)

@@ -53,7 +53,7 @@ class MemoryErasure:
             self._data.forget_session(key)
         return len(turns)
 
-    async def scrub(self) -> None:
+    async def scrub(self, *, whole: bool = False) -> None:
         self._state.check()
 
 

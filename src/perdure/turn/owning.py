@@ -13,7 +13,7 @@ from perdure.core.records import Claim, RunManifest, RunRecord
 from perdure.core.transitions import ENDED_STATES, RESTING_STATES
 from perdure.durable.claiming import Claiming
 from perdure.durable.live import LiveRun
-from perdure.errors import LeaseHeldError, RunInputMismatchError
+from perdure.errors import LeaseHeldError, RunInputMismatchError, RunNotFoundError
 from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
 from perdure.turn.closing import TurnSettings
@@ -184,6 +184,8 @@ class OwnedTurns:
             return await claiming.claim()
         except LeaseHeldError:
             return None
+        except RunNotFoundError as error:
+            raise RunNotFoundError(f"there is no session {turn.session_id!r}") from error
         except RunInputMismatchError as error:
             # Whoever does not own the session must not even learn that the turn is there.
             await known_turn(store, turn)

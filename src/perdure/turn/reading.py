@@ -97,11 +97,18 @@ async def open_reading(
 
 async def _check_cursor(store: RunStore, run: RunRecord, after: str) -> int:
     stored = identity.stored_id(run.tenant, run.run_id)
-    seq = parse_cursor(after, cursor_mark(stored))
+    epoch, seq = parse_cursor(after, cursor_mark(stored))
     if run.frames_expired_at is not None:
         raise FramesExpiredError("the frames of this turn are no longer kept")
-    if seq > 0 and not await store.read_frames(run.run_id, after=seq - 1, limit=1):
-        raise CursorError(f"the cursor {after!r} lies behind the last frame of the turn")
+    if seq == 0:
+        known = 1
+    else:
+        frames = await store.read_frames(run.run_id, after=seq - 1, limit=1)
+        if not frames:
+            raise CursorError(f"the cursor {after!r} lies behind the last frame of the turn")
+        known = frames[0].epoch
+    if epoch != known:
+        raise CursorError(f"the cursor {after!r} names an attempt that has no such frame")
     return seq
 
 

@@ -9,13 +9,21 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
+from perdure.core.identity import stored_id
 from perdure.core.limits import DRAIN_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord
+from perdure.durable.erasing import erase_session, erase_user
 from perdure.durable.signals import hearing_signals
-from perdure.errors import FramesExpiredError, PerdureError, RunNotFoundError
+from perdure.errors import (
+    FramesExpiredError,
+    PerdureError,
+    RunNotFoundError,
+    TooManyTurnsError,
+    UsageError,
+)
 from perdure.store.protocol import RunStore
 from perdure.turn.engine import ChatTurnEngine
-from perdure.turn.identity import ChatTurnIdentity
+from perdure.turn.identity import ChatTurnIdentity, check_identity, identity_of, run_id_of
 from perdure.turn.reading import Reading, is_at_end, known_turn, lines
 from perdure.turn.wire.codecs import codec_for
 
@@ -24,15 +32,19 @@ try:
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
-    from starlette.routing import BaseRoute, Route
+    from starlette.routing import BaseRoute, Match, Route
 except ImportError as error:
     raise ImportError("the web app needs Starlette: pip install 'perdure[serve]'") from error
 
+from perdure.web.admission import DEFAULT_LIMITS, Admission, AdmissionLimits
 from perdure.web.page import page_routes
 from perdure.web.requests import (
+    NO_SLASH,
     cursor_of,
     format_of,
+    has_encoded_slash,
     session_id_of,
+    stops_first,
     submission_of,
     turn_index_of,
 )
@@ -73,13 +85,15 @@ def create_app(
     drain_ms: int = DRAIN_MS,
     heartbeat_ms: int = HEARTBEAT_MS,
     write_stall_ms: int = WRITE_STALL_MS,
+    limits: AdmissionLimits = DEFAULT_LIMITS,
 ) -> Starlette:
     """Return an app that serves `engine`, whose store is `store`; mount it or run it.
 
     `authorize(request)` says who asks, or None (401); it may be a coroutine function, and may
     raise Starlette's HTTPException. A session belongs to the user of its first turn: to everybody
     else it does not exist. A stream that was silent for `heartbeat_ms` gets a heartbeat, and one
-    whose client takes nothing for `write_stall_ms` is cut.
+    whose client takes nothing for `write_stall_ms` is cut. What is over `limits` is refused with
+    429 (turns, streams) or 503 (bodies); a turn that was begun is always joined or replayed.
 
     The app's lifespan starts the engine's recovery and, at its end, lets turns go on for
     `drain_ms` and gives back the others. A mounted app has no lifespan of its own: enter
@@ -89,7 +103,7 @@ def create_app(
     ends the drain. Where it cannot (outside the main thread, or if the server's workers get no
     signal) call `app.state.close_streams()` and `app.state.hurry()` instead.
     """
-    service = Service(engine, store, authorize)
+    service = Service(engine, store, authorize, limits)
     service.heartbeat_ms, service.write_stall_ms = heartbeat_ms, write_stall_ms
     service.drain_ms = drain_ms
     routes: list[BaseRoute] = [*service.routes()]
@@ -103,18 +117,33 @@ def create_app(
     return app
 
 
-async def _refused(_: Request, refused: Exception) -> Response:
+async def _refused(request: Request, refused: Exception) -> Response:
     assert isinstance(refused, HTTPException)
+    if refused.status_code == 404 and has_encoded_slash(request):
+        return error_answer(UsageError(NO_SLASH))
+    if refused.status_code == 405:
+        # The path may have other methods in other routes.
+        routes = [route for route in request.app.routes if isinstance(route, Route)]
+        here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        allowed = sorted({method for route in here for method in route.methods or ()})
+        refused.headers = {**(refused.headers or {}), "Allow": ", ".join(allowed)}
     return refusal_answer(refused)
 
 
 class Service:
     """The endpoints. Each is a reader or a command; turns belong to the engine."""
 
-    def __init__(self, engine: ChatTurnEngine, store: RunStore, authorize: Authorize) -> None:
+    def __init__(
+        self,
+        engine: ChatTurnEngine,
+        store: RunStore,
+        authorize: Authorize,
+        limits: AdmissionLimits = DEFAULT_LIMITS,
+    ) -> None:
         self._engine = engine
         self._store = store
         self._authorize = authorize
+        self._admission = Admission(store.handle, limits)
         self.heartbeat_ms: int = HEARTBEAT_MS
         self.write_stall_ms: int = WRITE_STALL_MS
         self.drain_ms: int = DRAIN_MS
@@ -122,14 +151,17 @@ class Service:
         self._hurry = asyncio.Event()
 
     def routes(self) -> list[Route]:
-        turns = "/v1/sessions/{session_id}/turns"
+        session = "/v1/sessions/{session_id}"
+        turns = session + "/turns"
         turn = turns + "/{turn_index}"
         return [
             Route(turns, self._guarded(self.submit), methods=["POST"]),
             Route(turn + "/stream", self._guarded(self.stream), methods=["GET"]),
             Route(turn + "/stop", self._guarded(self.stop), methods=["POST"]),
             Route(turn, self._guarded(self.turn), methods=["GET"]),
-            Route("/v1/sessions/{session_id}", self._guarded(self.session), methods=["GET"]),
+            Route(session, self._guarded(self.session), methods=["GET"]),
+            Route(session, self._guarded(self.delete_session), methods=["DELETE"]),
+            Route("/v1/me", self._guarded(self.delete_mine), methods=["DELETE"]),
             Route("/healthz", self._guarded(self.alive), methods=["GET"]),
             Route("/readyz", self._guarded(self.ready), methods=["GET"]),
         ]
@@ -175,11 +207,15 @@ class Service:
         """Accept a turn and stream it."""
         caller, session_id = await self._caller(request), session_id_of(request)
         format = format_of(request)
-        asked = await self._in_time(submission_of(request))
+        with self._admission.receiving() as receiving:
+            asked = await self._in_time(submission_of(request, receiving.add))
         identity = ChatTurnIdentity(caller.tenant_id, session_id, caller.user_id, asked.turn_index)
-        submitted = await self._engine.submit(
-            identity, asked.message, model=asked.model, retry=asked.retry
-        )
+        run_id = run_id_of(check_identity(identity))
+        await self._admit(caller.tenant_id, run_id, retry=asked.retry)
+        with self._admission.entering(stored_id(caller.tenant_id, run_id)):
+            submitted = await self._engine.submit(
+                identity, asked.message, model=asked.model, retry=asked.retry
+            )
         reading = await self._engine.open(identity, dialect=format.dialect)
         return self._streamed(reading, format.wire, 201 if submitted.created else 200)
 
@@ -188,6 +224,22 @@ class Service:
         caller = await self._caller(request)
         run = await self._engine.stop(self._identity(caller, request))
         return json_answer(await turn_view(self._view(caller), run))
+
+    async def delete_session(self, request: Request) -> Response:
+        """Delete a session with everything of it."""
+        caller, session_id = await self._caller(request), session_id_of(request)
+        stop = self._stop_one if stops_first(request) else None
+        erased = await erase_session(
+            self._view(caller), session_id, owner_id=caller.user_id, stop=stop
+        )
+        return json_answer(erased._asdict())
+
+    async def delete_mine(self, request: Request) -> Response:
+        """Delete every session of the caller."""
+        caller = await self._caller(request)
+        stop = self._stop_one if stops_first(request) else None
+        erased = await erase_user(self._view(caller), caller.user_id, stop=stop)
+        return json_answer(erased._asdict())
 
     # Readers.
 
@@ -267,6 +319,18 @@ class Service:
             raise HTTPException(503, "The service shuts down.", {"retry-after": "1"})
         raise HTTPException(408, f"The body did not come within {BODY_WAIT_MS} ms.")
 
+    async def _admit(self, tenant_id: str, run_id: str, *, retry: bool) -> None:
+        """Refuse a turn that would begin here, if this process works on as many as it may."""
+        try:
+            self._admission.check_turn(tenant_id)
+        except TooManyTurnsError:
+            run = await self._store.for_tenant(tenant_id).read_run(run_id)
+            if run is None or (retry and run.state in ("failed", "parked")):
+                raise
+
+    async def _stop_one(self, run: RunRecord) -> None:
+        await self._engine.stop(identity_of(run))
+
     async def _caller(self, request: Request) -> Caller:
         known = self._authorize(request)
         caller = await known if inspect.isawaitable(known) else known
@@ -286,12 +350,14 @@ class Service:
         return await known_turn(self._view(caller), self._identity(caller, request))
 
     def _streamed(self, reading: Reading, wire: str, status: int) -> Response:
+        self._admission.check_stream()
         codec = codec_for(wire)
         return StreamAnswer(
             lines(reading._replace(heartbeat_ms=self.heartbeat_ms), codec),
             status=status,
             content_type=codec.content_type,
             closing=self._closing,
+            counted=self._admission.streaming,
             write_stall_ms=self.write_stall_ms,
         )
 

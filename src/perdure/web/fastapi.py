@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from perdure.web.admission import DEFAULT_LIMITS, AdmissionLimits
 from perdure.web.app import Caller, Service
 from perdure.web.openapi import DESCRIPTIONS
 from perdure.web.responses import WRITE_STALL_MS, error_answer, refusal_answer
@@ -48,6 +49,7 @@ def chat_router(
     drain_ms: int = DRAIN_MS,
     heartbeat_ms: int = HEARTBEAT_MS,
     write_stall_ms: int = WRITE_STALL_MS,
+    limits: AdmissionLimits = DEFAULT_LIMITS,
 ) -> ChatRouter:
     """Return the routes of `create_app`, but the page, for `app.include_router(...)`.
 
@@ -55,7 +57,7 @@ def chat_router(
     which the document then shows) that returns a Caller, or None for 401. Settings, and what
     happens when the server is told to stop, are those of `create_app`.
     """
-    service = Service(engine, engine.store, _known_caller)
+    service = Service(engine, engine.store, _known_caller, limits)
     service.heartbeat_ms, service.write_stall_ms = heartbeat_ms, write_stall_ms
     service.drain_ms = drain_ms
 

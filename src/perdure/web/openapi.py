@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from perdure.web.shapes import Health, Refusal, Session, Submission, Turn
+from perdure.web.shapes import Erased, Health, Refusal, Session, Submission, Turn
 
 Parameters = list[dict[str, Any]]
 
@@ -88,6 +88,9 @@ _OF_CALLERS: Final = {
     "_503": "The store cannot be reached, or the service shuts down.",
 }
 
+_OF_DELETIONS: Final = {**_OF_CALLERS, "_409": "A turn is in flight, or queued."}
+_STOP: Final = _parameter("stop", "query", "1: stop what is in flight first.", enum=["0", "1"])
+
 DESCRIPTIONS: Final[Mapping[str, Description]] = {
     "submit": Description(
         "Submit a turn, and stream its answer",
@@ -141,6 +144,19 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         "Look at a conversation",
         {200: {"model": Session, "description": "The chat."}, **_refusals(**_OF_CALLERS)},
         {"parameters": _SESSION},
+    ),
+    "delete_session": Description(
+        "Delete a conversation, with everything of it",
+        {200: {"model": Erased, "description": "It is gone."}, **_refusals(**_OF_DELETIONS)},
+        {"parameters": [*_SESSION, _STOP]},
+    ),
+    "delete_mine": Description(
+        "Delete every conversation of the caller",
+        {
+            200: {"model": Erased, "description": "They are gone; there may have been none."},
+            **_refusals(**{name: text for name, text in _OF_DELETIONS.items() if name != "_404"}),
+        },
+        {"parameters": [_STOP]},
     ),
     "alive": Description(
         "Is the process alive?",

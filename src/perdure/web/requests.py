@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final, NamedTuple, cast
 from urllib.parse import quote, unquote_to_bytes
 
@@ -17,9 +18,11 @@ from perdure.turn.wire.events import Dialect
 from perdure.web.responses import UnsupportedMediaType
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_DIGITS_MAX: Final = 16
+_INDEX = re.compile("0|[1-9][0-9]{0,15}", re.ASCII)
+_QUALITY = re.compile("0(?:\\.[0-9]{0,3})?|1(?:\\.0{0,3})?", re.ASCII)
 _RECORD_BYTES_MAX: Final = MANIFEST_BYTES_MAX - 16 * 1024
 """The rest of a manifest is for the ids, each of which stands in it several times."""
+_NDJSON: Final = "application/x-ndjson"
 _FIELDS: Final = ("turnIndex", "message", "model", "retry")
 
 
@@ -39,16 +42,29 @@ class Format(NamedTuple):
     dialect: Dialect
 
 
+NO_SLASH: Final = "the path has an encoded slash (%2F): no session id and no turn index has one"
+
+
+def has_encoded_slash(request: Request) -> bool:
+    """Return whether a piece of the path holds a slash, which looks like one of the route."""
+    path: str = request.scope["path"]
+    return path.count("/") != _raw_path(request).count(b"/")
+
+
+def _raw_path(request: Request) -> bytes:
+    raw: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
+    return raw.partition(b"?")[0]
+
+
 def session_id_of(request: Request) -> str:
     """Return the session id of the path: printable, at most 200 bytes, without a slash."""
     text = str(request.path_params["session_id"])
-    path: str = request.scope["path"]
-    raw: bytes = request.scope.get("raw_path") or quote(path).encode()
-    pieces, raw_pieces = path.split("/"), raw.partition(b"?")[0].split(b"/")
-    # In the decoded path, a slash of the id looks like one of the route.
-    if len(pieces) != len(raw_pieces) or not text.isprintable():
+    if has_encoded_slash(request):
+        raise UsageError(NO_SLASH)
+    if not text.isprintable():
         raise UsageError("the session id in the path must be printable text without a slash")
-    raw_id = raw_pieces[pieces.index(text)]
+    path: str = request.scope["path"]
+    raw_id = _raw_path(request).split(b"/")[path.split("/").index(text)]
     if _BAD_ESCAPE.search(raw_id):
         raise UsageError("the session id in the path has a % without two hex digits behind it")
     try:
@@ -61,7 +77,8 @@ def session_id_of(request: Request) -> str:
 def turn_index_of(request: Request) -> int:
     """Return the turn index of the path."""
     text = request.path_params["turn_index"]
-    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX):
+    # One turn has one address: no sign, no leading zeros.
+    if not _INDEX.fullmatch(text):
         raise UsageError(f"the turn index in the path must be a number from 0 on, not {text!r:.40}")
     return identity.check_index(int(text), name="the turn index in the path")
 
@@ -76,9 +93,35 @@ def format_of(request: Request) -> Format:
     if envelope not in ("0", "1"):
         raise UsageError(f"the query's `envelope` must be 0 or 1, not {envelope!r:.40}")
     told: Dialect = "reference" if dialect == "reference" else "perdure"
-    if "text/event-stream" in request.headers.get("accept", ""):
+    accepted = _accepted(request)
+    events, lines = (accepted.get(kind, 0.0) for kind in ("text/event-stream", _NDJSON))
+    if events > 0 and events >= lines:
         return Format("sse", told)
     return Format("envelope" if envelope == "1" else "ndjson", told)
+
+
+def _accepted(request: Request) -> dict[str, float]:
+    """Return how much a client wants each media type that it names; 0 is not at all."""
+    accepted: dict[str, float] = {}
+    for item in ",".join(request.headers.getlist("accept")).split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in item.split(";"))
+        quality = "1"
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                quality = value.strip()
+        if not _QUALITY.fullmatch(quality):
+            raise UsageError(f"the header Accept has a wrong quality: {quality!r:.20}")
+        accepted[media_type] = float(quality)
+    return accepted
+
+
+def stops_first(request: Request) -> bool:
+    """Return whether a deletion shall stop what is in flight first."""
+    stop = request.query_params.get("stop", "0")
+    if stop not in ("0", "1"):
+        raise UsageError(f"the query's `stop` must be 0 or 1, not {stop!r:.40}")
+    return stop == "1"
 
 
 def cursor_of(request: Request) -> str | None:
@@ -87,14 +130,19 @@ def cursor_of(request: Request) -> str | None:
     return request.headers.get("last-event-id") or request.query_params.get("after") or None
 
 
-async def submission_of(request: Request) -> Submission:
-    """Return the checked body of a submit. Raises UsageError, ValueTooLargeError."""
+async def submission_of(
+    request: Request, received: Callable[[int], None] = lambda size: None
+) -> Submission:
+    """Return the checked body of a submit; `received` is told the size of each piece.
+
+    Raises UsageError, ValueTooLargeError.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnsupportedMediaType(
             f"the content type must be application/json, not {content_type!r}"
         )
-    sent: object = parse_json(await _read_body(request), name="body")
+    sent: object = parse_json(await _read_body(request, received), name="body")
     if not isinstance(sent, dict):
         raise UsageError("the body must be an object")
     body = cast("dict[str, JsonValue]", sent)
@@ -118,7 +166,7 @@ async def submission_of(request: Request) -> Submission:
     return Submission(index, message, model, retry)
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request, received: Callable[[int], None]) -> bytes:
     """Read the body, and refuse one that is too long as soon as that is known."""
     declared = request.headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and int(declared) > BODY_BYTES_MAX:
@@ -129,5 +177,6 @@ async def _read_body(request: Request) -> bytes:
         size += len(piece)
         if size > BODY_BYTES_MAX:
             raise ValueTooLargeError(f"the body is over {BODY_BYTES_MAX} bytes")
+        received(len(piece))
         pieces.append(piece)
     return b"".join(pieces)

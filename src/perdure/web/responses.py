@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
@@ -37,12 +38,16 @@ STATUS_OF: Final[Mapping[str, int]] = {
     "unsupported_media_type": 415,
     "not_serializable": 422,
     "too_many_readers": 429,
+    "too_many_turns": 429,
+    "overloaded": 503,
     "store_busy": 503,
     "store_closed": 503,
     "store_full": 503,
     "store_unavailable": 503,
 }
 RETRY_AFTER_S: Final = 1
+RETRY_AFTER_S_OF: Final[Mapping[str, int]] = {"too_many_turns": 5}
+"""Where it takes longer until there is room."""
 PIECE_BYTES: Final = 64 * 1024
 """So much is written at one go: a slow client who takes piece after piece has not stalled."""
 
@@ -89,7 +94,7 @@ def error_answer(error: PerdureError, *, turn: str | None = None) -> Response:
     headers: dict[str, str] = {}
     # What this process cannot do, another one may.
     if status == 503 or (error.retryable and status in (409, 429)):
-        headers["retry-after"] = str(RETRY_AFTER_S)
+        headers["retry-after"] = str(RETRY_AFTER_S_OF.get(error.code, RETRY_AFTER_S))
     told = {"code": error.code, "message": str(error), "hint": error.hint}
     if status >= 500:
         ref = effects.new_reference()
@@ -144,8 +149,10 @@ class StreamAnswer(Response):
         status: int,
         content_type: str,
         closing: asyncio.Event,
+        counted: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         write_stall_ms: float = WRITE_STALL_MS,
     ) -> None:
+        self._counted = counted
         self._lines = lines
         self._closing = closing
         self._write_stall_ms = write_stall_ms
@@ -158,6 +165,10 @@ class StreamAnswer(Response):
             await send(self._start())
             await send({"type": "http.response.body", "body": b""})
             return
+        with self._counted():
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         pump = loop.create_task(self._pump(send))
         waits = [loop.create_task(_until_gone(receive)), loop.create_task(self._closing.wait())]

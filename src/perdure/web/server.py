@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 from collections.abc import Callable
@@ -13,12 +14,41 @@ from starlette.types import ASGIApp
 
 try:
     import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 except ImportError as error:
     raise ImportError("the server needs uvicorn: pip install 'perdure[serve]'") from error
 
 
 GRACE_S: Final = 1
 """How long connections may take to close, once streams are cut, before turns are given back."""
+
+
+_NO_NEWS: Final = (
+    "without completing response",
+    "Invalid HTTP request received",
+    "Unsupported upgrade request",
+    "No supported WebSocket library",
+)
+_BAD_REQUEST: Final = {
+    "code": "bad_request",
+    "message": "This is not a request that HTTP/1.1 knows.",
+    "hint": "Correct the request line and the headers.",
+}
+
+
+def _refuse(protocol: asyncio.Protocol, _reason: str) -> None:
+    """Answer what is no request in the form that all errors have, in place of plain text."""
+    body = json.dumps({"error": _BAD_REQUEST}, separators=(",", ":")).encode()
+    head = (
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    transport: asyncio.Transport = vars(protocol)["transport"]
+    transport.write(head.encode() + body)
+    transport.close()
+
+
+_JsonProtocol: Final = type("_JsonProtocol", (AutoHTTPProtocol,), {"send_400_response": _refuse})
 
 
 class StreamingServer(uvicorn.Server):
@@ -41,6 +71,7 @@ class StreamingServer(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
             ws="none",
+            http=_JsonProtocol,
         )
         super().__init__(config)
         self._close_streams = close_streams
@@ -63,5 +94,6 @@ class StreamingServer(uvicorn.Server):
         await self.serve(sockets=[listener])
 
     def _is_news(self, record: logging.LogRecord) -> bool:
-        """A stream that is cut on purpose is none."""
-        return "without completing response" not in record.getMessage()
+        """A stream that is cut on purpose is none, nor is what some client sends."""
+        message = record.getMessage()
+        return not any(piece in message for piece in _NO_NEWS)

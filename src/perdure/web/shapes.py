@@ -141,6 +141,13 @@ class Session(Shape):
     )
 
 
+class Erased(Shape):
+    """What was deleted."""
+
+    sessions: int
+    turns: int
+
+
 class ErrorDetail(Shape):
     """What went wrong, and the way out."""
 

@@ -84,10 +84,11 @@ class Database(Protocol):
         """Return a connection of its own, for one thread that is not the loop's."""
         ...
 
-    async def scrub(self) -> None:
+    async def scrub(self, *, whole: bool) -> None:
         """Overwrite what is left of deleted rows in files of our own; a server does so by itself.
 
-        As far as that can be done now: who reads an old snapshot keeps what it shows.
+        `whole`: write all of them anew. As far as that can be done now: who reads an old snapshot
+        keeps what it shows.
         """
         ...
 

@@ -74,5 +74,5 @@ class SqlErasure:
             self._waiting.changed(run_id, may_be_due=False)
         return len(run_ids)
 
-    async def scrub(self) -> None:
-        await self._database.scrub()
+    async def scrub(self, *, whole: bool = False) -> None:
+        await self._database.scrub(whole=whole)

@@ -24,8 +24,9 @@ from perdure.store.sql.sqlite_connection import (
     connect_reader,
     connect_renewer,
     connect_writer,
-    empty_log,
+    scrub,
     sqlite_statements,
+    translated,
 )
 from perdure.store.sql.sqlite_lists import Job, ListRunner, Rows
 from perdure.store.sql.sqlite_schema import prepare_schema
@@ -130,9 +131,13 @@ class Sqlite:
         """
         return _runner(self._file, connect_renewer(self.path), writes=True)
 
-    async def scrub(self) -> None:
+    async def scrub(self, *, whole: bool) -> None:
         self._check()
-        await asyncio.get_running_loop().run_in_executor(None, empty_log, self.path)
+        call = partial(scrub, self.path, whole=whole)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, call)
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
 
     async def close(self) -> None:
         if self._forked:

@@ -148,13 +148,17 @@ def connect_reader(path: str) -> sqlite3.Connection:
     return _connect(path, "query_only = ON", "wal_autocheckpoint = 0", timeout_s=READ_TIMEOUT_S)
 
 
-def empty_log(path: str) -> None:
+def scrub(path: str, *, whole: bool) -> None:
     """Copy the log into the file, and cut it to nothing: it holds old pages until then.
 
-    Where somebody reads an old snapshot for too long it is left to a later commit.
+    Where somebody reads an old snapshot for too long it is left to a later commit. `whole`: write
+    the file anew first, since unused parts of its pages hold what once stood there. Raises
+    sqlite3.Error, StoreBusyError.
     """
     connection = _connect(path)
     try:
+        if whole:
+            patient(partial(connection.execute, "VACUUM"))
         patient(partial(_truncate, connection), patience_ms=SCRUB_MS)
     except StoreBusyError as error:
         logger.warning("what was deleted stays in the log of %r for now: %s", path, error)

@@ -148,13 +148,15 @@ async function send(working, retry) {
     signal: controller.signal,
   };
   for (let pause = 500; ; pause = Math.min(2 * pause, SUBMIT_PAUSE_MAX_MS)) {
+    let isBusy = false;
     try {
       const response = await fetch(address("/turns?envelope=1"), request);
-      if (response.status !== 503) return response;
+      if (response.status !== 503 && response.status !== 429) return response;
+      isBusy = response.status === 429;
     } catch (error) {
       if (controller.signal.aborted) throw error;
     }
-    say("Reconnecting…");
+    say(isBusy ? "The service is busy; trying again…" : "Reconnecting…");
     await pauseFor(pause);
   }
 }

@@ -17,6 +17,12 @@ export function element(tag, className, text) {
 
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 
+// Why a model's answer is not a whole one.
+const CUTS = new Map([
+  ["length", "cut off at the length limit"],
+  ["content_filter", "cut off by the content filter"],
+]);
+
 const REASONS = {
   lease_expired: "The worker was lost",
   released: "The worker was replaced",
@@ -185,12 +191,17 @@ export class TurnView {
   account(turn) {
     this.shown = `${turn.state}/${turn.attempt}`;
     const words = [WORDS[turn.state] ?? turn.state, `attempt ${turn.attempt}`];
+    const cut = CUTS.get(turn.finishReason);
+    if (cut) words.splice(1, 0, cut);
+    this.root.classList.toggle("cut", Boolean(cut));
     const known = turn.usage.filter((usage) => usage.tokensOut !== null);
     if (known.length) {
       const sum = (name) => known.reduce((total, usage) => total + (usage[name] ?? 0), 0);
       words.push(`${sum("tokensIn")} → ${sum("tokensOut")} tokens`);
     }
-    if (known.length < turn.usage.length) words.push("a call of unknown cost");
+    const unknown = turn.usage.length - known.length;
+    if (unknown === 1) words.push("a call of unknown cost");
+    if (unknown > 1) words.push(`${unknown} calls of unknown cost`);
     if (turn.completedAt) {
       const seconds = (Date.parse(turn.completedAt) - Date.parse(turn.createdAt)) / 1000;
       words.push(`${seconds.toFixed(1)} s`);

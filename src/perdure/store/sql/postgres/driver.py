@@ -134,13 +134,7 @@ class Postgres:
     def connect(self) -> PostgresConnection:
         """Return a connection of its own, for one thread that is not the loop's."""
         return PostgresConnection(
-            partial(
-                psycopg.connect,
-                self._address.conninfo,
-                autocommit=True,
-                cursor_factory=psycopg.RawCursor,
-                **self._arguments(),
-            ),
+            self._connect_in_thread,
             self._render,
             begin=self._begin(),
             prepare=not self._address.is_pooled,
@@ -213,22 +207,45 @@ class Postgres:
         return await self._connect()
 
     async def _connect(self) -> Connection:
-        return await psycopg.AsyncConnection.connect(
+        connection = await psycopg.AsyncConnection.connect(
             self._address.conninfo,
             autocommit=True,
             cursor_factory=psycopg.AsyncRawCursor,
             **self._arguments(),
         )
+        if not self._address.is_pooled:
+            for setting in self._settings():
+                await connection.execute(f"SET {setting}".encode())
+        return connection
+
+    def _connect_in_thread(self) -> psycopg.Connection[tuple[Any, ...]]:
+        connection = psycopg.connect(
+            self._address.conninfo,
+            autocommit=True,
+            cursor_factory=psycopg.RawCursor,
+            **self._arguments(),
+        )
+        if not self._address.is_pooled:
+            for setting in self._settings():
+                connection.execute(f"SET {setting}".encode())
+        return connection
 
     def _arguments(self) -> dict[str, Any]:
-        # Counted by us: a prepared statement of a pooler's connection may be somebody else's.
+        # Statements are prepared by name of ours or not at all: those of a pooler's connection
+        # may be somebody else's.
         return {"connect_timeout": CONNECT_TIMEOUT_S, "prepare_threshold": None}
 
     def _begin(self) -> list[str]:
+        if not self._address.is_pooled:
+            return ["BEGIN"]
+        # What is set for a session would be left to whoever gets the connection next.
+        return ["BEGIN", *(f"SET LOCAL {setting}" for setting in self._settings())]
+
+    def _settings(self) -> list[str]:
         settings = [
-            f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}",
-            f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}",
+            f"lock_timeout = {LOCK_TIMEOUT_MS}",
+            f"idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}",
         ]
         if self._durability == "normal":
-            settings.append("SET LOCAL synchronous_commit = off")
-        return ["BEGIN", *settings]
+            settings.append("synchronous_commit = off")
+        return settings
