@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psycopg
 
@@ -55,7 +54,7 @@ class PostgresServer:
         self._home = installed(major)
         self._process: subprocess.Popen[bytes] | None = None
         self._before: list[str] = []
-        self._as: dict[str, Any] = {}
+        self._user: int | None = None
         if os.geteuid() == 0:
             self._leave_root()
         options = ("--username=postgres", "--auth=trust", "--encoding=utf8", "--no-sync")
@@ -86,8 +85,13 @@ class PostgresServer:
         command = self._command("postgres", "-D", self._data, "-h", "127.0.0.1")
         command += ["-p", str(self.port), "-k", str(self.folder), *settings]
         with (self.folder / "log").open("ab") as log:
-            process: subprocess.Popen[bytes] = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.folder, **self._as
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                user=self._user,
+                group=self._user,
             )
             self._process = process
         ready = [str(self._home / "bin" / "pg_isready"), "-q", "-h", "127.0.0.1"]
@@ -126,14 +130,21 @@ class PostgresServer:
                 shutil.copytree(site / part, self.folder / "site" / part, symlinks=True)
         self._home = self.folder / "site" / self._home.relative_to(site)
         subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(self.folder)], check=True)
-        self._as = {"user": NOBODY, "group": NOBODY}
+        self._user = NOBODY
 
     def _command(self, name: str, *arguments: object) -> list[str]:
         return [*self._before, str(self._home / "bin" / name), *map(str, arguments)]
 
     def _run(self, name: str, *arguments: object) -> None:
         command = self._command(name, *arguments)
-        subprocess.run(command, check=True, capture_output=True, cwd=self.folder, **self._as)
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            user=self._user,
+            group=self._user,
+        )
 
 
 @contextmanager

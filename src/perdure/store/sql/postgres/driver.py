@@ -213,9 +213,13 @@ class Postgres:
             cursor_factory=psycopg.AsyncRawCursor,
             **self._arguments(),
         )
-        if not self._address.is_pooled:
+        try:
             for setting in self._settings():
-                await connection.execute(f"SET {setting}".encode())
+                if not self._address.is_pooled:
+                    await connection.execute(f"SET {setting}".encode())
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     def _connect_in_thread(self) -> psycopg.Connection[tuple[Any, ...]]:
@@ -225,9 +229,13 @@ class Postgres:
             cursor_factory=psycopg.RawCursor,
             **self._arguments(),
         )
-        if not self._address.is_pooled:
+        try:
             for setting in self._settings():
-                connection.execute(f"SET {setting}".encode())
+                if not self._address.is_pooled:
+                    connection.execute(f"SET {setting}".encode())
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _arguments(self) -> dict[str, Any]:
