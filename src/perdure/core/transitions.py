@@ -245,3 +245,8 @@ def is_due(run: RunRecord, now: str) -> bool:
     if phase in ("lapsed", "released", "queued"):
         return True
     return phase in ("sleeping", "waiting") and run.wake_at is not None and run.wake_at <= now
+
+
+def queue_order(run: RunRecord) -> tuple[str, int, int, str]:
+    """Return the place of a queued turn among those of its session: the first one begins first."""
+    return (run.created_at, run.turn_index or 0, run.revision, run.run_id)

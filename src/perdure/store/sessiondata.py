@@ -174,7 +174,8 @@ class Sessions:
             return True
         line = self._in_line(session)
         if run is not None and run.state == "queued":
-            line = [queued for queued in line if _order(queued) < _order(run)]
+            mine = transitions.queue_order(run)
+            line = [queued for queued in line if transitions.queue_order(queued) < mine]
         return not line
 
     def _is_busy(self, stored_id: str) -> bool:
@@ -198,7 +199,3 @@ class Sessions:
 
 def _rests(run: RunRecord) -> bool:
     return run.state in transitions.RESTING_STATES
-
-
-def _order(run: RunRecord) -> tuple[str, int, int, str]:
-    return (run.created_at, run.turn_index or 0, run.revision, run.run_id)

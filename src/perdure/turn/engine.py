@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from perdure.core import identity as ids
 from perdure.core.lengths import check_length
@@ -23,18 +23,19 @@ from perdure.core.records import Claim, DeliveryRecord, RunRecord
 from perdure.durable.outbox import Outbox
 from perdure.durable.ring import Ring
 from perdure.durable.worker import Worker
-from perdure.errors import StoreUnavailableError, UsageError
+from perdure.errors import RunInputMismatchError, StoreUnavailableError, UsageError
 from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
 from perdure.turn.closing import Produce, TurnSettings
 from perdure.turn.ending import finished_turn
 from perdure.turn.hooks import ChatTurnHooks, call_hook
 from perdure.turn.identity import ChatTurnIdentity, chat_manifest, check_identity
-from perdure.turn.owning import OwnedTurns
+from perdure.turn.owning import Busy, OwnedTurns, Wish
 from perdure.turn.reading import Reading, Replay, known_turn, lines, open_reading
 from perdure.turn.recovery import Policy
 from perdure.turn.reference import ReferenceChatTurnEngine, TurnBody
 from perdure.turn.registry import ring_of
+from perdure.turn.revising import check_revision, next_revision
 from perdure.turn.upstream import check_policy
 from perdure.turn.wire.codecs import codec_for
 from perdure.turn.wire.events import Dialect
@@ -45,12 +46,14 @@ logger = logging.getLogger("perdure.turn")
 class SubmittedTurn(NamedTuple):
     """An accepted turn. `created`: this call began it; else it was attached to, or is replayed.
 
-    `lines(after=None, wire="ndjson", dialect="perdure")` reads it.
+    `lines(after=None, wire="ndjson", dialect="perdure")` reads it; `identity` names it, with the
+    revision that it has. A turn that is queued has its `run` in the state "queued".
     """
 
     created: bool
     run: RunRecord
     lines: Callable[..., AsyncGenerator[bytes, None]]
+    identity: ChatTurnIdentity
 
 
 class ChatTurnEngine:
@@ -63,10 +66,12 @@ class ChatTurnEngine:
     `on_interrupted` says what becomes of a turn whose readers have seen some of a lost attempt:
     "rerun" (they are told to forget it), "continue" (the model is asked to go on where its text
     ends; the producer needs a method for it, as that of `answer_with` has), "fail", or a coroutine
-    function that decides by an InterruptedTurn. A producer is given the messages of at most
-    `history_turns_max` turns before its own, the nearest (None: all). `recover`: from its first use
-    on, the engine looks for turns that nobody works on. `expose_errors` shows readers the message
-    of any exception.
+    function that decides by an InterruptedTurn. `busy` says what becomes of a turn whose session
+    has another one in flight: "reject" (SessionBusyError), "queue" (it begins in its order, on any
+    worker) or "replace" (what is in flight or in line is stopped, and keeps what there is of it).
+    A producer is given the messages of at most `history_turns_max` turns before its own, the
+    nearest (None: all). `recover`: from its first use on, the engine looks for turns that nobody
+    works on. `expose_errors` shows readers the message of any exception.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class ChatTurnEngine:
         project_id: str = "perdure",
         domain: str = "chat",
         on_interrupted: Policy = "rerun",
-        busy: Literal["reject"] = "reject",
+        busy: Busy = "reject",
         replay: Replay = "frames",
         lease_ms: int = LEASE_MS,
         strikes_max: int = STRIKES_MAX_TURN,
@@ -88,8 +93,6 @@ class ChatTurnEngine:
         recover: bool = True,
         expose_errors: bool = False,
     ) -> None:
-        if busy != "reject":
-            raise UsageError(f"busy must be 'reject', it is {busy!r}")
         check_policy(on_interrupted, produce)
         self.name = ids.check_id(name, name="name")
         check_length(lease_ms, name="lease_ms", least=1)
@@ -100,6 +103,7 @@ class ChatTurnEngine:
         self._domain = domain
         self._replay: Replay = replay
         self._recover = recover
+        self._busy = _checked_busy(busy)
         self._hooks = hooks or ChatTurnHooks()
         self._outbox = Outbox(store, {name: self.deliver}, on_failure=self._look_in)
         self._settings = TurnSettings(
@@ -132,35 +136,35 @@ class ChatTurnEngine:
     async def submit(
         self,
         identity: ChatTurnIdentity,
-        user_message: str,
+        user_message: str | None,
         *,
         model: str | None = None,
         retry: bool = False,
+        regenerate: bool = False,
+        busy: Busy | None = None,
     ) -> SubmittedTurn:
         """Accept a turn, durably, and begin to answer it; idempotent.
 
         The same turn with the same message and model is attached to, or replayed when it is over;
-        a failed or parked one runs again with `retry`. Raises UsageError,
+        a failed or parked one runs again with `retry`. A `revision` in the identity is another
+        answer, or (with another message) an edit, which stands behind the newest answer before it.
+
+        `regenerate` makes the next revision of a turn, whichever that is, behind the same parent
+        as the newest one, whose message and model it has where none are given: each such call asks
+        anew. `busy` stands in for the engine's own for this turn.
+
+        Raises UsageError, RunInputMismatchError (the turn has another message),
+        SessionBusyError (another turn of the session is in flight or in line),
         LeaseHeldError (a worker of another runtime is at it, so there is no stream yet),
-        RunInputMismatchError (the turn has another message), SessionBusyError (another turn of
-        the session is in flight), RunNotFoundError (the session is somebody else's), StoreError.
+        RunNotFoundError (the session is somebody else's), StoreError.
         """
         self._start()
-        manifest = chat_manifest(
-            check_identity(identity),
-            user_message,
-            project_id=self._project_id,
-            domain=self._domain,
-            model=model,
-        )
-        created, run = await self._turns.open(identity, manifest, retry=retry)
-
-        def read(
-            *, after: str | None = None, wire: str = "ndjson", dialect: Dialect = "perdure"
-        ) -> AsyncGenerator[bytes, None]:
-            return self._lines(identity, run, after, wire, dialect)
-
-        return SubmittedTurn(created, run, read)
+        wish = Wish(retry, self._busy if busy is None else _checked_busy(busy))
+        store = self._store.for_tenant(check_identity(identity).tenant_id)
+        if regenerate:
+            return await self._regenerate(store, identity, user_message, model, wish)
+        await check_revision(store, identity)
+        return await self._submit(identity, user_message, model, wish)
 
     def read(
         self,
@@ -270,6 +274,41 @@ class ChatTurnEngine:
             self._recovery = asyncio.get_running_loop().create_task(self._worker.run())
             self._recovery.add_done_callback(_note_end)
 
+    async def _regenerate(
+        self,
+        store: RunStore,
+        identity: ChatTurnIdentity,
+        user_message: str | None,
+        model: str | None,
+        wish: Wish,
+    ) -> SubmittedTurn:
+        tried: int | None = None
+        while True:
+            new = await next_revision(store, identity, user_message, model)
+            wish = wish._replace(parent=new.parent)
+            try:
+                return await self._submit(new.identity, new.user_message, new.model, wish)
+            except RunInputMismatchError:
+                # Somebody was faster to revise it, with another message.
+                if tried == new.identity.revision:
+                    raise
+                tried = new.identity.revision
+
+    async def _submit(
+        self, identity: ChatTurnIdentity, user_message: Any, model: str | None, wish: Wish
+    ) -> SubmittedTurn:
+        manifest = chat_manifest(
+            identity, user_message, project_id=self._project_id, domain=self._domain, model=model
+        )
+        created, run = await self._turns.open(identity, manifest, wish)
+
+        def read(
+            *, after: str | None = None, wire: str = "ndjson", dialect: Dialect = "perdure"
+        ) -> AsyncGenerator[bytes, None]:
+            return self._lines(identity, run, after, wire, dialect)
+
+        return SubmittedTurn(created, run, read, identity)
+
     async def _read(
         self, identity: ChatTurnIdentity, after: str | None, wire: str, dialect: Dialect
     ) -> AsyncGenerator[bytes, None]:
@@ -310,6 +349,12 @@ class ChatTurnEngine:
         if self._cut_off:
             raise StoreUnavailableError("the engine was closed: read on where another one runs")
         return ring_of(self._store.handle, stored_id)
+
+
+def _checked_busy(busy: Busy) -> Busy:
+    if busy not in get_args(Busy):
+        raise UsageError(f"busy must be 'reject', 'queue' or 'replace', it is {busy!r:.40}")
+    return busy
 
 
 def _note_end(recovery: asyncio.Task[None]) -> None:

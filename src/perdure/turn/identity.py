@@ -38,9 +38,9 @@ def run_id_of(turn: ChatTurnIdentity) -> str:
     return identity.turn_run_id(turn.session_id, turn.turn_index, turn.revision)
 
 
-def session_key(turn: ChatTurnIdentity) -> SessionKey:
-    """Return the turn's place in its session."""
-    return SessionKey(turn.session_id, turn.turn_index, turn.revision, owner_id=turn.user_id)
+def session_key(turn: ChatTurnIdentity, *, parent: str | None = None) -> SessionKey:
+    """Return the turn's place in its session, behind the run `parent` if one is named."""
+    return SessionKey(turn.session_id, turn.turn_index, turn.revision, turn.user_id, parent)
 
 
 def intent_of(turn_index: int) -> str:

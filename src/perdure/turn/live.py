@@ -77,7 +77,10 @@ class LiveTurn:
         self._draining = False
         self._follower = EventFollower(settings.hooks)
         self._addressee = Addressee(
-            self.identity.tenant_id, self.identity.session_id, self.identity.turn_index
+            self.identity.tenant_id,
+            self.identity.session_id,
+            self.identity.turn_index,
+            revision=self.identity.revision,
         )
         self._attempt = Attempt(store, claim, lease_ms=settings.lease_ms, asked_ms=asked_ms)
         self._journal = Journal(

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core import identity as ids
 from perdure.core.effects import monotonic_ms
-from perdure.core.records import Claim, RunManifest, RunRecord
-from perdure.core.transitions import ENDED_STATES, RESTING_STATES
+from perdure.core.records import Claim, RunManifest, RunRecord, RunState
+from perdure.core.transitions import ENDED_STATES, RESTING_STATES, queue_order
 from perdure.durable.claiming import Claiming
 from perdure.durable.live import LiveRun
-from perdure.errors import LeaseHeldError, RunInputMismatchError, RunNotFoundError
+from perdure.errors import (
+    LeaseHeldError,
+    RunInputMismatchError,
+    RunNotFoundError,
+    SessionBusyError,
+)
 from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
 from perdure.turn.closing import TurnSettings
@@ -24,6 +30,12 @@ from perdure.turn.registry import live_turns
 
 logger = logging.getLogger("perdure.turn")
 
+Busy = Literal["reject", "queue", "replace"]
+"""What becomes of a turn whose session is busy: it is refused, waits its turn, or makes way."""
+
+_UNFINISHED: Final[Sequence[RunState]] = ("queued", "running", "sleeping", "waiting")
+_LINE_MAX: Final = 1_000
+"""Turns of one session in line that are stopped for the one that replaces them."""
 GIVE_BACK_MS: Final = 10_000
 """How long turns that were drained may take to clean up and to give their leases back."""
 
@@ -33,6 +45,18 @@ class Opened(NamedTuple):
 
     created: bool
     run: RunRecord
+
+
+class Wish(NamedTuple):
+    """How a caller wants a turn: again if it failed, whatever its session is busy with, and where.
+
+    `parent` is the run behind which it is to stand; '': it has no parent; None: the newest answer
+    before it.
+    """
+
+    retry: bool = False
+    busy: Busy = "reject"
+    parent: str | None = None
 
 
 class OwnedTurns:
@@ -46,14 +70,14 @@ class OwnedTurns:
         self._openings: set[asyncio.Task[Any]] = set()
         self._draining = False
 
-    async def open(self, turn: ChatTurnIdentity, manifest: RunManifest, *, retry: bool) -> Opened:
-        """Claim the turn and begin it, attach to the live one, or find it at rest.
+    async def open(self, turn: ChatTurnIdentity, manifest: RunManifest, wish: Wish) -> Opened:
+        """Claim the turn and begin it, attach to the live one, queue it, or find it at rest.
 
         A caller that is cancelled tears nothing: what was claimed is worked on. Raises what
         `RunStore.start_or_resume` raises, but LeaseHeldError only for a turn that another
         runtime works on, which has no stream to attach to.
         """
-        opening = asyncio.get_running_loop().create_task(self._open(turn, manifest, retry))
+        opening = asyncio.get_running_loop().create_task(self._open(turn, manifest, wish))
         self._openings.add(opening)
         opening.add_done_callback(self._opened)
         return await asyncio.shield(opening)
@@ -118,8 +142,27 @@ class OwnedTurns:
     def _stored_id(self, turn: ChatTurnIdentity) -> str:
         return ids.stored_id(turn.tenant_id, run_id_of(turn))
 
-    async def _open(self, turn: ChatTurnIdentity, manifest: RunManifest, retry: bool) -> Opened:
+    async def _open(self, turn: ChatTurnIdentity, manifest: RunManifest, wish: Wish) -> Opened:
         store = self._store.for_tenant(turn.tenant_id)
+        try:
+            return await self._begun(store, turn, manifest, wish)
+        except SessionBusyError:
+            queued = await self._queued(store, turn, manifest, wish)
+            if queued is None:
+                raise
+        if wish.busy == "replace":
+            await self._make_way(store, turn, queued.run)
+        try:
+            # The session may have become free before the turn was in line.
+            begun = await self._begun(store, turn, manifest, wish)
+        except SessionBusyError:
+            return queued
+        return begun._replace(created=queued.created)
+
+    async def _begun(
+        self, store: RunStore, turn: ChatTurnIdentity, manifest: RunManifest, wish: Wish
+    ) -> Opened:
+        """Attach to the turn if it is alive here, claim and begin it, or find it at rest."""
         handle, stored_id = store.handle, self._stored_id(turn)
         manifest_hash = ids.manifest_hash(manifest)
         while (work := await self._working_on(turn)) is not None:
@@ -132,7 +175,7 @@ class OwnedTurns:
             await work.left.wait()
         live = live_turns.share(handle, stored_id, manifest_hash)
         claim: Claim | None = None
-        claiming = self._claiming(store, run_id_of(turn), manifest, retry=retry, turn=turn)
+        claiming = self._claiming(store, turn, manifest, wish)
         try:
             claim = await self._claim(claiming, store, turn)
         finally:
@@ -143,6 +186,39 @@ class OwnedTurns:
         if claim.lease is not None:
             self._begin(live, claim, asked_ms=claiming.asked_ms)
         return Opened(claim.lease is not None and claim.lease.epoch == 1, claim.run)
+
+    async def _queued(
+        self, store: RunStore, turn: ChatTurnIdentity, manifest: RunManifest, wish: Wish
+    ) -> Opened | None:
+        """Return the turn as it waits for its busy session; None if it is not to wait."""
+        run = await store.read_run(run_id_of(turn))
+        if run is not None and run.state not in ("failed", "parked"):
+            return Opened(False, run)
+        if wish.busy == "reject":
+            return None
+        queued = await store.enqueue(
+            run_id_of(turn),
+            manifest,
+            handler=self._settings.name,
+            session=session_key(turn, parent=wish.parent),
+            retry=wish.retry,
+        )
+        return Opened(run is None, queued)
+
+    async def _make_way(self, store: RunStore, turn: ChatTurnIdentity, mine: RunRecord) -> None:
+        """Stop what is in flight in the session, and what is queued before the turn.
+
+        The line goes first, so that nothing of it begins meanwhile.
+        """
+        for state in _UNFINISHED:
+            runs = await store.list_runs(session_id=turn.session_id, state=state, limit=_LINE_MAX)
+            for run in runs:
+                is_behind = state == "queued" and queue_order(run) > queue_order(mine)
+                if run.run_id == mine.run_id or is_behind:
+                    continue
+                other = turn._replace(turn_index=run.turn_index or 0, revision=run.revision)
+                with suppress(RunNotFoundError):
+                    await self.stop(other)
 
     async def _working_on(self, turn: ChatTurnIdentity) -> LiveTurn | None:
         """Return the attempt at the turn that goes on in this process, if there is one.
@@ -159,21 +235,19 @@ class OwnedTurns:
     def _claiming(
         self,
         store: RunStore,
-        run_id: str,
+        turn: ChatTurnIdentity,
         manifest: RunManifest,
-        *,
-        retry: bool,
-        turn: ChatTurnIdentity | None = None,
+        wish: Wish,
     ) -> Claiming:
         return Claiming(
             store,
-            run_id,
+            run_id_of(turn),
             manifest,
             worker_id=self._worker_id,
             lease_ms=self._settings.lease_ms,
             handler=self._settings.name,
-            session=None if turn is None else session_key(turn),
-            retry=retry,
+            session=session_key(turn, parent=wish.parent),
+            retry=wish.retry,
         )
 
     async def _claim(
@@ -224,7 +298,16 @@ class OwnedTurns:
         """
         if run.manifest is None or run.handler not in (None, self._settings.name):
             return
-        claiming = self._claiming(store, run.run_id, run.manifest, retry=run.state == "parked")
+        claiming = Claiming(
+            store,
+            run.run_id,
+            run.manifest,
+            worker_id=self._worker_id,
+            lease_ms=self._settings.lease_ms,
+            handler=self._settings.name,
+            session=None,
+            retry=run.state == "parked",
+        )
         try:
             claim = await claiming.claim()
         except LeaseHeldError:

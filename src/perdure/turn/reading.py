@@ -302,6 +302,7 @@ class _Writer:
             turn.turn_index,
             dialect=reading.dialect,
             replayed=reading.is_over,
+            revision=turn.revision,
         )
 
     def started(self) -> bytes:

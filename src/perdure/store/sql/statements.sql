@@ -661,7 +661,7 @@ WHERE tenant = ?1 AND session_id = ?2 AND (?3 IS NULL OR owner_id IS NULL OR own
 RETURNING session_id
 
 -- remove_turns --
--- Those that were found and have come to rest; ?4: or are queued. Some may be of TypeScript workers.
+-- Those that were found and rest; ?4: or are queued. Some may be of TypeScript workers.
 DELETE FROM durable_runs
 WHERE tenant = ?1 AND (session_id = ?2 OR session_id IS NULL)
   AND run_id IN (SELECT l.run_id FROM {rows ?3: run_id TEXT} l)

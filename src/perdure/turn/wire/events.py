@@ -26,15 +26,18 @@ class Addressee(NamedTuple):
     turn_index: int
     dialect: Dialect = "perdure"
     replayed: bool = False
+    revision: int = 0
 
 
 def started(to: Addressee) -> Event:
     """Return the event that opens every stream: a reader who sees it begins from nothing."""
-    data = {
+    data: dict[str, JsonValue] = {
         "sessionId": to.session_id,
         "tenantId": to.tenant_id,
         "turnIndex": to.turn_index,
     }
+    if to.revision and to.dialect != "reference":
+        data["revision"] = to.revision
     return _event("session.run.started", data)
 
 

@@ -1,0 +1,79 @@
+"""Revisions of a turn: which there are, and what the next one is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from perdure.core.records import JsonValue, RunRecord
+from perdure.errors import RunNotFoundError, UsageError
+from perdure.store.protocol import RunStore
+from perdure.turn.identity import ChatTurnIdentity, check_identity
+
+REVISIONS_MAX: Final = 1_000
+"""More revisions of one turn than this are not looked at."""
+
+
+class Revision(NamedTuple):
+    """A turn that is answered once more, behind the same parent.
+
+    `parent` is as in the wish of an opening: '' for none, None for the store's choice.
+    """
+
+    identity: ChatTurnIdentity
+    user_message: str
+    model: str | None
+    parent: str | None
+
+
+async def revisions_of(store: RunStore, turn: ChatTurnIdentity) -> Sequence[RunRecord]:
+    """Return the revisions of a turn, the oldest first.
+
+    Raises RunNotFoundError if there is none, or the session is somebody else's.
+    """
+    check_identity(turn)
+    runs = await store.list_runs(
+        session_id=turn.session_id, turn_index=turn.turn_index, limit=REVISIONS_MAX
+    )
+    if not runs or runs[-1].owner_id not in (None, turn.user_id):
+        raise RunNotFoundError(f"there is no turn {turn.turn_index} of session {turn.session_id!r}")
+    return runs
+
+
+async def check_revision(store: RunStore, turn: ChatTurnIdentity) -> None:
+    """Raise UsageError if a turn is submitted as a revision that does not follow the others."""
+    if turn.revision == 0:
+        return
+    try:
+        newest = (await revisions_of(store, turn))[-1].revision
+    except RunNotFoundError:
+        newest = -1  # Whose the session is, the store looks at again.
+    if turn.revision > newest + 1:
+        raise UsageError(
+            f"revision {turn.revision} of turn {turn.turn_index} does not follow: "
+            f"the next one is {newest + 1}"
+        )
+
+
+async def next_revision(
+    store: RunStore, turn: ChatTurnIdentity, user_message: str | None, model: str | None
+) -> Revision:
+    """Return the revision that answers a turn once more.
+
+    It has the history of the newest one, and its message and model where none are given. Raises
+    RunNotFoundError, and UsageError for a message that nobody knows.
+    """
+    newest = (await revisions_of(store, turn))[-1]
+    asked: Mapping[str, JsonValue] = {} if newest.manifest is None else newest.manifest.input
+    message = asked.get("userMessage") if user_message is None else user_message
+    if message is None:
+        raise UsageError(
+            f"what was said in turn {turn.turn_index} is not recorded (a TypeScript worker has "
+            "answered it): give the message"
+        )
+    parent = newest.parent_run_id
+    if parent is None and newest.epoch > 0:
+        parent = ""  # It began as the first of its line, and its revisions do.
+    return Revision(
+        turn._replace(revision=newest.revision + 1), message, model or asked.get("model"), parent
+    )
