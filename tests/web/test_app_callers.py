@@ -48,6 +48,7 @@ async def test_a_session_of_another_user_looks_as_if_it_were_not_there(
     answer = await service.ask(method, target, caller="/eve", send=body)
     assert (answer.status, answer.error["code"]) == (404, "not_found")
     assert "ann" not in str(answer)
+    assert "chat:" not in str(answer), "what only the store should know"
     assert (await service.ask("GET", TURN)).json["state"] == "completed"
 
 
@@ -55,6 +56,7 @@ async def test_nobody_adds_a_turn_to_a_session_of_another_user(service: Service)
     await service.submit("Mine")
     answer = await service.submit("Mine too", index=1, caller="/eve")
     assert (answer.status, answer.error["code"]) == (404, "not_found")
+    assert answer.error["message"] == "there is no session 's'"
     assert len(await service.store.list_runs()) == 1
 
 

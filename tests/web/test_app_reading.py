@@ -61,8 +61,9 @@ async def test_the_cursor_of_the_end_is_answered_by_204(service: Service) -> Non
 
 @pytest.mark.parametrize(
     "cursor",
-    ["x", "1", "0001_0000000001_ffffff", "0001_9999999999_{mark}", "-1", "%00", "é", "a b"],
-)
+    ["x", "1", "0001_0000000001_ffffff", "0001_9999999999_{mark}", "-1", "%00", "é", "a b",
+     "0000_0000000001_{mark}", "0002_0000000001_{mark}", "9999_0000000000_{mark}"],
+)  # fmt: skip
 async def test_a_wrong_cursor_is_refused(service: Service, cursor: str) -> None:
     mark = (await service.submit(target=f"{TURNS}?envelope=1")).events[0]["id"].split("_")[2]
     cursor = cursor.format(mark=mark)

@@ -228,12 +228,6 @@ async def test_a_bad_session_id_is_refused(method: str, rest: str, session: str)
     service = fresh()
     sent = GOOD if rest == "/turns" else b""
     answer = await service.ask(method, f"/v1/sessions/{session}{rest}", body=sent)
-    if answer.status == 404:
-        # Its slashes led to no route at all.
-        assert "%2" in session
-        assert answer.error["code"] == "not_found"
-        assert await service.store.list_runs() == []
-        return
     await refused(answer, service, 400, names="session")
 
 
@@ -270,13 +264,47 @@ async def test_a_route_written_with_escapes_is_the_same_route() -> None:
 @pytest.mark.parametrize(
     "index",
     ["-1", "+1", "1.0", "1e3", "0x1", "a", "%20", "1%20", "%D9%A1", "%C2%B2", "NaN", "null",
-     str(2**53), str(2**63), "9" * 16, "9" * 17, "9" * 5_000, "%00", "%FF", "0%0A", "~0", "0~1"],
+     str(2**53), str(2**63), "9" * 16, "9" * 17, "9" * 5_000, "%00", "%FF", "0%0A", "~0", "0~1",
+     "00", "01", "007"],
 )  # fmt: skip
 @pytest.mark.parametrize(("method", "rest"), [("GET", ""), ("GET", "/stream"), ("POST", "/stop")])
 async def test_a_bad_index_is_refused(method: str, rest: str, index: str) -> None:
     service = fresh()
     answer = await service.ask(method, f"{TURNS}/{index}{rest}")
     await refused(answer, service, 400, names="turn index")
+
+
+@pytest.mark.parametrize("path", ["0%2Fstream", "0%2fstop", "0/stream%2F", "%2F0", "0%2F"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_encoded_slash_is_no_slash_of_a_route(method: str, path: str) -> None:
+    service = fresh()
+    await refused(await service.ask(method, f"{TURNS}/{path}"), service, 400, names="%2F")
+
+
+SSE, LINES = "text/event-stream", "application/x-ndjson"
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [([SSE], SSE), (["Text/Event-Stream"], SSE), (["text/event-stream;charset=utf-8"], SSE),
+     (["text/html, text/event-stream;q=0.5"], SSE), (["text/html", SSE], SSE),
+     (["text/event-stream; Q=1.000"], SSE), ([f"{LINES};q=0.3, {SSE};q=0.4"], SSE),
+     ([], LINES), (["*/*"], LINES), (["text/*"], LINES), ([LINES], LINES), ([""], LINES),
+     (["text/event-stream;q=0"], LINES), (["text/event-stream; q=0.000, */*"], LINES),
+     ([f"{LINES}, {SSE};q=0.9"], LINES), (["text/event-stream-x"], LINES)],
+)  # fmt: skip
+async def test_the_header_accept_chooses_the_wire(accept: list[str], expected: str) -> None:
+    service = fresh()
+    answer = await service.submit(headers=[("Accept", value) for value in accept])
+    assert answer.headers["content-type"].partition(";")[0] == expected
+
+
+@pytest.mark.parametrize("quality", ["2", "-1", "1.5", "x", "", "0.1234", "1.001", "٠"])
+async def test_a_wrong_quality_is_refused_by_name(quality: str) -> None:
+    service = fresh()
+    value = f"text/event-stream;q={quality}".encode().decode("latin-1")
+    answer = await service.submit(headers=[("Accept", value)])
+    await refused(answer, service, 400, names="Accept")
 
 
 @pytest.mark.parametrize(

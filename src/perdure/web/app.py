@@ -119,7 +119,7 @@ def create_app(
 
 async def _refused(request: Request, refused: Exception) -> Response:
     assert isinstance(refused, HTTPException)
-    if refused.status_code == 404 and has_encoded_slash(request):
+    if refused.status_code in (404, 405) and has_encoded_slash(request):
         return error_answer(UsageError(NO_SLASH))
     if refused.status_code == 405:
         # The path may have other methods in other routes.
