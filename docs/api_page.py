@@ -28,6 +28,11 @@ GROUPS: Final = {
         "emit_event",
         "Worker",
         "Schedule",
+        "fork",
+        "preview_fork",
+        "ForkPreview",
+        "fork_origin",
+        "ForkOrigin",
     ),
     "Chat turns": (
         "ChatTurnEngine",

@@ -60,6 +60,11 @@ if TYPE_CHECKING:
     from perdure.core.records import SessionKey as SessionKey
     from perdure.core.records import StepRecord as StepRecord
     from perdure.durable.context import DurableContext as DurableContext
+    from perdure.durable.forking import ForkOrigin as ForkOrigin
+    from perdure.durable.forking import ForkPreview as ForkPreview
+    from perdure.durable.forking import fork as fork
+    from perdure.durable.forking import fork_origin as fork_origin
+    from perdure.durable.forking import preview_fork as preview_fork
     from perdure.durable.runner import RunResult as RunResult
     from perdure.durable.retention import Collected as Collected
     from perdure.durable.retention import collect_garbage as collect_garbage
@@ -116,6 +121,13 @@ _MODULES = {
         "StepRecord",
     ),
     "perdure.durable.context": ("DurableContext",),
+    "perdure.durable.forking": (
+        "ForkOrigin",
+        "ForkPreview",
+        "fork",
+        "fork_origin",
+        "preview_fork",
+    ),
     "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
     "perdure.durable.retention": ("Collected", "collect_garbage"),
     "perdure.durable.steps": ("current_step", "report_usage"),
@@ -163,6 +175,8 @@ __all__ = [
     "EventRecord",
     "FileStore",
     "FinishedTurn",
+    "ForkOrigin",
+    "ForkPreview",
     "Frame",
     "FramesExpiredError",
     "InterruptedTurn",
@@ -217,9 +231,12 @@ __all__ = [
     "collect_garbage",
     "durable_chat_turn_engine",
     "emit_event",
+    "fork",
+    "fork_origin",
     "frames",
     "manifest_hash",
     "open_store",
+    "preview_fork",
     "protect",
     "redact_strings",
     "report_usage",

@@ -28,6 +28,7 @@ LAST_LINES = {
     "09_hooks_from_the_outbox": "2 tries, 1 message in the product's database",
     "10_steps_at_once": "12 pages, at most 3 at a time",
     "11_schedules": "5 due times or more, each of them one run",
+    "12_fork_from_a_step": "collected 1 time, then ran ['rank', 'summarize']",
 }
 """What the last line of each example says: the fact that it is there to show."""
 

@@ -69,7 +69,7 @@ def is_settled(known: StepRecord, *, last_position: int) -> bool:
     if error is not None and error.code == AwaitEventTimeoutError.code and known.kind == "event":
         return True
     taken = None if error is None else error.taken
-    return last_position >= (taken or known.step_index + 1)
+    return last_position >= (known.step_index + 1 if taken is None else taken)
 
 
 def was_retried(known: StepRecord, attempts: Sequence[AttemptRecord]) -> bool:
