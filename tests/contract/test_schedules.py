@@ -12,13 +12,20 @@ from perdure.store.scheduling import schedules_of
 from perdure.testing.cases import schedules
 from perdure.testing.contract import SCHEDULE_CASES
 from perdure.testing.lab import Case
-from tests.contract.test_stores import LABS
+from tests.contract.test_stores import LABS, postgres_lab
+from tests.store.postgres_server import PostgresServer
 
 
 @pytest.mark.parametrize("name", sorted(LABS))
 @pytest.mark.parametrize("case", SCHEDULE_CASES, ids=lambda case: case.__name__)
 async def test_schedules_contract(case: Case, name: str, tmp_path: Path) -> None:
     async with LABS[name](tmp_path) as lab:
+        await case(lab)
+
+
+@pytest.mark.parametrize("case", SCHEDULE_CASES, ids=lambda case: case.__name__)
+async def test_schedules_contract_on_postgresql(case: Case, postgres: PostgresServer) -> None:
+    async with postgres_lab(postgres.url, postgres.clean_schema()) as lab:
         await case(lab)
 
 
