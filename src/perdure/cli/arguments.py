@@ -157,6 +157,24 @@ def _add_steering(add: Add) -> None:
     retry.epilog = "Recorded steps are not repeated. A worker that has the run's handler takes it."
     _add_run(retry)
     _add_wait(retry, "for a worker to take it")
+    fork = add(
+        "fork", "perdure.cli.forking:fork_run", "Begin a new run with the first steps of another"
+    )
+    fork.epilog = "The original is not changed. What is done again is done under other keys."
+    _add_run(fork)
+    fork.add_argument(
+        "--from-step",
+        type=int,
+        required=True,
+        metavar="N",
+        help="the first step that is done again; those before it are kept",
+    )
+    fork.add_argument(
+        "--new-id",
+        metavar="RUN",
+        help="id of the fork; that of a turn is its next revision, and needs none",
+    )
+    fork.add_argument("--dry-run", action="store_true", help="only show what would be done again")
 
 
 def _add_wait(parser: Parser, what: str) -> None:
