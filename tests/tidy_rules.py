@@ -26,6 +26,7 @@ NESTING_MAX = 4
 PACKAGES_ALLOWED = {
     "src/perdure/backends/endpoint": {"httpx2"},
     "src/perdure/backends/openai": {"httpx2"},
+    "src/perdure/backends/responses": {"httpx2"},
     "src/perdure/durable/cron": {"cronsim"},
     "src/perdure/encryption": {"cryptography"},
     "src/perdure/store/sql/postgres": {"psycopg"},

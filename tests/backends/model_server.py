@@ -16,6 +16,7 @@ class Received(NamedTuple):
     target: str
     headers: Mapping[str, str]
     body: Mapping[str, Any]
+    method: str = "POST"
 
 
 class Hang:
@@ -157,8 +158,9 @@ async def _receive(reader: asyncio.StreamReader) -> Received | None:
     headers = {
         name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
     }
-    body = await reader.readexactly(int(headers["content-length"]))
-    return Received(request_line.split(" ")[1], headers, json.loads(body))
+    method, target, _ = request_line.split(" ")
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Received(target, headers, json.loads(body or b"{}"), method)
 
 
 def _head(status: int, headers: Mapping[str, str]) -> bytes:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Iterator
-from typing import Final, TypeGuard
+from typing import Final
 
-from perdure.backends.provider_error import fields_of, is_object, provider_error
+from perdure.backends.fields import (
+    arguments_of,
+    count_of,
+    is_json,
+    object_of,
+    objects_of,
+    string_of,
+)
+from perdure.backends.provider_error import is_object, provider_error
 from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
 from perdure.core.effects import new_reference
@@ -74,7 +81,7 @@ class CompletionReader:
         """
         rest = self._parser.close()
         # A provider may spare the last blank line; what is no JSON was cut off in its middle.
-        if rest is not None and _is_json(rest.data):
+        if rest is not None and is_json(rest.data):
             yield from self._event(rest)
         if self.finish is None:
             body = "" if rest is None else rest.data
@@ -107,7 +114,7 @@ class CompletionReader:
             self._note(record)
             frames = [
                 frame
-                for choice in _objects(record.get("choices"))
+                for choice in objects_of(record.get("choices"))
                 if not choice.get("index")
                 for frame in self._choice(choice)
             ]
@@ -135,22 +142,22 @@ class CompletionReader:
         if isinstance(id, str) and id and self._request_id is None:
             self._request_id = id
         for name, paths in _TOKEN_COUNTS.items():
-            counts = (_count(record.get("usage"), path) for path in paths)
+            counts = (count_of(record.get("usage"), path) for path in paths)
             count = next((each for each in counts if each is not None), None)
             if count is not None:
                 self._counts[name] = count
 
     def _choice(self, choice: dict[str, JsonValue]) -> Iterator[Frame]:
-        delta = _object(choice.get("delta")) or _object(choice.get("message"))
-        thought = _string(delta.get("reasoning_content")) or _string(delta.get("reasoning"))
+        delta = object_of(choice.get("delta")) or object_of(choice.get("message"))
+        thought = string_of(delta.get("reasoning_content")) or string_of(delta.get("reasoning"))
         if thought:
             yield reasoning(thought)
         for key in ("content", "refusal"):
-            if written := _string(delta.get(key)):
+            if written := string_of(delta.get(key)):
                 yield text(written)
-        for position, fragment in enumerate(_objects(delta.get("tool_calls"))):
+        for position, fragment in enumerate(objects_of(delta.get("tool_calls"))):
             self._fragment(position, fragment)
-        finish = _string(choice.get("finish_reason"))
+        finish = string_of(choice.get("finish_reason"))
         if finish == "error":
             raise self._failure("ended its answer with an error")
         if finish:
@@ -160,16 +167,16 @@ class CompletionReader:
     def _fragment(self, position: int, fragment: dict[str, JsonValue]) -> None:
         named = fragment.get("index")
         index = named if isinstance(named, int) else position
-        id = _string(fragment.get("id"))
-        function = _object(fragment.get("function"))
+        id = string_of(fragment.get("id"))
+        function = object_of(fragment.get("function"))
         call = next((each for each in reversed(self._calls) if each.index == index), None)
         # Some providers give all calls the same index, and tell them apart by their ids only.
         if call is None or (id and call.id and id != call.id):
             call = _ToolCall(index)
             self._calls.append(call)
         call.id = call.id or id
-        call.name = call.name or _string(function.get("name"))
-        call.arguments.append(_string(function.get("arguments")))
+        call.name = call.name or string_of(function.get("name"))
+        call.arguments.append(string_of(function.get("arguments")))
 
     def _finished_calls(self) -> Iterator[Frame]:
         calls, self._calls = sorted(self._calls, key=lambda call: call.index), []
@@ -177,7 +184,7 @@ class CompletionReader:
             if not call.name:
                 raise self._failure("called a tool without naming it")
             call_id = call.id or f"call_{new_reference()}"
-            yield tool_call(call_id, call.name, _arguments("".join(call.arguments)))
+            yield tool_call(call_id, call.name, arguments_of("".join(call.arguments)))
 
     def _failure(
         self, what: str, *, body: str = "", status: int = 0, retryable: bool = True
@@ -199,61 +206,3 @@ class _ToolCall:
         self.id = ""
         self.name = ""
         self.arguments: list[str] = []
-
-
-def _arguments(written: str) -> JsonValue:
-    """Return what a model wrote as arguments: JSON if it is, else the text itself."""
-    if not written.strip():
-        return {}
-    try:
-        return json.loads(written, parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return written
-
-
-def _is_json(written: str) -> bool:
-    try:
-        json.loads(written)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _finite(written: str) -> float:
-    number = float(written)
-    if not math.isfinite(number):
-        raise ValueError(f"{written} is not JSON")
-    return number
-
-
-def _object(value: JsonValue) -> dict[str, JsonValue]:
-    if value is None:
-        return {}
-    if not is_object(value):
-        raise ValueError("an object was expected")
-    return value
-
-
-def _objects(value: JsonValue) -> list[dict[str, JsonValue]]:
-    if value is None:
-        return []
-    if not _is_list(value):
-        raise ValueError("a list was expected")
-    return [_object(item) for item in value]
-
-
-def _is_list(value: JsonValue) -> TypeGuard[list[JsonValue]]:
-    return isinstance(value, list)
-
-
-def _string(value: JsonValue) -> str:
-    if not isinstance(value, str | None):
-        raise ValueError("a text was expected")
-    return value or ""
-
-
-def _count(counted: JsonValue, path: tuple[str, ...]) -> int | None:
-    for key in path:
-        counted = fields_of(counted).get(key)
-    is_count = isinstance(counted, int) and not isinstance(counted, bool) and counted >= 0
-    return counted if is_count else None

@@ -1,4 +1,4 @@
-"""The HTTP side of a backend: a streamed POST with retries, time limits and safe error texts."""
+"""The HTTP side of a backend: streamed calls with retries, time limits and safe error texts."""
 
 from __future__ import annotations
 
@@ -80,14 +80,50 @@ class Endpoint:
         Tries again, as the policy says, after a status that may pass, a lost connection, or too
         long a silence. Raises BackendTransportError.
         """
-        if self._client.is_closed:
-            raise UsageError(f"the backend {self.name!r} is closed")
         _check_headers(headers)
+        return await self._begun("POST", self._url, headers, body)
+
+    async def get(self, below: str, params: Mapping[str, str]) -> Answer:
+        """Return, like `post`, the answer of the address `below` this one."""
+        url = self._below(below)
+        return await self._begun("GET", url.copy_merge_params(params), {}, b"")
+
+    async def order(self, below: str) -> None:
+        """POST nothing to the address `below` this one, once. Raises BackendTransportError."""
+        self._check_open()
+        try:
+            async with asyncio.timeout(self.retry.request_timeout_ms / 1_000 or None):
+                response = await self._client.post(
+                    self._below(below), headers=self._headers, timeout=None
+                )
+        except TimeoutError as error:
+            raise self._too_late() from error
+        except httpx2.RequestError as error:
+            raise self.lost(error) from error
+        if not response.is_success:
+            raise BackendTransportError(
+                f"{self} answered with status {response.status_code}",
+                backend=self.name,
+                status=response.status_code,
+                body=self.quote(response.text),
+            )
+
+    async def _begun(
+        self, method: str, url: httpx2.URL, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        self._check_open()
         tries = 0
         while True:
             tries += 1
             try:
-                return await self._attempt(body, _merged(self._headers, headers))
+                request = self._client.build_request(
+                    method,
+                    url,
+                    content=body,
+                    headers=_merged(self._headers, headers),
+                    timeout=None,
+                )
+                return await self._attempt(request)
             except BackendTransportError as failure:
                 if not failure.retryable or tries >= self.retry.tries_max:
                     raise
@@ -119,10 +155,20 @@ class Endpoint:
     def __str__(self) -> str:
         return f"{self.name} at {self._url.netloc.decode('ascii')}"
 
-    async def _attempt(self, body: bytes, headers: httpx2.Headers) -> Answer:
-        request = self._client.build_request(
-            "POST", self._url, content=body, headers=headers, timeout=None
+    def _check_open(self) -> None:
+        if self._client.is_closed:
+            raise UsageError(f"the backend {self.name!r} is closed")
+
+    def _below(self, path: str) -> httpx2.URL:
+        return self._url.copy_with(path=self._url.path + path)
+
+    def _too_late(self) -> BackendTimeoutError:
+        return BackendTimeoutError(
+            f"{self} did not begin to answer within {self.retry.request_timeout_ms:g} ms",
+            backend=self.name,
         )
+
+    async def _attempt(self, request: httpx2.Request) -> Answer:
         try:
             async with asyncio.timeout(self.retry.request_timeout_ms / 1_000 or None):
                 response = await self._client.send(request, stream=True)
@@ -135,10 +181,7 @@ class Endpoint:
                     raise
                 return answer
         except TimeoutError as error:
-            raise BackendTimeoutError(
-                f"{self} did not begin to answer within {self.retry.request_timeout_ms:g} ms",
-                backend=self.name,
-            ) from error
+            raise self._too_late() from error
         except httpx2.RequestError as error:
             raise self.lost(error) from error
 

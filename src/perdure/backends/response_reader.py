@@ -1,0 +1,217 @@
+"""The reader of one streamed response of OpenAI's Responses API: bytes in, frames out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
+
+from perdure.backends.fields import arguments_of, count_of, object_of, string_of
+from perdure.backends.provider_error import is_object, provider_error
+from perdure.backends.retry import RETRY_STATUSES
+from perdure.backends.sse import SSEEvent, SSEParser
+from perdure.core import frames
+from perdure.core.frames import Frame
+from perdure.core.records import JsonValue
+from perdure.errors import BackendTransportError, ValueTooLargeError
+
+Record = Mapping[str, JsonValue]
+
+RESPONSE_ID: Final = re.compile(r"[\w-]{1,200}", re.ASCII)
+"""What may stand in an address."""
+
+_COUNTS: Final = {
+    "tokens_in": ("input_tokens",),
+    "tokens_out": ("output_tokens",),
+    "tokens_cached": ("input_tokens_details", "cached_tokens"),
+    "tokens_reasoning": ("output_tokens_details", "reasoning_tokens"),
+}
+_FINISH: Final = {"max_output_tokens": "length"}
+
+
+class ResponseReader:
+    """Reads one response, over as many connections as it takes.
+
+    `response_id` is None until the provider named one that it keeps; `sequence` is the number of
+    the last event; `is_over` says that nothing more will follow. `feed` raises
+    BackendTransportError, its `body` uncut, for what cannot be read.
+    """
+
+    def __init__(self, backend: str, *, retry_statuses: Collection[int] = RETRY_STATUSES) -> None:
+        self.response_id: str | None = None
+        self.sequence = -1
+        self.is_over = False
+        self.lost: BackendTransportError | None = None
+        """Why the last connection brought no more."""
+        self._backend = backend
+        self._retry_statuses = retry_statuses
+        self._finish: str | None = None
+        self._failure: BackendTransportError | None = None
+        self._called = False
+        self._model: str | None = None
+        self._counts: dict[str, int] = {}
+        self._parser = SSEParser()
+        self._readers: Mapping[str, Callable[[Record], Iterator[Frame]]] = {
+            "response.created": self._begun,
+            "response.queued": self._begun,
+            "response.in_progress": self._begun,
+            "response.output_text.delta": self._text,
+            "response.refusal.delta": self._text,
+            "response.reasoning_text.delta": self._thought,
+            "response.reasoning_summary_text.delta": self._thought,
+            "response.reasoning_summary_part.added": self._next_thought,
+            "response.output_text.annotation.added": self._source,
+            "response.output_item.done": self._item,
+            "response.completed": self._completed,
+            "response.incomplete": self._incomplete,
+            "response.failed": self._broken,
+            "response.cancelled": self._broken,
+            "error": self._broken,
+        }
+
+    def feed(self, chunk: bytes) -> Iterator[Frame]:
+        """Yield the frames that `chunk` completes."""
+        try:
+            events = self._parser.feed(chunk)
+        except ValueTooLargeError as error:
+            raise self._failed(f"sent too much at once: {error}", retryable=False) from error
+        for event in events:
+            yield from self._event(event)
+
+    def reconnect(self) -> None:
+        """Forget the beginning of an event whose connection was lost: it comes again."""
+        self.lost = None
+        self._parser = SSEParser()
+
+    def cut_off(self) -> BackendTransportError:
+        """Return the failure of a response whose connection ended before it did."""
+        return self._failed("ended its answer without saying how")
+
+    def ending(self) -> Iterator[Frame]:
+        """Yield, of a response that is over, `usage` and `upstream_end`.
+
+        Raises BackendTransportError, behind the usage, for one that failed.
+        """
+        yield from self.usage_so_far()
+        if self._failure is not None:
+            raise self._failure
+        assert self._finish is not None
+        yield frames.upstream_end(self._finish)
+
+    def usage_so_far(self) -> Iterator[Frame]:
+        """Yield the usage as far as the provider named it; nothing if it counted no tokens."""
+        if self._counts:
+            yield frames.usage(
+                provider=self._backend,
+                model=self._model,
+                request_id=self.response_id,
+                **self._counts,
+            )
+
+    def _event(self, event: SSEEvent) -> Iterator[Frame]:
+        if self.is_over or not event.data or event.data.strip() == "[DONE]":
+            return
+        try:
+            record = json.loads(event.data)
+            if not is_object(record):
+                raise ValueError("an object was expected")
+            read = self._readers.get(string_of(record.get("type")) or event.event)
+            is_known = self._is_known(record)
+            found = [] if read is None or is_known else list(read(record))
+        except (ValueError, RecursionError) as error:
+            raise self._failed("sent what is no event of a response", body=event.data) from error
+        yield from found
+
+    def _is_known(self, record: Record) -> bool:
+        number = record.get("sequence_number")
+        if type(number) is not int:
+            return False
+        is_known = number <= self.sequence
+        self.sequence = max(self.sequence, number)
+        return is_known
+
+    # What events say.
+
+    def _begun(self, record: Record) -> Iterator[Frame]:
+        response = self._note(record)
+        named = string_of(response.get("id"))
+        is_kept = response.get("background") is not False and RESPONSE_ID.fullmatch(named)
+        if is_kept and self.response_id is None:
+            self.response_id = named
+            yield frames.upstream_begin({"response": named})
+
+    def _text(self, record: Record) -> Iterator[Frame]:
+        if delta := string_of(record.get("delta")):
+            yield frames.text(delta)
+
+    def _thought(self, record: Record) -> Iterator[Frame]:
+        if delta := string_of(record.get("delta")):
+            yield frames.reasoning(delta)
+
+    def _next_thought(self, record: Record) -> Iterator[Frame]:
+        if record.get("summary_index"):
+            yield frames.reasoning("\n\n")
+
+    def _source(self, record: Record) -> Iterator[Frame]:
+        annotation = object_of(record.get("annotation"))
+        url = string_of(annotation.get("url"))
+        if annotation.get("type") == "url_citation" and url:
+            yield frames.source(url, string_of(annotation.get("title")) or None)
+
+    def _item(self, record: Record) -> Iterator[Frame]:
+        item = object_of(record.get("item"))
+        if item.get("type") != "function_call":
+            return
+        self._called = True
+        call, name = string_of(item.get("call_id")), string_of(item.get("name"))
+        if not call or not name:
+            raise ValueError("a call has an id and a name")
+        yield frames.tool_call(call, name, arguments_of(string_of(item.get("arguments"))))
+
+    def _completed(self, record: Record) -> Iterator[Frame]:
+        self._note(record)
+        self._finish = "tool_calls" if self._called else "stop"
+        self.is_over = True
+        yield from ()
+
+    def _incomplete(self, record: Record) -> Iterator[Frame]:
+        response = self._note(record)
+        reason = string_of(object_of(response.get("incomplete_details")).get("reason"))
+        self._finish = _FINISH.get(reason, reason) or "incomplete"
+        self.is_over = True
+        yield from ()
+
+    def _broken(self, record: Record) -> Iterator[Frame]:
+        response = self._note(record)
+        said = response.get("error") or record.get("error") or record
+        error = provider_error({"error": said})
+        code = f" ({error.code})" if error is not None and error.code else ""
+        self._failure = self._failed(
+            f"reported an error within its answer{code}",
+            body=json.dumps(said),
+            status=0 if error is None else error.status,
+            retryable=error is None or error.may_pass(self._retry_statuses),
+        )
+        self.is_over = True
+        yield from ()
+
+    def _note(self, record: Record) -> dict[str, JsonValue]:
+        response = object_of(record.get("response"))
+        self._model = string_of(response.get("model")) or self._model
+        for name, path in _COUNTS.items():
+            count = count_of(response.get("usage"), path)
+            if count is not None:
+                self._counts[name] = count
+        return response
+
+    def _failed(
+        self, what: str, *, body: str = "", status: int = 0, retryable: bool = True
+    ) -> BackendTransportError:
+        return BackendTransportError(
+            f"{self._backend} {what}",
+            backend=self._backend,
+            status=status or 200,
+            body=body,
+            retryable=retryable,
+        )

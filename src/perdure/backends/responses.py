@@ -1,0 +1,228 @@
+"""The backend for OpenAI's Responses API, whose answers go on although nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from perdure.backends.endpoint import Answer, Endpoint
+from perdure.backends.openai import BASE_URL, CHUNK_TIMEOUT_MS
+from perdure.backends.protocol import Prompt
+from perdure.backends.response_reader import RESPONSE_ID, ResponseReader
+from perdure.backends.retry import BackendRetry
+from perdure.core.effects import random_float
+from perdure.core.frames import Frame
+from perdure.core.records import JsonValue
+from perdure.errors import BackendTransportError, UsageError
+
+if TYPE_CHECKING:
+    import httpx2
+
+_NOTHING_TO_CANCEL: Final = frozenset(
+    {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE}
+)
+"""What a provider says of a response that is over, or not kept."""
+
+
+class OpenAIResponsesBackend:
+    """Asks the Responses API in background mode: an AttachableBackend.
+
+    A connection that breaks while an answer runs is made again behind the last event, and a worker
+    that takes over a turn joins its answer, which costs no second call. For that the provider
+    keeps each response for some minutes, also where it otherwise would not; to end a call takes
+    `cancel`. A prompt's `extra_body` may say `{"background": False}`: then nothing can be joined.
+
+    The arguments are those of OpenAIBackend; `/responses` is appended to `base_url`. Raises
+    UsageError for a value that cannot be used.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str = BASE_URL,
+        model: str | None = None,
+        name: str = "openai",
+        retry: BackendRetry | None = None,
+        idle_timeout_ms: float = CHUNK_TIMEOUT_MS,
+        headers: Mapping[str, str] | None = None,
+        client: httpx2.AsyncClient | None = None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        authorization = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
+        self._endpoint = Endpoint(
+            name,
+            base_url,
+            path="/responses",
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "text/event-stream",
+                **authorization,
+                **(headers or {}),
+            },
+            retry=retry or BackendRetry(),
+            idle_timeout_ms=idle_timeout_ms,
+            client=client,
+        )
+
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
+        """Ask, and yield the answer as it arrives, after the contract of AttachableBackend."""
+        key = prompt.idempotency_key
+        headers = {} if key is None else {"Idempotency-Key": key}
+        answer = await self._endpoint.post(self._body(prompt), headers)
+        async with aclosing(self._follow(answer)) as found:
+            async for frame in found:
+                yield frame
+
+    async def attach(self, handle: JsonValue) -> AsyncGenerator[Frame, None]:
+        """Join a response that is kept, and yield it from its beginning."""
+        answer = await self._endpoint.get(f"/{_response_id(handle)}", {"stream": "true"})
+        async with aclosing(self._follow(answer)) as found:
+            async for frame in found:
+                yield frame
+
+    async def cancel(self, handle: JsonValue) -> None:
+        """End a response; one that is over, or not kept, stays as it is."""
+        try:
+            await self._endpoint.order(f"/{_response_id(handle)}/cancel")
+        except BackendTransportError as error:
+            if error.status not in _NOTHING_TO_CANCEL:
+                raise
+
+    async def aclose(self) -> None:
+        """Close the connections, if the HTTP client is not the caller's."""
+        await self._endpoint.aclose()
+
+    async def _follow(self, answer: Answer) -> AsyncGenerator[Frame, None]:
+        """Yield a response to its end, over as many connections as it takes."""
+        reader = ResponseReader(self.name, retry_statuses=self._endpoint.retry.retry_statuses)
+        tries = 0
+        try:
+            while not reader.is_over:
+                reached = reader.sequence
+                async with aclosing(self._read(answer, reader)) as found:
+                    async for frame in found:
+                        yield frame
+                if not reader.is_over:
+                    tries = 1 if reader.sequence > reached else tries + 1
+                    answer = await self._join(reader, tries)
+            for frame in reader.ending():
+                yield frame
+        except BackendTransportError as failure:
+            failure.body = self._endpoint.quote(failure.body)
+            if not reader.is_over:
+                # What a failed answer used is billed as well.
+                for frame in reader.usage_so_far():
+                    yield frame
+            raise
+
+    async def _read(self, answer: Answer, reader: ResponseReader) -> AsyncGenerator[Frame, None]:
+        """Yield what comes over one connection; `reader.lost` is why there is no more."""
+        async with aclosing(answer):
+            while not reader.is_over:
+                try:
+                    chunk = await answer.chunk(self._endpoint.idle_timeout_ms)
+                except BackendTransportError as failure:
+                    reader.lost = failure
+                    return
+                if not chunk:
+                    reader.lost = reader.cut_off()
+                    return
+                for frame in reader.feed(chunk):
+                    yield frame
+
+    async def _join(self, reader: ResponseReader, tries: int) -> Answer:
+        """Return the rest of a response whose connection was lost, if the provider keeps it."""
+        retry = self._endpoint.retry
+        is_kept = reader.response_id is not None and reader.sequence >= 0
+        if reader.lost is not None and (not is_kept or tries >= retry.tries_max):
+            raise reader.lost
+        await asyncio.sleep(retry.wait_ms(tries, chance=random_float()) / 1_000)
+        reader.reconnect()
+        behind = {"stream": "true", "starting_after": str(reader.sequence)}
+        return await self._endpoint.get(f"/{reader.response_id}", behind)
+
+    def _body(self, prompt: Prompt) -> bytes:
+        body = {
+            "model": prompt.model or self.model,
+            "input": [item for message in prompt.messages for item in _items(message)],
+            "stream": True,
+            "background": True,
+            "store": True,
+            "tools": [_tool(tool) for tool in prompt.tools] or None,
+            "tool_choice": _choice(prompt.tool_choice) if prompt.tools else None,
+            "text": _format(prompt.response_format),
+            "temperature": prompt.temperature,
+            "max_output_tokens": prompt.max_tokens,
+            **prompt.extra_body,
+        }
+        given = {name: value for name, value in body.items() if value is not None}
+        try:
+            return json.dumps(given, allow_nan=False).encode("ascii")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"the prompt is not plain JSON: {error}") from error
+
+
+def _response_id(handle: JsonValue) -> str:
+    named = cast("dict[str, Any]", handle).get("response") if isinstance(handle, dict) else None
+    if not isinstance(named, str) or not RESPONSE_ID.fullmatch(named):
+        raise UsageError(f"a handle of this backend names a response, not {handle!r:.100}")
+    return named
+
+
+# The chat completions' shape as that of responses.
+
+
+def _items(message: Mapping[str, JsonValue]) -> Iterator[JsonValue]:
+    role, content = message.get("role"), message.get("content")
+    if role == "tool":
+        called = message.get("tool_call_id")
+        yield {"type": "function_call_output", "call_id": called, "output": content}
+        return
+    if content:
+        yield {"role": role, "content": _content(role, content)}
+    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
+    for call in calls:
+        function = call["function"]
+        yield {
+            "type": "function_call",
+            "call_id": call["id"],
+            "name": function["name"],
+            "arguments": function["arguments"],
+        }
+
+
+def _content(role: JsonValue, content: JsonValue) -> JsonValue:
+    if not isinstance(content, list):
+        return content
+    parts = cast("list[dict[str, Any]]", content)
+    return [_part(part, "output_text" if role == "assistant" else "input_text") for part in parts]
+
+
+def _part(part: Mapping[str, Any], text_type: str) -> JsonValue:
+    if part.get("type") == "text":
+        return {"type": text_type, "text": part.get("text")}
+    if part.get("type") == "image_url":
+        return {"type": "input_image", "image_url": part["image_url"]["url"]}
+    return dict(part)
+
+
+def _tool(tool: Mapping[str, Any]) -> JsonValue:
+    function: Mapping[str, Any] | None = tool.get("function")
+    return dict(tool) if function is None else {"type": "function", **function}
+
+
+def _choice(choice: str | Mapping[str, JsonValue] | None) -> JsonValue:
+    return choice if choice is None or isinstance(choice, str) else _tool(choice)
+
+
+def _format(wanted: Mapping[str, Any] | None) -> JsonValue:
+    if wanted is None:
+        return None
+    schema: Mapping[str, Any] | None = wanted.get("json_schema")
+    return {"format": dict(wanted) if schema is None else {"type": wanted["type"], **schema}}
