@@ -148,6 +148,7 @@ class Worker:
         self._scheduler = Scheduler(store, self._tasks)
         self._jobs: set[asyncio.Task[None]] = set()
         self._deliveries: set[asyncio.Task[None]] = set()
+        self._unbegun: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._drain_asked = asyncio.Event()
         self._drained = asyncio.Event()
@@ -155,6 +156,7 @@ class Worker:
         self._swept_ms = 0.0
         self._hint: asyncio.TimerHandle | None = None
         self._is_running = False
+        self._is_giving_back = False
 
     async def submit(self, task: str, *, run_id: str, manifest: RunManifest) -> RunRecord:
         """Queue a run of a registered task; it is durable when this returns, and idempotent.
@@ -254,17 +256,29 @@ class Worker:
                     break
                 await asyncio.wait(jobs, timeout=remaining_ms / 1_000)
         finally:
-            await self._give_back()
-            self._drained.set()
+            try:
+                await self._give_back()
+            finally:
+                self._drained.set()
 
     async def _give_back(self) -> None:
-        # A job that is cancelled before it has begun would leave its run to nobody.
-        await asyncio.sleep(0)
+        self._is_giving_back = True
         jobs = self._jobs | self._deliveries
-        for job in jobs:
+        for job in jobs - self._unbegun:
             job.cancel()
         if jobs:
             await asyncio.wait(jobs)
+
+    def _begin(self) -> None:
+        """Note that a job has begun; one that comes too late is cancelled, but not before.
+
+        What is cancelled before it has begun leaves its run to nobody.
+        """
+        job = asyncio.current_task()
+        assert job is not None
+        self._unbegun.discard(job)
+        if self._is_giving_back:
+            job.cancel()
 
     # Looking for work.
 
@@ -348,9 +362,12 @@ class Worker:
     def _start(self, work: Coroutine[Any, Any, None], jobs: set[asyncio.Task[None]]) -> None:
         job = asyncio.get_running_loop().create_task(work)
         jobs.add(job)
+        self._unbegun.add(job)
         job.add_done_callback(jobs.discard)
+        job.add_done_callback(self._unbegun.discard)
 
     async def _work(self, claim: Claim, work: Awaitable[int | None]) -> None:
+        self._begin()
         try:
             asleep_ms = await work
         except Exception:
@@ -362,6 +379,7 @@ class Worker:
             self.wake_in(asleep_ms)
 
     async def _deliver(self, delivery: DeliveryRecord) -> None:
+        self._begin()
         try:
             await self._outbox.deliver(delivery)
         except StoreError as error:
