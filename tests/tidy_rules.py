@@ -30,6 +30,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/durable/cron": {"cronsim"},
     "src/perdure/encryption": {"cryptography"},
     "src/perdure/store/sql/postgres": {"psycopg"},
+    "src/perdure/pytest_plugin": {"pytest"},
     "src/perdure/web": {"starlette"},
     "src/perdure/web/fastapi": {"fastapi"},
     "src/perdure/web/shapes": {"pydantic"},

@@ -2,7 +2,9 @@
 
 `STORE_CASES` and `check_run_store` prove that a store keeps the contract of `RunStore`;
 `SCHEDULE_CASES` are for one that keeps schedules too, `UPKEEP_CASES` for one with `upkeep()`.
-`crash_everywhere` proves that a piece of work survives a crash at each of its writes.
+`crash_everywhere` proves that a piece of work survives a crash at each of its writes, and
+`check_replay` that changed code still fits what older code recorded. With pytest, the fixtures of
+`perdure.pytest_plugin` give each test its stores.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from perdure.testing.contract import (
 )
 from perdure.testing.faults import Crash, CrashPoint, CrashReport, Scenario, crash_everywhere
 from perdure.testing.lab import Case, OpenHandle, StoreLab
+from perdure.testing.replaying import check_replay
 
 __all__ = [
     "SCHEDULE_CASES",
@@ -31,6 +34,7 @@ __all__ = [
     "OpenHandle",
     "Scenario",
     "StoreLab",
+    "check_replay",
     "check_run_store",
     "crash_everywhere",
 ]
