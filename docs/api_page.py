@@ -76,7 +76,15 @@ ELSEWHERE: Final = {
     "The application": (
         "perdure.web.app.create_app",
         "perdure.web.fastapi.chat_router",
+        "perdure.web.lifespan.lifespan_of",
         "perdure.web.app.Caller",
+    ),
+    "Without `await`": (
+        "perdure.sync.open_store",
+        "perdure.sync.run_durable",
+        "perdure.sync.SyncStore",
+        "perdure.sync.SyncEngine",
+        "perdure.sync.in_thread",
     ),
     "The test kit": (
         "perdure.testing.check_run_store",

@@ -32,24 +32,17 @@ def facts_of(operation: Any) -> dict[str, Any]:
     }
 
 
-def test_the_document_states_the_main_facts() -> None:
-    document = document_of(routed(prefix="/api"))
-    facts = {
-        f"{method.upper()} {path}": facts_of(operation)
-        for path, operations in document["paths"].items()
-        for method, operation in operations.items()
-    }
-    json_only, streams = ["application/json"], ["application/x-ndjson", "text/event-stream"]
-    usual = dict.fromkeys(["400", "401", "404", "503", "default"], json_only)
+def main_facts() -> dict[str, Any]:
+    usual = dict.fromkeys(["400", "401", "404", "503", "default"], JSON_ONLY)
     session, turn = ["path session_id"], ["path session_id", "path turn_index"]
     base = "/api/v1/sessions/{session_id}"
-    assert facts == {
+    return {
         f"POST {base}/turns": {
             "summary": "Submit a turn, and stream its answer",
             "in": [*session, "query envelope", "query wire"],
             "out": {
-                **{"200": streams, "201": streams, **usual},
-                **dict.fromkeys(["408", "409", "413", "415", "429"], json_only),
+                **{"200": STREAMS, "201": STREAMS, **usual},
+                **dict.fromkeys(["408", "409", "413", "415", "429"], JSON_ONLY),
             },
         },
         f"GET {base}/turns/{{turn_index}}/stream": {
@@ -58,46 +51,57 @@ def test_the_document_states_the_main_facts() -> None:
                 *turn,
                 *("query after", "header Last-Event-ID", "query envelope", "query wire"),
             ],
-            "out": {"200": streams, "204": [], **usual, "410": json_only, "429": json_only},
+            "out": {"200": STREAMS, "204": [], **usual, "410": JSON_ONLY, "429": JSON_ONLY},
         },
         f"GET {base}/turns/{{turn_index}}": {
             "summary": "Look at a turn",
             "in": turn,
-            "out": {"200": json_only, **usual},
+            "out": {"200": JSON_ONLY, **usual},
         },
         f"POST {base}/turns/{{turn_index}}/stop": {
             "summary": "Stop a turn",
             "in": turn,
-            "out": {"200": json_only, **usual},
+            "out": {"200": JSON_ONLY, **usual},
         },
         f"GET {base}": {
             "summary": "Look at a conversation",
             "in": session,
-            "out": {"200": json_only, **usual},
+            "out": {"200": JSON_ONLY, **usual},
         },
         f"DELETE {base}": {
             "summary": "Delete a conversation, with everything of it",
             "in": [*session, "query stop"],
-            "out": {"200": json_only, **usual, "409": json_only},
+            "out": {"200": JSON_ONLY, **usual, "409": JSON_ONLY},
         },
         "DELETE /api/v1/me": {
             "summary": "Delete every conversation of the caller",
             "in": ["query stop"],
-            "out": {
-                **dict.fromkeys(["200", "400", "401", "409", "503", "default"], json_only),
-            },
+            "out": dict.fromkeys(["200", "400", "401", "409", "503", "default"], JSON_ONLY),
         },
         "GET /api/healthz": {
             "summary": "Is the process alive?",
             "in": [],
-            "out": {"200": json_only},
+            "out": {"200": JSON_ONLY},
         },
         "GET /api/readyz": {
             "summary": "Can it work?",
             "in": [],
-            "out": {"200": json_only, "503": json_only},
+            "out": {"200": JSON_ONLY, "503": JSON_ONLY},
         },
     }
+
+
+JSON_ONLY, STREAMS = ["application/json"], ["application/x-ndjson", "text/event-stream"]
+
+
+def test_the_document_states_the_main_facts() -> None:
+    document = document_of(routed(prefix="/api"))
+    facts = {
+        f"{method.upper()} {path}": facts_of(operation)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert facts == main_facts()
 
 
 def test_the_body_of_a_submit_is_typed_and_answers_are_named() -> None:

@@ -19,9 +19,9 @@ def in_thread(
 ) -> Callable[[Turn], AsyncIterator[Frame]]:
     """Return the producer that runs the generator function `produce` beside the event loop.
 
-    The generator may block, in a client of a model, say. A stop or a drain waits for the item
-    that it is working on, at the longest for the lease; then it is closed. It cannot `await`, so
-    `turn.step` and `turn.stream` are not for it.
+    The generator may block, in a client of a model, say. A stop or a drain does not wait for the
+    item that it is working on; it is closed behind that. It cannot `await`, so `turn.step` and
+    `turn.stream` are not for it.
     """
 
     async def answer(turn: Turn) -> AsyncIterator[Frame]:
