@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from perdure.core.effects import Clock, system_clock
 from perdure.errors import UsageError
 from perdure.store.protocol import RunStore
+
+if TYPE_CHECKING:
+    from perdure.store.sql.database import Database
 
 _FORMS: Final = {
     "sqlite": "sqlite:///PATH for a relative path, sqlite:////PATH for an absolute one",
@@ -38,70 +41,83 @@ async def open_store(
     Raises UsageError for an address that is not understood, SchemaError, StoreError.
     """
     scheme, colon, rest = url.partition(":")
+    settings = _Settings(migrate, durability, code_version, clock)
     if scheme == "memory" and colon and not rest.strip("/"):
         from perdure.store.memory import MemoryStore
 
         return MemoryStore(clock=clock or system_clock, code_version=code_version)
     if scheme == "sqlite" and colon:
-        from perdure.store.sql.sqlite import Sqlite
-        from perdure.store.sql.store import SqlStore
-
-        database = Sqlite(
-            _path(scheme, rest),
-            durability=durability,
-            migrate=migrate is not False,
-            clock=clock or system_clock,
-        )
-        try:
-            await database.open()
-        except BaseException:
-            await database.close()
-            raise
-        return SqlStore(database, code_version=code_version)
+        return await _open_sqlite(_path(scheme, rest), settings)
     if scheme == "file" and colon:
-        from perdure.store.files import FileStore
-
-        store = FileStore(
-            _path(scheme, rest),
-            durability=durability,
-            clock=clock or system_clock,
-            code_version=code_version,
-        )
-        try:
-            await store.open()
-        except BaseException:
-            await store.close()
-            raise
-        return store
+        return await _open_files(_path(scheme, rest), settings)
     if scheme in ("postgresql", "postgres") and rest.startswith("//"):
-        return await _open_postgres(
-            url, migrate=migrate, durability=durability, code_version=code_version, clock=clock
-        )
+        return await _open_postgres(url, settings)
     raise UsageError(
         f"{url!r:.80} is not the address of a store; known are memory:, sqlite:PATH (also "
         "sqlite:///PATH), file:PATH and postgresql://HOST/DATABASE"
     )
 
 
-async def _open_postgres(
-    url: str,
-    *,
-    migrate: bool | None,
-    durability: Literal["full", "normal"],
-    code_version: str | None,
-    clock: Clock | None,
-) -> RunStore:
+class _Settings(NamedTuple):
+    """What `open_store` was asked for beside the address."""
+
+    migrate: bool | None
+    durability: Literal["full", "normal"]
+    code_version: str | None
+    clock: Clock | None
+
+
+async def _open_sqlite(path: str, settings: _Settings) -> RunStore:
+    from perdure.store.sql.sqlite import Sqlite
+
+    database = Sqlite(
+        path,
+        durability=settings.durability,
+        migrate=settings.migrate is not False,
+        clock=settings.clock or system_clock,
+    )
+    return await _opened(database, settings)
+
+
+async def _open_postgres(url: str, settings: _Settings) -> RunStore:
     from perdure.store.sql.postgres.driver import Postgres
-    from perdure.store.sql.store import SqlStore
 
     # A fleet is migrated by a command, not by whichever worker comes first.
-    database = Postgres(url, durability=durability, migrate=bool(migrate), clock=clock)
+    database = Postgres(
+        url,
+        durability=settings.durability,
+        migrate=bool(settings.migrate),
+        clock=settings.clock,
+    )
+    return await _opened(database, settings)
+
+
+async def _opened(database: Database, settings: _Settings) -> RunStore:
+    from perdure.store.sql.store import SqlStore
+
     try:
         await database.open()
     except BaseException:
         await database.close()
         raise
-    return SqlStore(database, code_version=code_version)
+    return SqlStore(database, code_version=settings.code_version)
+
+
+async def _open_files(path: str, settings: _Settings) -> RunStore:
+    from perdure.store.files import FileStore
+
+    store = FileStore(
+        path,
+        durability=settings.durability,
+        clock=settings.clock or system_clock,
+        code_version=settings.code_version,
+    )
+    try:
+        await store.open()
+    except BaseException:
+        await store.close()
+        raise
+    return store
 
 
 def path_of(url: str) -> str | None:

@@ -23,6 +23,9 @@ from perdure.store.protocol import RunStore
 from perdure.store.sql.postgres import liveness
 from perdure.store.sql.postgres.address import read_address
 from perdure.store.sql.postgres.dialect import postgres_statements
+from perdure.store.sql.postgres.driver import Postgres
+from perdure.store.sql.postgres.liveness import PostgresLiveness
+from perdure.store.sql.store import SqlStore
 from perdure.testing.samples import HANDLER, completed, hold, manifest, row
 from tests.store.postgres_server import SCHEMA, PostgresServer, running_server
 
@@ -40,6 +43,11 @@ async def store(url: str) -> AsyncIterator[RunStore]:
     store = await open_store(url, migrate=True)
     yield store
     await store.close()
+
+
+async def open_with_driver(url: str) -> tuple[RunStore, Postgres]:
+    database = Postgres(url)
+    return SqlStore(database), database
 
 
 async def until_answered(store: RunStore, run_id: str = "run") -> None:
@@ -162,14 +170,15 @@ async def end_connections(url: str) -> None:
 # Many at once.
 
 
-async def test_writes_of_many_runs_share_commits(store: RunStore) -> None:
+async def test_writes_of_many_runs_share_commits(store: RunStore, url: str) -> None:
+    sharing, database = await open_with_driver(url)
     leases = [await hold(store, f"run-{number}") for number in range(MANY)]
-    database = store._database  # type: ignore[attr-defined] # pyright: ignore  counted where it is
     before = database.commits
-    await asyncio.gather(*(store.write(lease, completed(0, "x")) for lease in leases))
+    await asyncio.gather(*(sharing.write(lease, completed(0, "x")) for lease in leases))
     assert database.commits - before < MANY / 2
     for number in range(MANY):
         assert len(await store.read_steps(f"run-{number}")) == 1
+    await sharing.close()
 
 
 async def test_one_lost_lease_in_a_shared_commit_costs_the_others_nothing(
@@ -266,11 +275,10 @@ async def test_a_lease_is_taken_at_once_from_a_process_whose_connection_is_gone(
     store: RunStore, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(liveness, "SETTLED_MS", 0)
-    dead = await open_store(url)
+    dead, database = await open_with_driver(url)
     await hold(dead)
-    keeper = dead._database._liveness  # type: ignore[attr-defined] # pyright: ignore  as a kill does
-    keeper._keeper.cancel()
-    await asyncio.wait([keeper._keeper])
+    assert isinstance(database.liveness, PostgresLiveness)
+    await database.liveness.lose()
     claims = await until_claimed(store)
     assert claims[0].run.epoch == 2
     assert claims[0].run.strikes == 1
@@ -291,10 +299,9 @@ async def test_after_a_start_of_the_server_the_living_get_time_to_come_back(
     store: RunStore, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(liveness, "SETTLED_MS", 2**31 - 1)
-    dead = await open_store(url)
+    dead, database = await open_with_driver(url)
     await hold(dead)
-    keeper = dead._database._liveness  # type: ignore[attr-defined] # pyright: ignore  as a kill does
-    keeper._keeper.cancel()
-    await asyncio.wait([keeper._keeper])
+    assert isinstance(database.liveness, PostgresLiveness)
+    await database.liveness.lose()
     assert not await store.claim_due([HANDLER], worker_id="bob", lease_ms=LEASE_MS, limit=1)
     await dead.close()

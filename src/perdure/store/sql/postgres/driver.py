@@ -13,7 +13,7 @@ import psycopg
 from perdure.core.effects import Clock, iso_time, system_clock
 from perdure.errors import StoreClosedError, UsageError
 from perdure.store.closing import CLOSED
-from perdure.store.liveness import Liveness, NoLiveness
+from perdure.store.liveness import NoLiveness
 from perdure.store.sql.database import Statement
 from perdure.store.sql.postgres.address import read_address
 from perdure.store.sql.postgres.dialect import postgres_statements, renderer, translated
@@ -85,7 +85,7 @@ class Postgres:
         return self._address.schema
 
     @property
-    def liveness(self) -> Liveness:
+    def liveness(self) -> PostgresLiveness | NoLiveness:
         # A pooler's connection says nothing about whoever used it last.
         return self._liveness or NoLiveness()
 

@@ -93,16 +93,18 @@ class Hints:
         while True:
             await self._wanted.wait()
             try:
-                connection = await self._connect()
-                async with connection:
-                    await connection.execute(f'LISTEN "{self._channel}"'.encode())
-                    self._tell()  # What was said before one listened.
-                    async for notice in connection.notifies():
-                        if notice.pid != self._own_pid:
-                            self._tell()
+                async with await self._connect() as connection:
+                    await self._hear(connection)
             except psycopg.Error as error:
                 logger.debug("listening for hints failed, polling goes on: %s", error)
             await asyncio.sleep(jittered(_RECONNECT_MS) / 1_000)
+
+    async def _hear(self, connection: Connection) -> None:
+        await connection.execute(f'LISTEN "{self._channel}"'.encode())
+        self._tell()  # What was said before one listened.
+        async for notice in connection.notifies():
+            if notice.pid != self._own_pid:
+                self._tell()
 
     async def _notify(self) -> None:
         connection: Connection | None = None

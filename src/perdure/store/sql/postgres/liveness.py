@@ -94,8 +94,13 @@ class PostgresLiveness:
                 await connection.execute(self._sql(_LEAVE), (self._name,))
         except psycopg.Error as error:
             logger.debug("a closed handle will be taken for a dead one: %s", error)
-        self._keeper.cancel()
-        await asyncio.wait([self._keeper])
+        await self.lose()
+
+    async def lose(self) -> None:
+        """Let go of the lock as a process does that dies: for tests."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
 
     async def _keep(self) -> None:
         while True:
