@@ -49,18 +49,19 @@ def main_facts() -> dict[str, Any]:
             "summary": "Stream a turn from behind a cursor",
             "in": [
                 *turn,
-                *("query after", "header Last-Event-ID", "query envelope", "query wire"),
+                *("query revision", "query after", "header Last-Event-ID"),
+                *("query envelope", "query wire"),
             ],
             "out": {"200": STREAMS, "204": [], **usual, "410": JSON_ONLY, "429": JSON_ONLY},
         },
         f"GET {base}/turns/{{turn_index}}": {
             "summary": "Look at a turn",
-            "in": turn,
+            "in": [*turn, "query revision"],
             "out": {"200": JSON_ONLY, **usual},
         },
         f"POST {base}/turns/{{turn_index}}/stop": {
             "summary": "Stop a turn",
-            "in": turn,
+            "in": [*turn, "query revision"],
             "out": {"200": JSON_ONLY, **usual},
         },
         f"GET {base}": {
@@ -109,8 +110,10 @@ def test_the_body_of_a_submit_is_typed_and_answers_are_named() -> None:
     submit = document["paths"]["/v1/sessions/{session_id}/turns"]["post"]
     body = submit["requestBody"]["content"]["application/json"]["schema"]
     assert body["title"] == "Submission"
-    assert body["required"] == ["turnIndex", "message"]
-    assert set(body["properties"]) == {"turnIndex", "message", "model", "retry"}
+    assert body["required"] == ["turnIndex"]
+    assert body["anyOf"][0] == {"required": ["message"]}
+    fields = {"turnIndex", "message", "model", "retry", "revision", "regenerate", "busy"}
+    assert set(body["properties"]) == fields
     schemas = document["components"]["schemas"]
     assert {"Turn", "Session", "Refusal", "Health"} <= set(schemas)
     ids = [
@@ -140,6 +143,15 @@ BODIES = [
     {**BODY, "more": 1},
     {"message": "Hi"},
     {"turnIndex": 0},
+    {**BODY, "revision": 0, "busy": "queue"},
+    {**BODY, "revision": -1},
+    {**BODY, "revision": "1"},
+    {**BODY, "busy": None, "regenerate": False},
+    {**BODY, "busy": "wait"},
+    {**BODY, "regenerate": 1},
+    {"turnIndex": 0, "regenerate": False},
+    {**BODY, "regenerate": True, "retry": True},
+    {**BODY, "regenerate": True, "revision": 0},
     [],
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from perdure.core.records import JsonValue, RunRecord
 from perdure.store.protocol import RunStore
@@ -51,6 +51,32 @@ def newest_answered(runs: Sequence[RunRecord]) -> str | None:
 
 def _age(run: RunRecord) -> tuple[str, str, int, int]:
     return (run.completed_at or "", run.created_at, run.revision, run.turn_index or 0)
+
+
+class Conversation(NamedTuple):
+    """The line of turns at whose end a session stands, and the place of what is said next."""
+
+    line: Sequence[RunRecord]
+    next_turn_index: int
+    next_revision: int
+
+
+def conversation_of(runs: Sequence[RunRecord]) -> Conversation:
+    """Return where a session stands, whose turns these are.
+
+    What is said next comes behind the line, and behind what of it is unfinished or failed.
+    """
+    line = lineage(runs, newest_answered(runs))
+    end = line[-1] if line else None
+    index = -1 if end is None else end.turn_index or 0
+    for run in runs:
+        parent = None if end is None else end.run_id
+        if run.state not in ("completed", "stopped") and (
+            run.state == "queued" or run.parent_run_id == parent
+        ):
+            index = max(index, run.turn_index or 0)
+    revisions = [run.revision for run in runs if run.turn_index == index + 1]
+    return Conversation(line, index + 1, max(revisions, default=-1) + 1)
 
 
 def messages_of(runs: Sequence[RunRecord]) -> list[Mapping[str, JsonValue]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from perdure.core.frames import cursor_mark
+from perdure.core.identity import stored_id
 from perdure.core.records import JsonValue, RunRecord
 from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.protocol import RunStore
@@ -38,6 +40,22 @@ async def revisions_of(store: RunStore, turn: ChatTurnIdentity) -> Sequence[RunR
     if not runs or runs[-1].owner_id not in (None, turn.user_id):
         raise RunNotFoundError(f"there is no turn {turn.turn_index} of session {turn.session_id!r}")
     return runs
+
+
+async def meant_revision(
+    store: RunStore, turn: ChatTurnIdentity, *, cursor: str | None = None
+) -> ChatTurnIdentity:
+    """Return the revision of a turn that is meant where none is named.
+
+    That is the one that `cursor` is of, so that a reader comes back to what it was reading, else
+    the newest. Raises RunNotFoundError.
+    """
+    runs = await revisions_of(store, turn)
+    mark = None if cursor is None else cursor.rpartition("_")[2]
+    for run in runs:
+        if mark == cursor_mark(stored_id(run.tenant, run.run_id)):
+            return turn._replace(revision=run.revision)
+    return turn._replace(revision=runs[-1].revision)
 
 
 async def check_revision(store: RunStore, turn: ChatTurnIdentity) -> None:

@@ -25,6 +25,7 @@ from perdure.store.protocol import RunStore
 from perdure.turn.engine import ChatTurnEngine
 from perdure.turn.identity import ChatTurnIdentity, check_identity, identity_of, run_id_of
 from perdure.turn.reading import Reading, is_at_end, known_turn, lines
+from perdure.turn.revising import meant_revision
 from perdure.turn.wire.codecs import codec_for
 
 try:
@@ -40,12 +41,15 @@ from perdure.web.admission import DEFAULT_LIMITS, Admission, AdmissionLimits
 from perdure.web.page import page_routes
 from perdure.web.requests import (
     NO_SLASH,
+    Submission,
     cursor_of,
     format_of,
     has_encoded_slash,
+    revision_of,
     session_id_of,
     stops_first,
     submission_of,
+    turn_address,
     turn_index_of,
 )
 from perdure.web.responses import (
@@ -209,20 +213,29 @@ class Service:
         format = format_of(request)
         with self._admission.receiving() as receiving:
             asked = await self._in_time(submission_of(request, receiving.add))
-        identity = ChatTurnIdentity(caller.tenant_id, session_id, caller.user_id, asked.turn_index)
+        identity = ChatTurnIdentity(
+            caller.tenant_id, session_id, caller.user_id, asked.turn_index, asked.revision
+        )
         run_id = run_id_of(check_identity(identity))
-        await self._admit(caller.tenant_id, run_id, retry=asked.retry)
+        await self._admit(caller.tenant_id, run_id, asked)
         with self._admission.entering(stored_id(caller.tenant_id, run_id)):
             submitted = await self._engine.submit(
-                identity, asked.message, model=asked.model, retry=asked.retry
+                identity,
+                asked.message,
+                model=asked.model,
+                retry=asked.retry,
+                regenerate=asked.regenerate,
+                busy=asked.busy,
             )
-        reading = await self._engine.open(identity, dialect=format.dialect)
-        return self._streamed(reading, format.wire, 201 if submitted.created else 200)
+        reading = await self._engine.open(submitted.identity, dialect=format.dialect)
+        answer = self._streamed(reading, format.wire, 201 if submitted.created else 200)
+        answer.headers["location"] = turn_address(request, submitted.identity)
+        return answer
 
     async def stop(self, request: Request) -> Response:
         """Stop a turn durably; one that is over stays as it is."""
         caller = await self._caller(request)
-        run = await self._engine.stop(self._identity(caller, request))
+        run = await self._engine.stop(await self._identity(caller, request))
         return json_answer(await turn_view(self._view(caller), run))
 
     async def delete_session(self, request: Request) -> Response:
@@ -246,13 +259,12 @@ class Service:
     async def stream(self, request: Request) -> Response:
         """Stream a turn from behind a cursor, wherever it runs."""
         caller, format = await self._caller(request), format_of(request)
-        identity = self._identity(caller, request)
+        cursor = cursor_of(request)
+        identity = await self._identity(caller, request, cursor)
         try:
-            reading = await self._engine.open(
-                identity, after=cursor_of(request), dialect=format.dialect
-            )
+            reading = await self._engine.open(identity, after=cursor, dialect=format.dialect)
         except FramesExpiredError as error:
-            return error_answer(error, turn=request.url.path.removesuffix("/stream"))
+            return error_answer(error, turn=turn_address(request, identity))
         if await is_at_end(reading):
             return Response(status_code=204)  # It tells an EventSource not to come back.
         return self._streamed(reading, format.wire, 200)
@@ -319,13 +331,14 @@ class Service:
             raise HTTPException(503, "The service shuts down.", {"retry-after": "1"})
         raise HTTPException(408, f"The body did not come within {BODY_WAIT_MS} ms.")
 
-    async def _admit(self, tenant_id: str, run_id: str, *, retry: bool) -> None:
+    async def _admit(self, tenant_id: str, run_id: str, asked: Submission) -> None:
         """Refuse a turn that would begin here, if this process works on as many as it may."""
         try:
             self._admission.check_turn(tenant_id)
         except TooManyTurnsError:
             run = await self._store.for_tenant(tenant_id).read_run(run_id)
-            if run is None or (retry and run.state in ("failed", "parked")):
+            retried = asked.retry and run is not None and run.state in ("failed", "parked")
+            if run is None or retried or asked.regenerate:
                 raise
 
     async def _stop_one(self, run: RunRecord) -> None:
@@ -338,16 +351,24 @@ class Service:
             raise Unauthorized("nobody is known to have made this request")
         return caller
 
-    def _identity(self, caller: Caller, request: Request) -> ChatTurnIdentity:
-        return ChatTurnIdentity(
+    async def _identity(
+        self, caller: Caller, request: Request, cursor: str | None = None
+    ) -> ChatTurnIdentity:
+        """Return the turn of the path, in the revision of the query or in the one that is meant."""
+        turn = ChatTurnIdentity(
             caller.tenant_id, session_id_of(request), caller.user_id, turn_index_of(request)
         )
+        revision = revision_of(request)
+        if revision is None:
+            return await meant_revision(self._view(caller), turn, cursor=cursor)
+        return turn._replace(revision=revision)
 
     def _view(self, caller: Caller) -> RunStore:
         return self._store.for_tenant(caller.tenant_id)
 
     async def _run(self, caller: Caller, request: Request) -> RunRecord:
-        return await known_turn(self._view(caller), self._identity(caller, request))
+        identity = await self._identity(caller, request)
+        return await known_turn(self._view(caller), identity)
 
     def _streamed(self, reading: Reading, wire: str, status: int) -> Response:
         self._admission.check_stream()

@@ -60,6 +60,13 @@ _TURN: Final[Parameters] = [
     *_SESSION,
     _parameter("turn_index", "path", "The turn's place in it.", type="integer", minimum=0),
 ]
+_REVISION: Final = _parameter(
+    "revision",
+    "query",
+    "Which revision of the turn; else the newest, or that of the cursor.",
+    type="integer",
+    minimum=0,
+)
 _FORM: Final[Parameters] = [
     _parameter("envelope", "query", "1: each line has its cursor; heartbeats.", enum=["0", "1"]),
     _parameter(
@@ -96,7 +103,7 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
         "Submit a turn, and stream its answer",
         {
             200: {"description": "The turn was there: joined, or replayed.", "content": _STREAM},
-            201: {"description": "This request began the turn.", "content": _STREAM},
+            201: {"description": "This request began or queued it.", "content": _STREAM},
             **_refusals(
                 **_OF_CALLERS,
                 _408="The body did not come in time.",
@@ -125,12 +132,12 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
                 _429="The turn has too many readers.",
             ),
         },
-        {"parameters": [*_TURN, *_BEHIND, *_FORM]},
+        {"parameters": [*_TURN, _REVISION, *_BEHIND, *_FORM]},
     ),
     "turn": Description(
         "Look at a turn",
         {200: {"model": Turn, "description": "The turn."}, **_refusals(**_OF_CALLERS)},
-        {"parameters": _TURN},
+        {"parameters": [*_TURN, _REVISION]},
     ),
     "stop": Description(
         "Stop a turn",
@@ -138,7 +145,7 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
             200: {"model": Turn, "description": "The turn; its partial answer is kept."},
             **_refusals(**_OF_CALLERS),
         },
-        {"parameters": _TURN},
+        {"parameters": [*_TURN, _REVISION]},
     ),
     "session": Description(
         "Look at a conversation",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Final, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, cast, get_args
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.requests import Request
@@ -14,6 +14,8 @@ from perdure.core.jsonvalue import encode_value, parse_json
 from perdure.core.limits import BODY_BYTES_MAX, MANIFEST_BYTES_MAX
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError, ValueTooLargeError
+from perdure.turn.identity import ChatTurnIdentity
+from perdure.turn.owning import Busy
 from perdure.turn.wire.events import Dialect
 from perdure.web.responses import UnsupportedMediaType
 
@@ -23,16 +25,19 @@ _QUALITY = re.compile("0(?:\\.[0-9]{0,3})?|1(?:\\.0{0,3})?", re.ASCII)
 _RECORD_BYTES_MAX: Final = MANIFEST_BYTES_MAX - 16 * 1024
 """The rest of a manifest is for the ids, each of which stands in it several times."""
 _NDJSON: Final = "application/x-ndjson"
-_FIELDS: Final = ("turnIndex", "message", "model", "retry")
+_FIELDS: Final = ("turnIndex", "message", "model", "retry", "revision", "regenerate", "busy")
 
 
 class Submission(NamedTuple):
     """The body of a submit."""
 
     turn_index: int
-    message: str
+    message: str | None
     model: str | None
     retry: bool
+    revision: int = 0
+    regenerate: bool = False
+    busy: Busy | None = None
 
 
 class Format(NamedTuple):
@@ -81,6 +86,23 @@ def turn_index_of(request: Request) -> int:
     if not _INDEX.fullmatch(text):
         raise UsageError(f"the turn index in the path must be a number from 0 on, not {text!r:.40}")
     return identity.check_index(int(text), name="the turn index in the path")
+
+
+def turn_address(request: Request, turn: ChatTurnIdentity) -> str:
+    """Return the path of a turn of the session that a request is about."""
+    session = _raw_path(request).rpartition(b"/turns")[0].decode("ascii", "replace")
+    query = f"?revision={turn.revision}" if turn.revision else ""
+    return f"{session}/turns/{turn.turn_index}{query}"
+
+
+def revision_of(request: Request) -> int | None:
+    """Return the revision of the query; None: whichever is meant."""
+    text = request.query_params.get("revision")
+    if text is None:
+        return None
+    if not _INDEX.fullmatch(text):
+        raise UsageError(f"the query's `revision` must be a number from 0 on, not {text!r:.40}")
+    return identity.check_index(int(text), name="the query's `revision`")
 
 
 def format_of(request: Request) -> Format:
@@ -149,21 +171,38 @@ async def submission_of(
     for field in body:
         if field not in _FIELDS:
             raise UsageError(f"there is no field {field!r:.60} (known: {', '.join(_FIELDS)})")
-    for field in ("turnIndex", "message"):
-        if field not in body:
-            raise UsageError(f"the field `{field}` is missing")
-    message, model, retry = body["message"], body.get("model"), body.get("retry", False)
-    if not isinstance(message, str) or not message:
-        raise UsageError("the field `message` must be a text that is not empty")
-    if model is not None and (not isinstance(model, str) or not model):
-        raise UsageError("the field `model` must be a text, or null")
+    if "turnIndex" not in body:
+        raise UsageError("the field `turnIndex` is missing")
+    index = identity.check_index(body["turnIndex"], name="the field `turnIndex`")
+    revision = identity.check_index(body.get("revision", 0), name="the field `revision`")
+    retry, regenerate = _flag(body, "retry"), _flag(body, "regenerate")
+    if regenerate and (retry or "revision" in body):
+        raise UsageError("the field `regenerate` goes without `revision` and `retry`")
+    message = _text(body, "message")
+    if message is None and not regenerate:
+        raise UsageError("the field `message` is missing (only `regenerate` goes without it)")
+    model = _text(body, "model")
     # The record escapes what is not ASCII, so it may be too long though the body was not.
     together = [message, model]
     encode_value(together, name="`message` and `model` together", bytes_max=_RECORD_BYTES_MAX)
-    if not isinstance(retry, bool):
-        raise UsageError("the field `retry` must be true or false")
-    index = identity.check_index(body["turnIndex"], name="the field `turnIndex`")
-    return Submission(index, message, model, retry)
+    busy = body.get("busy")
+    if busy is not None and busy not in get_args(Busy):
+        raise UsageError("the field `busy` must be 'reject', 'queue' or 'replace'")
+    return Submission(index, message, model, retry, revision, regenerate, busy)
+
+
+def _flag(body: Mapping[str, JsonValue], name: str) -> bool:
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"the field `{name}` must be true or false")
+    return value
+
+
+def _text(body: Mapping[str, JsonValue], name: str) -> str | None:
+    value = body.get(name)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise UsageError(f"the field `{name}` must be a text that is not empty")
+    return value
 
 
 async def _read_body(request: Request, received: Callable[[int], None]) -> bytes:

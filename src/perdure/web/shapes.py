@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import BaseModel, ConfigDict, Field, model_validator
 except ImportError as error:
     raise ImportError("typed bodies need Pydantic: pip install 'perdure[fastapi]'") from error
 
@@ -28,13 +28,43 @@ class Submission(Shape):
     """One message of a user, and its place in the conversation."""
 
     turnIndex: int = Field(ge=0, description="The turn's place in its session, from 0 on.")
-    message: str = Field(min_length=1, description="What the user says.")
+    message: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What the user says; only `regenerate` goes without it.",
+    )
     model: str | None = Field(
         default=None, min_length=1, description="The model to ask; null: the service's own."
     )
     retry: bool = Field(default=False, description="Run a failed or parked turn again.")
+    revision: int = Field(
+        default=0, ge=0, description="Another answer, or another message, in the turn's place."
+    )
+    regenerate: bool = Field(
+        default=False, description="Make the next revision, with the message that the turn has."
+    )
+    busy: Literal["reject", "queue", "replace"] | None = Field(
+        default=None, description="What becomes of it while another turn is in flight."
+    )
 
-    model_config = ConfigDict(json_schema_extra={"example": {"turnIndex": 0, "message": MESSAGE}})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"turnIndex": 0, "message": MESSAGE},
+            "anyOf": [
+                {"required": ["message"]},
+                {"required": ["regenerate"], "properties": {"regenerate": {"const": True}}},
+            ],
+        }
+    )
+
+    @model_validator(mode="after")
+    def fits_together(self) -> Submission:
+        """Refuse a turn without a message, and a new revision that is named or a retry."""
+        if self.regenerate and (self.retry or "revision" in self.model_fields_set):
+            raise ValueError("`regenerate` goes without `revision` and `retry`")
+        if not self.regenerate and self.message is None:
+            raise ValueError("the field `message` is missing")
+        return self
 
 
 class Usage(Shape):
@@ -94,16 +124,23 @@ class Turn(Shape):
     )
 
 
-class TurnLine(Shape):
-    """A turn as it stands in a list."""
+class Place(Shape):
+    """The place of a turn in its session."""
 
     turnIndex: int
     revision: int
+
+
+class TurnLine(Place):
+    """A turn as it stands in a list."""
+
     state: State
     attempt: int
     message: str | None
     createdAt: str
     completedAt: str | None
+    parent: Place | None = Field(description="The turn behind which it stands.")
+    isCurrent: bool = Field(description="Whether it is part of the conversation as it stands.")
 
 
 class Message(Shape):
@@ -120,6 +157,7 @@ class Session(Shape):
     messages: list[Message]
     turns: list[TurnLine]
     inFlight: TurnLine | None = Field(description="The turn that is being answered.")
+    next: Place = Field(description="The place of what is said next.")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -133,9 +171,11 @@ class Session(Shape):
                     {
                         **{"turnIndex": 0, "revision": 0, "state": "completed", "attempt": 1},
                         **{"message": MESSAGE, "createdAt": BEGUN, "completedAt": ENDED},
+                        **{"parent": None, "isCurrent": True},
                     }
                 ],
                 "inFlight": None,
+                "next": {"turnIndex": 1, "revision": 0},
             }
         }
     )

@@ -9,7 +9,7 @@ from perdure.core.frames import DELTA_KINDS, Frame, fold_parts, text_of
 from perdure.core.records import JsonValue, RunRecord, UsageRecord
 from perdure.store.protocol import RunStore
 from perdure.turn.ending import answer_of, final_text_of
-from perdure.turn.history import lineage, messages_of, newest_answered, read_session
+from perdure.turn.history import conversation_of, messages_of, read_session
 
 LIVE_STATES = ("queued", "running", "sleeping", "waiting")
 
@@ -49,23 +49,43 @@ async def session_view(store: RunStore, session_id: str, user_id: str) -> dict[s
     """Return a session's conversation; None if it is unknown, or somebody else's.
 
     An answer in flight is not among the messages: it is in its stream, and `inFlight` says where.
+    `next` is the place of the message that continues the conversation.
     """
     runs = await read_session(store, session_id)
     if not runs or runs[0].owner_id not in (None, user_id):
         return None
-    live = [run for run in runs if run.state in LIVE_STATES]
+    conversation = conversation_of(runs)
+    line = {run.run_id for run in conversation.line}
+    places = {run.run_id: _place(run) for run in runs}
+    turns = [
+        {
+            **_turn_line(run),
+            "parent": places.get(run.parent_run_id or ""),
+            "isCurrent": run.run_id in line,
+        }
+        for run in runs
+    ]
+    live = [turn for turn in turns if turn["state"] in LIVE_STATES]
+    begun = [turn for turn in live if turn["state"] != "queued"]
     return {
         "sessionId": session_id,
-        "messages": messages_of(lineage(runs, newest_answered(runs))),
-        "turns": [_turn_line(run) for run in runs],
-        "inFlight": _turn_line(live[-1]) if live else None,
+        "messages": messages_of(conversation.line),
+        "turns": turns,
+        "inFlight": begun[-1] if begun else live[0] if live else None,
+        "next": {
+            "turnIndex": conversation.next_turn_index,
+            "revision": conversation.next_revision,
+        },
     }
+
+
+def _place(run: RunRecord) -> dict[str, JsonValue]:
+    return {"turnIndex": run.turn_index, "revision": run.revision}
 
 
 def _turn_line(run: RunRecord) -> dict[str, JsonValue]:
     return {
-        "turnIndex": run.turn_index,
-        "revision": run.revision,
+        **_place(run),
         "state": run.state,
         "attempt": run.epoch,
         "message": _message(run),
