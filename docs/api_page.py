@@ -34,6 +34,7 @@ GROUPS: Final = {
         "fork_origin",
         "ForkOrigin",
     ),
+    "Cleaning up": ("collect_garbage", "Collected", "erase_session", "erase_user", "Erased"),
     "Chat turns": (
         "ChatTurnEngine",
         "answer_with",
@@ -78,6 +79,7 @@ ELSEWHERE: Final = {
         "perdure.web.fastapi.chat_router",
         "perdure.web.lifespan.lifespan_of",
         "perdure.web.app.Caller",
+        "perdure.web.admission.AdmissionLimits",
     ),
     "Without `await`": (
         "perdure.sync.open_store",

@@ -60,8 +60,9 @@ def limits_page() -> str:
     ]
     opening = """
 Every limit has a name in `perdure.core.limits`. Leases, strikes, the idle time-out and the drain
-are arguments as well, of `run_durable`, `Worker` and `ChatTurnEngine`; the others are fixed. What
-is over a limit is refused with an error that names the limit, never cut without a word.
+are arguments as well, of `run_durable`, `Worker` and `ChatTurnEngine`; turns, streams and bodies
+of a process are settings of `create_app` (`AdmissionLimits`); the others are fixed. What is over a
+limit is refused with an error that names the limit, never cut without a word.
 """
     return page("Limits", opening, table(("name", "value", "meaning"), rows))
 
@@ -128,12 +129,21 @@ end a run or a turn, and stand in its record and its stream.
 """
     header = ("code", "class", "is a", "HTTP", "retryable", "meaning", "way out")
     others = [(f"`{code}`", text) for code, text in STREAM_CODES.items()]
+    refusals = [
+        (f"`{code}`", str(status), hint)
+        for status, (code, hint) in responses.REFUSALS.items()
+        if code not in {error.code for error in error_classes()}
+    ]
+    code, hint = responses.OTHER_REFUSAL
+    refusals.append((f"`{code}`", "any other", hint))
     return page(
         "Errors",
         opening,
         table(header, rows),
         "## Codes without a class",
         table(("code", "meaning"), others),
+        "Over HTTP a request may also be refused before any of this package's code is asked:",
+        table(("code", "HTTP", "way out"), refusals),
         f"The reference's code `{errors.EVENT_EMIT_RACE}` is kept as a constant and never raised.",
     )
 

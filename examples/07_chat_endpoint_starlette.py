@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 import httpx2
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from perdure import ChatTurnEngine, ChatTurnIdentity, Frame, RunStore, Turn, frames, open_store
+from perdure.turn.reading import is_at_end
 
 
 async def produce(turn: Turn) -> AsyncIterator[Frame]:
@@ -34,20 +35,19 @@ def create_app(store: RunStore) -> tuple[Starlette, ChatTurnEngine]:
         lines = turn.lines(wire="sse")
         return StreamingResponse(lines, turn.created + 200, media_type="text/event-stream")
 
-    async def rejoin(request: Request) -> StreamingResponse:
-        cursor = request.headers.get("last-event-id")
-        lines = engine.read(whose(request), after=cursor, wire="sse")
+    async def rejoin(request: Request) -> Response:
+        who, cursor = whose(request), request.headers.get("last-event-id")
+        if await is_at_end(await engine.open(who, after=cursor)):
+            return Response(status_code=204)  # It tells an EventSource to stay away.
+        lines = engine.read(who, after=cursor, wire="sse")
         return StreamingResponse(lines, media_type="text/event-stream")
 
     async def stop(request: Request) -> JSONResponse:
         return JSONResponse({"state": (await engine.stop(whose(request))).state})
 
     path = "/chats/{chat}/turns/{turn:int}"
-    routes = [
-        Route(path, submit, methods=["POST"]),
-        Route(path, rejoin),
-        Route(f"{path}/stop", stop, methods=["POST"]),
-    ]
+    routes = [Route(path, submit, methods=["POST"]), Route(path, rejoin)]
+    routes.append(Route(f"{path}/stop", stop, methods=["POST"]))
     return Starlette(routes=routes), engine
 
 

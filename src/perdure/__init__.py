@@ -20,6 +20,7 @@ from perdure.errors import (
     LeaseHeldError,
     LeaseLostError,
     NotSerializableError,
+    OverloadedError,
     PerdureError,
     RunInputMismatchError,
     RunNotFoundError,
@@ -37,6 +38,7 @@ from perdure.errors import (
     StoreFullError,
     StoreUnavailableError,
     TooManyReadersError,
+    TooManyTurnsError,
     UnfinishedStepError,
     UsageError,
     ValueSealedError,
@@ -60,14 +62,17 @@ if TYPE_CHECKING:
     from perdure.core.records import SessionKey as SessionKey
     from perdure.core.records import StepRecord as StepRecord
     from perdure.durable.context import DurableContext as DurableContext
+    from perdure.durable.erasing import Erased as Erased
+    from perdure.durable.erasing import erase_session as erase_session
+    from perdure.durable.erasing import erase_user as erase_user
     from perdure.durable.forking import ForkOrigin as ForkOrigin
     from perdure.durable.forking import ForkPreview as ForkPreview
     from perdure.durable.forking import fork as fork
     from perdure.durable.forking import fork_origin as fork_origin
     from perdure.durable.forking import preview_fork as preview_fork
-    from perdure.durable.runner import RunResult as RunResult
     from perdure.durable.retention import Collected as Collected
     from perdure.durable.retention import collect_garbage as collect_garbage
+    from perdure.durable.runner import RunResult as RunResult
     from perdure.durable.runner import emit_event as emit_event
     from perdure.durable.runner import run_durable as run_durable
     from perdure.durable.steps import current_step as current_step
@@ -121,6 +126,7 @@ _MODULES = {
         "StepRecord",
     ),
     "perdure.durable.context": ("DurableContext",),
+    "perdure.durable.erasing": ("Erased", "erase_session", "erase_user"),
     "perdure.durable.forking": (
         "ForkOrigin",
         "ForkPreview",
@@ -128,8 +134,8 @@ _MODULES = {
         "fork_origin",
         "preview_fork",
     ),
-    "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
     "perdure.durable.retention": ("Collected", "collect_garbage"),
+    "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
     "perdure.durable.steps": ("current_step", "report_usage"),
     "perdure.durable.worker": ("Worker",),
     "perdure.encryption": ("EnvelopeSealer", "KeyRing", "LocalKeys"),
@@ -166,12 +172,13 @@ __all__ = [
     "ChatTurnEngine",
     "ChatTurnHooks",
     "ChatTurnIdentity",
-    "CursorError",
     "Collected",
+    "CursorError",
     "DivergenceError",
     "DurableContext",
     "DurableRunError",
     "EnvelopeSealer",
+    "Erased",
     "EventRecord",
     "FileStore",
     "FinishedTurn",
@@ -186,6 +193,7 @@ __all__ = [
     "LocalKeys",
     "MemoryStore",
     "NotSerializableError",
+    "OverloadedError",
     "PerdureError",
     "Retry",
     "RunInputMismatchError",
@@ -216,6 +224,7 @@ __all__ = [
     "StoreUnavailableError",
     "SubmittedTurn",
     "TooManyReadersError",
+    "TooManyTurnsError",
     "Turn",
     "UnfinishedStepError",
     "UsageError",
@@ -226,11 +235,13 @@ __all__ = [
     "answer_with",
     "canonical_hash",
     "canonical_json",
+    "collect_garbage",
     "current_step",
     "derive_worker_id",
-    "collect_garbage",
     "durable_chat_turn_engine",
     "emit_event",
+    "erase_session",
+    "erase_user",
     "fork",
     "fork_origin",
     "frames",

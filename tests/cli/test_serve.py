@@ -181,6 +181,9 @@ def test_a_port_that_is_taken() -> None:
         (["--port", "65536"], ["--port", "65536"]),
         (["--token-delay-ms", "-1"], ["--token-delay-ms"]),
         (["--drain-ms", "-1"], ["--drain-ms"]),
+        (["--turns-max", "0"], ["--turns-max"]),
+        (["--tenant-turns-max", "-1"], ["--tenant-turns-max"]),
+        (["--streams-max", "0"], ["--streams-max"]),
         (["--lease-ms", "0"], ["--lease-ms"]),
         (["--lease-ms", "-5"], ["--lease-ms"]),
         (["--backend", "openai"], ["OPENAI_API_KEY"]),
@@ -200,8 +203,9 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert is_refusal(ended, *words), ended
 
 
-def test_openai_without_a_model_is_refused() -> None:
-    ended = perdure("serve", "--port", "0", *MEMORY, env={"OPENAI_API_KEY": "k"})
+@pytest.mark.parametrize("named", [{}, {"OPENAI_MODEL": ""}], ids=["unset", "empty"])
+def test_openai_without_a_model_is_refused(named: dict[str, str]) -> None:
+    ended = perdure("serve", "--port", "0", *MEMORY, env={"OPENAI_API_KEY": "k", **named})
     assert is_refusal(ended, "OPENAI_MODEL")
 
 

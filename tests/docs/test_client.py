@@ -88,6 +88,8 @@ async def test_the_endpoint_of_the_readme_submits_and_rejoins(
         cursors = re.findall(r"^id: (\S+)$", submitted.text, re.MULTILINE)
         last = {"last-event-id": cursors[-3]}
         rejoined = await client.get(address, headers=last)
+        over = await client.get(address, headers={"last-event-id": cursors[-1]})
     await made["engine"].aclose()
     assert '"replayed":true' in rejoined.text
+    assert (over.status_code, over.text) == (204, "")
     assert submitted.text.endswith(rejoined.text.replace("true", "false"))

@@ -15,7 +15,7 @@ from perdure.backends.scripted import ScriptedBackend
 from perdure.cli.main import command_line
 from perdure.core import limits
 from perdure.store.opening import open_store
-from perdure.testing import SCHEDULE_CASES, STORE_CASES, UPKEEP_CASES
+from perdure.testing import ERASURE_CASES, SCHEDULE_CASES, STORE_CASES, UPKEEP_CASES
 from perdure.turn.wire import events
 from perdure.web.app import create_app
 from tests.docs.pages import PAGES, ROOT, prose_of, relative_name
@@ -80,13 +80,16 @@ def test_every_file_of_the_repository_that_a_page_names_is_there(page: Path) -> 
             assert (ROOT / word).exists(), word
 
 
+ALL_CASES = STORE_CASES + SCHEDULE_CASES + UPKEEP_CASES + ERASURE_CASES
+
+
 def test_every_test_that_stands_behind_a_promise_is_there() -> None:
     written = {
         name
         for path in (ROOT / "tests").rglob("test_*.py")
         for name in TEST_NAME.findall(path.read_text("utf-8"))
     }
-    cases = {case.__name__ for case in STORE_CASES + SCHEDULE_CASES + UPKEEP_CASES}
+    cases = {case.__name__ for case in ALL_CASES}
     named = [word for word in code_words(DOCS / "promises.md") if word.count("_") >= 3]
     assert len(named) > 30
     assert not [name for name in named if name not in written | cases]

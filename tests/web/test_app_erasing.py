@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def in_files(folder: Path) -> list[str]:
     ]
 
 
+def in_database(path: Path) -> list[str]:
+    return [*in_tables(path), *in_log(path), *in_files(path.parent)]
+
+
 Traces = Callable[[], list[str]]
 
 
@@ -91,14 +96,14 @@ async def kept(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     if request.param == "memory":
         data = MemoryData()
         store: RunStore = MemoryStore(data)
-        traces = lambda: in_memory(data)  # noqa: E731
+        traces = partial(in_memory, data)
     elif request.param == "sqlite":
         path = tmp_path / "turns.db"
         store = await open_store(f"sqlite:{path}")
-        traces = lambda: [*in_tables(path), *in_log(path), *in_files(tmp_path)]  # noqa: E731
+        traces = partial(in_database, path)
     else:
         store = await open_store(f"file:{tmp_path / 'turns'}")
-        traces = lambda: in_files(tmp_path)  # noqa: E731
+        traces = partial(in_files, tmp_path)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         yield store, traces, stack

@@ -121,6 +121,43 @@ async def test_what_a_form_of_another_site_can_send_is_not_json(
     assert await service.store.list_runs() == []
 
 
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "",
+     "text/plain; application/json"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("POST", f"{TURNS}/0/stop"), ("DELETE", "/v1/sessions/s"), ("DELETE", "/v1/me")],
+)
+async def test_no_change_is_made_by_what_a_form_can_send(
+    service: Service, method: str, target: str, content_type: str
+) -> None:
+    host = ("Host", HOST)
+    await submit(service, [host])
+    headers = [host, ("Content-Type", content_type)]
+    answer = await service.ask(method, target, headers=headers, caller=None)
+    assert (answer.status, answer.error["code"]) == (415, "unsupported_media_type")
+    twice = [host, ("Content-Type", JSON), ("Content-Type", content_type)]
+    assert (await service.ask(method, target, headers=twice, caller=None)).status == 415
+    (run,) = await service.store.list_runs()
+    assert run.state == "completed"
+
+
+@pytest.mark.parametrize("header", ["Origin", "Sec-Fetch-Site"])
+@pytest.mark.parametrize("target", ["/v1/sessions/s", "/v1/me?stop=1"])
+async def test_no_other_site_deletes_anything(service: Service, header: str, target: str) -> None:
+    await submit(service, [("Host", HOST)])
+    value = "http://evil.example" if header == "Origin" else "cross-site"
+    headers = [("Host", HOST), (header, value)]
+    answer = await service.ask("DELETE", target, headers=headers, caller=None)
+    assert (answer.status, answer.error["code"]) == (403, "forbidden")
+    assert len(await service.store.list_runs()) == 1
+    own = [("Host", HOST), ("Origin", f"http://{HOST}"), ("Sec-Fetch-Site", "same-origin")]
+    assert (await service.ask("DELETE", target, headers=own, caller=None)).status == 200
+    assert await service.store.list_runs() == []
+
+
 async def test_a_preflight_of_another_site_allows_nothing(service: Service) -> None:
     headers = [
         ("Host", HOST),

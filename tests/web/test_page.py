@@ -121,6 +121,66 @@ async def test_a_failed_turn_says_why_and_can_be_tried_again(
         await expect(each.locator(".turn.failed")).to_have_count(0)
 
 
+@pytest.mark.parametrize(
+    ("finish", "told"),
+    [("length", "cut off at the length limit"), ("content_filter", "by the content filter")],
+)
+async def test_an_answer_that_is_not_whole_says_so(
+    context: BrowserContext, serve: Serve, finish: str, told: str
+) -> None:
+    whole = [text("All of it"), upstream_end("stop")]
+    site = await serve([text("Half of"), upstream_end(finish)], whole)
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "Hi")
+    await expect(page.locator(".turn.cut .line")).to_contain_text(told)
+    await page.reload()
+    await expect(page.locator(".turn.cut .line")).to_contain_text(told)
+    await ask(page, "And now?")
+    await expect(page.locator(".line").nth(1)).to_contain_text("completed · attempt 1")
+    await expect(page.locator(".turn.cut")).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("failures", "told"), [(1, "· a call of unknown cost"), (2, "· 2 calls of unknown cost")]
+)
+async def test_calls_of_which_nobody_knows_the_cost_are_counted(
+    context: BrowserContext, serve: Serve, failures: int, told: str
+) -> None:
+    site = await serve(
+        *([text("Half"), BackendTransportError("no", backend="b")] for _ in range(failures - 1)),
+        [text("Whole"), upstream_end("stop")],
+    )
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "Hi")
+    if failures == 2:
+        await page.get_by_role("button", name="Try again").click()
+    await expect(page.locator(".line")).to_contain_text(told)
+
+
+async def test_a_service_that_has_too_much_to_do_is_asked_again(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve()
+    page = await context.new_page()
+    await page.goto(site.origin)
+    refusals = [429, 429]
+
+    async def refuse(route: Route) -> None:
+        if refusals:
+            error = {"code": "too_many_turns", "message": "No.", "hint": "Later."}
+            await route.fulfill(status=refusals.pop(), json={"error": error})
+        else:
+            await route.continue_()
+
+    await page.route("**/turns?envelope=1", refuse)
+    await ask(page, "Hi")
+    await expect(page.get_by_role("status")).to_contain_text("busy")
+    await expect(page.locator(".answer .text")).to_have_text("Hello there")
+    await expect(page.locator(".user")).to_have_count(1)
+
+
 async def test_turns_that_another_client_begins_appear(
     context: BrowserContext, serve: Serve
 ) -> None:
@@ -300,6 +360,11 @@ async def test_an_event_source_comes_back_where_it_was_and_stays_away_after_the_
     assert got == rest
 
 
+def letters(text: str) -> str:
+    """Return what is left of a text without its spaces and its Markdown."""
+    return "".join(text.translate(str.maketrans("", "", "*#`>-|")).split())
+
+
 async def test_a_killed_server_restarts_the_turn_before_the_eyes_of_its_reader(
     context: BrowserContext, tmp_path: Path
 ) -> None:
@@ -320,5 +385,5 @@ async def test_a_killed_server_restarts_the_turn_before_the_eyes_of_its_reader(
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             session = page.url.partition("=")[2]
             kept = (await client.get(f"/v1/sessions/{session}/turns/0")).json()
-        assert "".join("".join(shown).split()) == "".join(kept["text"].split())
+        assert letters("".join(shown)) == letters(kept["text"])
         assert kept["attempt"] == 2

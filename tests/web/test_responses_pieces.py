@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 from starlette.types import Message, Scope
 
-from perdure.web.responses import PIECE_BYTES, StreamAnswer
+from perdure.web.responses import PIECE_BYTES, WRITE_STALL_MS, StreamAnswer
 
 SCOPE: Scope = {"type": "http", "method": "GET"}
 
@@ -22,9 +22,13 @@ async def still_there() -> Message:
     return {}
 
 
-def answer(size: int, **options: float) -> StreamAnswer:
+def answer(size: int, *, write_stall_ms: float = WRITE_STALL_MS) -> StreamAnswer:
     return StreamAnswer(
-        one_chunk(size), status=200, content_type="text/plain", closing=asyncio.Event(), **options
+        one_chunk(size),
+        status=200,
+        content_type="text/plain",
+        closing=asyncio.Event(),
+        write_stall_ms=write_stall_ms,
     )
 
 

@@ -18,6 +18,7 @@ from perdure.cli.arguments import (
     without_password,
 )
 from perdure.cli.exits import CUT_OFF, INTERRUPTED, REFUSED, UNKNOWN
+from perdure.core.limits import STREAMS_MAX, TENANT_TURNS_MAX, TURNS_MAX
 from perdure.errors import PerdureError, RunNotFoundError, SchemaError
 
 
@@ -127,9 +128,25 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how long turns may go on after a signal before they are given back (%(default)s)",
     )
+    _add_admission(parser)
     parser.add_argument(
         "--authorize",
         metavar="MODULE:CALLABLE",
         help="says who makes a request; required on any address but loopback",
     )
     add_retention(parser)
+
+
+def _add_admission(parser: argparse.ArgumentParser) -> None:
+    for option, limit, counted in (
+        ("--turns-max", TURNS_MAX, "turns that are worked on at a time"),
+        ("--tenant-turns-max", TENANT_TURNS_MAX, "how many of them may be of one tenant"),
+        ("--streams-max", STREAMS_MAX, "streams that are open at a time"),
+    ):
+        parser.add_argument(
+            option,
+            type=int,
+            default=limit,
+            metavar="N",
+            help=f"{counted}; what is over it is refused with 429 (%(default)s)",
+        )

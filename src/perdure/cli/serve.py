@@ -43,6 +43,9 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("token_delay_ms", "drain_ms"):
         if getattr(options, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative")
+    for name in ("turns_max", "tenant_turns_max", "streams_max"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
     if options.lease_ms < 100:
         raise UsageError(f"--lease-ms must be at least 100, it is {options.lease_ms}")
     from perdure.web.loopback import is_loopback
@@ -69,6 +72,7 @@ async def _serve(options: argparse.Namespace) -> None:
 async def _app(
     options: argparse.Namespace,
 ) -> AsyncGenerator[tuple[Any, Any, str], None]:
+    from perdure.web.admission import AdmissionLimits
     from perdure.web.app import create_app
     from perdure.web.loopback import LoopbackGuard
 
@@ -77,7 +81,10 @@ async def _app(
     try:
         engine = ChatTurnEngine(store, produce=answer_with(backend), lease_ms=options.lease_ms)
         authorize = _everybody if options.authorize is None else _load(options.authorize)
-        app: Any = create_app(engine, store, authorize=authorize, drain_ms=options.drain_ms)
+        limits = AdmissionLimits(options.turns_max, options.tenant_turns_max, options.streams_max)
+        app: Any = create_app(
+            engine, store, authorize=authorize, drain_ms=options.drain_ms, limits=limits
+        )
         state = app.state
         if options.authorize is None:
             app = LoopbackGuard(app)
@@ -123,7 +130,7 @@ def _backend(options: argparse.Namespace) -> Backend:
     if not key and not base_url:
         raise UsageError("the backend 'openai' needs OPENAI_API_KEY or OPENAI_BASE_URL")
     model = os.environ.get("OPENAI_MODEL")
-    if model is None:
+    if not model:
         raise UsageError("set OPENAI_MODEL to the name of the model that should answer")
     return OpenAIBackend(key, base_url=base_url or "https://api.openai.com/v1", model=model)
 

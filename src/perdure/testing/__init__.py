@@ -1,7 +1,8 @@
 """The public test kit; it imports no test framework.
 
 `STORE_CASES` and `check_run_store` prove that a store keeps the contract of `RunStore`;
-`SCHEDULE_CASES` are for one that keeps schedules too, `UPKEEP_CASES` for one with `upkeep()`.
+`SCHEDULE_CASES` are for one that keeps schedules too, `UPKEEP_CASES` for one with `upkeep()` and
+`ERASURE_CASES` for one with `erasure()`.
 `crash_everywhere` proves that a piece of work survives a crash at each of its writes, and
 `check_replay` that changed code still fits what older code recorded. With pytest, the fixtures of
 `perdure.pytest_plugin` give each test its stores.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import (
+    ERASURE_CASES,
     SCHEDULE_CASES,
     STORE_CASES,
     UPKEEP_CASES,
@@ -22,6 +24,7 @@ from perdure.testing.lab import Case, OpenHandle, StoreLab
 from perdure.testing.replaying import check_replay
 
 __all__ = [
+    "ERASURE_CASES",
     "SCHEDULE_CASES",
     "STORE_CASES",
     "UPKEEP_CASES",

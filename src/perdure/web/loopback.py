@@ -8,7 +8,9 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from perdure.web.responses import Forbidden, error_answer
+from perdure.errors import PerdureError
+from perdure.web.requests import media_type_of
+from perdure.web.responses import Forbidden, UnsupportedMediaType, error_answer
 
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9a-zA-Z.-]+))(?::[0-9]{1,5})?")
 
@@ -25,9 +27,12 @@ class LoopbackGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            refusal = _refusal(scope["method"], Headers(scope=scope))
-            if refusal is not None:
-                await error_answer(Forbidden(refusal))(scope, receive, send)
+            headers = Headers(scope=scope)
+            refusal = _refusal(scope["method"], headers)
+            error: PerdureError | None = None if refusal is None else Forbidden(refusal)
+            error = error or _wrong_type(scope["method"], headers)
+            if error is not None:
+                await error_answer(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -44,6 +49,18 @@ def _refusal(method: str, headers: Headers) -> str | None:
         is_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if not is_link or headers.get("sec-fetch-dest") != "document":
             return "the request comes from another site"
+    return None
+
+
+def _wrong_type(method: str, headers: Headers) -> PerdureError | None:
+    """Refuse a change whose body is of a type that a form or a plain fetch could send."""
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    for content_type in headers.getlist("content-type"):
+        if media_type_of(content_type) != "application/json":
+            return UnsupportedMediaType(
+                f"the content type must be application/json, not {content_type!r:.60}"
+            )
     return None
 
 

@@ -152,6 +152,11 @@ def cursor_of(request: Request) -> str | None:
     return request.headers.get("last-event-id") or request.query_params.get("after") or None
 
 
+def media_type_of(content_type: str) -> str:
+    """Return what a header Content-Type names, without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
 async def submission_of(
     request: Request, received: Callable[[int], None] = lambda size: None
 ) -> Submission:
@@ -159,7 +164,7 @@ async def submission_of(
 
     Raises UsageError, ValueTooLargeError.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = media_type_of(request.headers.get("content-type", ""))
     if content_type != "application/json":
         raise UnsupportedMediaType(
             f"the content type must be application/json, not {content_type!r}"

@@ -120,12 +120,13 @@ def unexpected_answer(error: Exception) -> Response:
 
 def refusal_answer(refused: HTTPException) -> Response:
     """Return the JSON form of what the router refuses: no such path, no such method."""
-    code, hint = _REFUSALS.get(refused.status_code, ("refused", "Correct the request."))
+    code, hint = REFUSALS.get(refused.status_code, OTHER_REFUSAL)
     told = {"code": code, "message": refused.detail, "hint": hint}
     return json_answer({"error": told}, status=refused.status_code, headers=refused.headers)
 
 
-_REFUSALS: Final[Mapping[int, tuple[str, str]]] = {
+OTHER_REFUSAL: Final = ("refused", "Correct the request.")
+REFUSALS: Final[Mapping[int, tuple[str, str]]] = {
     401: ("unauthorized", Unauthorized.hint),
     403: ("forbidden", Forbidden.hint),
     404: ("not_found", "Check the path: this service has none of that name."),
