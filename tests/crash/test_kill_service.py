@@ -15,9 +15,9 @@ LINES = len(TOKENS) + 2
 AT_ONCE = 4
 
 
-async def was_answered(database: Path) -> bool:
+async def was_answered(url: str) -> bool:
     """Return whether the store has the whole answer, so that no rung may ask the model again."""
-    store = await perdure.open_store(f"sqlite:{database}")
+    store = await perdure.open_store(url)
     try:
         run = await store.read_run("chat:s:0")
         frames = await store.read_frames("chat:s:0", limit=10_000)
@@ -28,18 +28,18 @@ async def was_answered(database: Path) -> bool:
         await store.close()
 
 
-async def kill_and_come_back(database: Path, *, lines: int, pause_ms: float) -> None:
+async def kill_and_come_back(path: Path, scheme: str, *, lines: int, pause_ms: float) -> None:
     """Kill the service some lines into a turn, start it again, and read the rest."""
 
     reader = Reader()
     async with Provider(token_ms=4) as provider:
-        async with service_on(database, provider) as service:
+        async with service_on(path, provider, scheme=scheme) as service:
             await reader.submit(service.origin, leave_behind=lines)
             await asyncio.sleep(pause_ms / 1_000)
             await service.kill()
         seen = reader.text
-        answered = await was_answered(database)
-        async with service_on(database, provider) as service:
+        answered = await was_answered(f"{scheme}:{path}")
+        async with service_on(path, provider, scheme=scheme) as service:
             while reader.end is None:
                 await reader.follow(service.origin)
             turn = await turn_of(service.origin)
@@ -47,34 +47,39 @@ async def kill_and_come_back(database: Path, *, lines: int, pause_ms: float) -> 
         assert reader.text == turn["text"] == ANSWER
         assert reader.seqs == sorted(set(reader.seqs)), "a frame came twice, or out of order"
         # Whoever was killed before he said a word may not have asked the model yet.
-        expected = {1} if answered else {2} if seen else {1, 2}
-        assert provider.calls in expected, f"killed behind {lines} lines"
+        least, most = (1, 1) if answered else (2 if seen else 1, 2)
+        # On a machine that is busy enough an heir may lose its lease too: one more attempt.
+        most += 0 if answered else max(0, turn["attempt"] - 2)
+        assert least <= provider.calls <= most, f"killed behind {lines} lines"
 
 
-async def kill_at(folder: Path, kills: int, seed: int) -> None:
+async def kill_at(folder: Path, kills: int, seed: int, scheme: str = "sqlite") -> None:
     chance = random.Random(seed)
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int) -> None:
         lines, pause_ms = chance.randint(1, LINES), chance.uniform(0, 30)
         async with places:
-            await kill_and_come_back(folder / f"{number}.db", lines=lines, pause_ms=pause_ms)
+            path = folder / f"turns-{number}"
+            await kill_and_come_back(path, scheme, lines=lines, pause_ms=pause_ms)
 
     await asyncio.gather(*(one(number) for number in range(kills)))
 
 
+@pytest.mark.parametrize(("scheme", "kills"), [("sqlite", 20), ("file", 8)])
 async def test_a_reader_misses_nothing_when_the_service_is_killed_at_a_random_moment(
-    tmp_path: Path,
+    tmp_path: Path, scheme: str, kills: int
 ) -> None:
-    await kill_at(tmp_path, 20, seed=1)
+    await kill_at(tmp_path, kills, seed=1, scheme=scheme)
 
 
 @pytest.mark.campaign
+@pytest.mark.parametrize("scheme", ["sqlite", "file"])
 @pytest.mark.parametrize("seed", range(2, 17))
 async def test_a_reader_misses_nothing_however_often_the_service_is_killed(
-    tmp_path: Path, seed: int
+    tmp_path: Path, seed: int, scheme: str
 ) -> None:
-    await kill_at(tmp_path, 20, seed=seed)
+    await kill_at(tmp_path, 20, seed=seed, scheme=scheme)
 
 
 async def test_a_reader_on_a_second_service_sees_the_first_one_die(tmp_path: Path) -> None:

@@ -26,21 +26,23 @@ from tests.turn.stage import Reader, Script, until, within
 ROOT = Path(__file__).parent.parent.parent
 RUN_ID = run_id_of(TURN)
 AT_ONCE = 4
+SCHEMES = ("sqlite", "file")
 PATIENCE_S = 60.0
 WORK_MS = 450
 """About how long a turn takes from its first write to its end."""
 
 
 class Place:
-    """One database, the notes of the processes that work on it, and a handle to look with."""
+    """One store, the notes of the processes that work on it, and a handle to look with."""
 
-    def __init__(self, folder: Path, store: perdure.RunStore) -> None:
+    def __init__(self, folder: Path, store: perdure.RunStore, url: str) -> None:
         self.folder = folder
         self.store = store
+        self.url = url
 
     @property
     def database(self) -> Path:
-        return self.folder / "turns.db"
+        return self.folder / "turns"
 
     def noted(self) -> Counter[str]:
         notes = self.folder / "notes"
@@ -56,7 +58,7 @@ class Place:
             sys.executable,
             "-m",
             "tests.crash.turn_process",
-            str(self.database),
+            self.url,
             str(self.folder / "notes"),
             str(pause_s),
             cwd=ROOT,
@@ -75,11 +77,12 @@ class Place:
 
 
 @asynccontextmanager
-async def place_in(folder: Path) -> AsyncIterator[Place]:
+async def place_in(folder: Path, scheme: str = "sqlite") -> AsyncIterator[Place]:
     await asyncio.to_thread(folder.mkdir, parents=True)
-    store = await perdure.open_store(f"sqlite:{folder / 'turns.db'}")
+    url = f"{scheme}:{folder / 'turns'}"
+    store = await perdure.open_store(url)
     try:
-        yield Place(folder, store)
+        yield Place(folder, store, url)
     finally:
         await store.close()
 
@@ -103,9 +106,9 @@ async def read_to_the_end(store: perdure.RunStore, reader: Reader) -> None:
     await engine.aclose()
 
 
-async def kill_once(folder: Path, after_ms: float) -> None:
+async def kill_once(folder: Path, after_ms: float, scheme: str) -> None:
     """Kill a process some time into its turn, and let another one go on."""
-    async with place_in(folder) as place:
+    async with place_in(folder, scheme) as place:
         reader = Reader()
         reading = asyncio.ensure_future(read_to_the_end(place.store, reader))
         first = await place.process()
@@ -147,30 +150,37 @@ async def hooks_were_called(place: Place, where: str) -> None:
     assert keys <= {f"persist {delivery.key}"}, where
 
 
-async def kill_at_random_moments(folder: Path, kills: int, seed: int) -> None:
+async def kill_at_random_moments(folder: Path, kills: int, seed: int, scheme: str) -> None:
     chance = random.Random(seed)
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int) -> None:
         async with places:
-            await kill_once(folder / str(number), chance.uniform(0, WORK_MS))
+            await kill_once(folder / str(number), chance.uniform(0, WORK_MS), scheme)
 
     await asyncio.gather(*(one(number) for number in range(kills)))
 
 
 @pytest.mark.timeout(240)
-async def test_a_turn_survives_sigkill_at_random_moments(tmp_path: Path) -> None:
-    await kill_at_random_moments(tmp_path, 20, random.randrange(2**32))
+@pytest.mark.parametrize(("scheme", "kills"), [("sqlite", 20), ("file", 8)])
+async def test_a_turn_survives_sigkill_at_random_moments(
+    tmp_path: Path, scheme: str, kills: int
+) -> None:
+    await kill_at_random_moments(tmp_path, kills, random.randrange(2**32), scheme)
 
 
 @pytest.mark.campaign
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("seed", range(10))
-async def test_a_turn_survives_many_kills(tmp_path: Path, seed: int) -> None:
-    await kill_at_random_moments(tmp_path, 100, seed)
+async def test_a_turn_survives_many_kills(tmp_path: Path, seed: int, scheme: str) -> None:
+    await kill_at_random_moments(tmp_path, 100, seed, scheme)
 
 
-async def test_a_turn_is_parked_when_its_processes_die_again_and_again(tmp_path: Path) -> None:
-    async with place_in(tmp_path / "place") as place:
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_a_turn_is_parked_when_its_processes_die_again_and_again(
+    tmp_path: Path, scheme: str
+) -> None:
+    async with place_in(tmp_path / "place", scheme) as place:
         state = "running"
         while state == "running":
             asked = place.noted()["producer"]

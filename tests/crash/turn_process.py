@@ -77,14 +77,14 @@ async def hooks_were_tried(store: perdure.RunStore) -> bool:
     return all(delivery.tries > 0 for delivery in details.deliveries)
 
 
-async def main(database: str, notes_path: str, pause_s: float) -> None:
+async def main(url: str, notes_path: str, pause_s: float) -> None:
     """Submit the turn again and again, as an impatient client would, until it is at rest."""
     notes = Notes(notes_path)
 
     def persist(turn: perdure.FinishedTurn) -> None:
         notes.add(f"persist {turn.idempotency_key}")
 
-    store = await perdure.open_store(f"sqlite:{database}")
+    store = await perdure.open_store(url)
     engine = perdure.ChatTurnEngine(
         store,
         produce=producer(notes, pause_s=pause_s),
