@@ -149,7 +149,7 @@ class RunNotFoundError(DurableRunError):
 
 
 class SessionBusyError(DurableRunError):
-    """Another turn of the session is in flight."""
+    """Another turn of the session is in flight, or queued before this one."""
 
     code = "session_busy"
     retryable = True

@@ -69,8 +69,9 @@ class RunStore(Protocol):
 
         Raises RunInputMismatchError (other manifest hash, in every state, first of all),
         LeaseHeldError (a live lease of another claim), SessionBusyError (another turn of the
-        session is in flight), RunNotFoundError (the session has another owner), UsageError
-        (`lease_ms` is no whole number from 1 up; so do `claim_due` and `renew`).
+        session is in flight, or queued before this one), RunNotFoundError (the session has
+        another owner), UsageError (`lease_ms` is no whole number from 1 up; so do `claim_due` and
+        `renew`).
         """
         ...
 
@@ -84,6 +85,9 @@ class RunStore(Protocol):
         retry: bool = False,
     ) -> RunRecord:
         """Record a run that a worker will start; idempotent: a known run is returned as it is.
+
+        A turn is in the line of its session from then on, behind those that were queued before.
+        Its parent is chosen when it begins, unless the caller names one.
 
         With `retry`, a failed or parked run is queued again (strikes 0). Raises
         RunInputMismatchError, and RunNotFoundError for a session of another owner.
@@ -119,7 +123,8 @@ class RunStore(Protocol):
         Lapsed is also what the store knows to be held by the dead.
 
         Each is claimed as `start_or_resume` would from its own stored manifest; one that somebody
-        else was faster to claim is left out. Failed and parked runs are never claimed.
+        else was faster to claim is left out. Failed and parked runs are never claimed. Of the turns
+        that are queued in a session only the first is due, and only while none is in flight.
         """
         ...
 
