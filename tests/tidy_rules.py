@@ -39,7 +39,7 @@ PACKAGES_ALLOWED = {
 """The only places that may import something that is not in the standard library."""
 
 FILE_NAMES_FORBIDDEN = {"base", "common", "helper", "helpers", "misc", "util", "utils"}
-FOLDERS_PRUNED = {"__pycache__", "build", "dist", "htmlcov", "node_modules", "site"}
+FOLDERS_PRUNED = {"__pycache__", "build", "dist", "htmlcov", "node_modules", "site", "vendor"}
 HIDDEN_FOLDERS_READ = {".ci", ".github"}
 LINES_LIMITED = {".css", ".html", ".js", ".mjs", ".py", ".sql", ".toml"}
 TEXTS = LINES_LIMITED | {"", ".json", ".md", ".txt", ".yaml", ".yml"}

@@ -15,10 +15,12 @@ FILES: Final = (
     "index.html",
     "app.js",
     "chats.js",
+    "markdown.js",
     "stream.js",
     "turn.js",
     "style.css",
     "icon.svg",
+    "vendor/markdown-it.mjs",
 )
 HEADERS: Final = {
     "cache-control": "no-cache",
@@ -37,7 +39,7 @@ def page_routes() -> list[BaseRoute]:
     routes: list[BaseRoute] = []
     for name in FILES:
         path = "/" if name == "index.html" else f"/static/{name}"
-        routes.append(Route(path, _file(name, (folder / name).read_bytes()), methods=["GET"]))
+        routes.append(Route(path, _file(name, folder.joinpath(*name.split("/")).read_bytes()), methods=["GET"]))
     return routes
 
 

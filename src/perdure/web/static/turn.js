@@ -1,4 +1,7 @@
-// One turn on the page. What a model says is hostile text: it only ever becomes text nodes.
+// One turn on the page. What a model says is hostile text: it only ever becomes text nodes, and
+// the elements that markdown.js knows.
+
+import { MarkdownView } from "./markdown.js";
 
 const WORDS = {
   queued: "waiting its turn",
@@ -114,6 +117,9 @@ export class TurnView {
       if (part.result !== undefined) known.result.data = asText(part.result);
       if (part.error) known.result.data = part.error.message ?? asText(part.error);
       known.box?.classList.toggle("wrong", part.state === "error");
+    } else if (known.markdown) {
+      if (typeof delta === "string") known.markdown.append(delta);
+      else if (typeof part.text === "string") known.markdown.set(part.text);
     } else if (typeof delta === "string") {
       // Empty lines at the end are shown once something follows them.
       const text = known.held + delta;
@@ -142,7 +148,7 @@ export class TurnView {
       made.box.appendChild(element("pre")).append(made.text);
       made.box.appendChild(element("pre", "result")).append(made.result);
     } else {
-      this.answer.appendChild(element("div", "text")).append(made.text);
+      made.markdown = new MarkdownView(this.answer.appendChild(element("div", "text")), this.grown);
     }
     return made;
   }
@@ -177,7 +183,10 @@ export class TurnView {
     this.root.classList.toggle("working", isWorking);
     this.answer.setAttribute("aria-busy", String(isWorking));
     clearInterval(this.ticking);
-    if (!isWorking) return;
+    if (!isWorking) {
+      for (const { markdown } of this.parts.values()) markdown?.finish();
+      return;
+    }
     const begun = this.begun ?? Date.now();
     const tick = () => {
       const seconds = Math.round((Date.now() - begun) / 1000);
