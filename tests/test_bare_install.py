@@ -11,7 +11,17 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src"
 DRIVERS = {"postgres"}
 """Folders of lower floors that need an extra, and are imported only by whoever asks for it."""
-LOWER_FLOORS = ["errors", "core", "store", "durable", "turn", "sync", "testing"]
+LOWER_FLOORS = [
+    "errors",
+    "core",
+    "store",
+    "durable",
+    "observe",
+    "turn",
+    "agent",
+    "sync",
+    "testing",
+]
 
 
 def run_bare(code: str) -> str:

@@ -38,6 +38,8 @@ LATER_MS: Final = 5_000
 
 T = TypeVar("T")
 Task = Callable[[DurableContext], Awaitable[T]]
+DefaultOutcome = RunOutcome | Callable[[T], RunOutcome] | None
+"""What is recorded of a run that completes: an outcome, or what makes one of the result."""
 
 
 live_runs: Final[LiveRuns[asyncio.Task[Any]]] = LiveRuns()
@@ -58,7 +60,7 @@ class Execution(Generic[T]):
         attempt: Attempt,
         task: Task[T],
         *,
-        default_outcome: RunOutcome | None,
+        default_outcome: DefaultOutcome[T],
         strikes_max: int,
         unwinds: bool,
     ) -> None:
@@ -191,7 +193,10 @@ class Execution(Generic[T]):
             await self._leave_to_later("store")
             raise refusal
         if error is None and not (interrupted and self._draining):
-            text = outcome_text_of(self._default_outcome)
+            try:
+                text = outcome_text_of(_completed_outcome(work.result(), self._default_outcome))
+            except Exception as trouble:
+                raise await self._fail(trouble) from trouble
             await attempt.leave(EndRun("completed", outcome_text=text))
             return work.result()
         if error is None or self._draining:
@@ -265,8 +270,13 @@ def original_of(error: BaseException) -> BaseException:
     return error
 
 
-def _failed_outcome(error: BaseException, default: RunOutcome | None) -> RunOutcome:
+def _completed_outcome(result: T, default: DefaultOutcome[T]) -> RunOutcome | None:
+    return default if default is None or isinstance(default, RunOutcome) else default(result)
+
+
+def _failed_outcome(error: BaseException, default: DefaultOutcome[Any]) -> RunOutcome:
     """A failed run did not pass, whatever the default says; its notes are kept beside."""
+    default = default if isinstance(default, RunOutcome) else None
     metadata = dict(default.metadata or {}) if default is not None else {}
     if default is not None and default.notes is not None:
         metadata["defaultNotes"] = default.notes

@@ -52,7 +52,7 @@ async def run_durable(
     task: Callable[[DurableContext], Awaitable[T]],
     worker_id: str | None = None,
     lease_ms: int = LEASE_MS,
-    default_outcome: RunOutcome | None = None,
+    default_outcome: RunOutcome | Callable[[T], RunOutcome] | None = None,
     strikes_max: int = STRIKES_MAX_RUN,
 ) -> RunResult[T]:
     """Run `task` durably under `run_id`, or go on where an earlier attempt was cut off.
@@ -60,7 +60,8 @@ async def run_durable(
     Steps that are recorded replay; the rest executes. A failed or parked run is retried. A
     completed run calls `task` over its record and writes nothing. A run that is live in this
     process is joined: the caller gets the result of the first call. Cancelling the call gives the
-    lease back and leaves the run to be continued.
+    lease back and leaves the run to be continued. `default_outcome` is recorded with a run that
+    completes; a function makes it of the task's result, and fails the run if it raises.
 
     Raises what the task raises; LeaseHeldError (live in another process), RunInputMismatchError,
     RunStoppedError, RunParkedError (this call gave the run up: a divergence, or too many
@@ -70,7 +71,7 @@ async def run_durable(
     manifest_hash = identity.manifest_hash(manifest)
     check_length(lease_ms, name="lease_ms", least=1)
     # Refused now, not when the work is done.
-    outcome_text_of(default_outcome)
+    outcome_text_of(default_outcome if isinstance(default_outcome, RunOutcome) else None)
     claiming = Claiming(
         store,
         run_id,

@@ -1,0 +1,1 @@
+"""Agent tasks: readiness, the control loop, and the task that joins the two."""

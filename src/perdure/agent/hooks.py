@@ -1,0 +1,71 @@
+"""What a control loop is made with: its hooks, its options, and the gate before its decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from perdure.agent.adapter import ControlContext
+from perdure.agent.evals import ControlEvalResult
+from perdure.agent.steps import ControlStep, ControlStopPolicies
+from perdure.core.records import Effect, JsonValue, Retry
+
+
+class Gate(Protocol):
+    """What stands before the decisions of a loop, and may keep it from passing."""
+
+    @property
+    def is_blocked(self) -> bool: ...
+
+    def evals(self) -> Sequence[ControlEvalResult]:
+        """Return the evals that come before those of the hooks."""
+        ...
+
+    async def acted(self, action: JsonValue, result: JsonValue, context: ControlContext) -> None:
+        """Take notice of what an action came to."""
+        ...
+
+
+class OpenGate:
+    """The gate of a loop that nothing keeps."""
+
+    is_blocked = False
+
+    def evals(self) -> Sequence[ControlEvalResult]:
+        return ()
+
+    async def acted(self, action: JsonValue, result: JsonValue, context: ControlContext) -> None:
+        """Nothing depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlHooks:
+    """What a loop calls; each hook is plain or async."""
+
+    observe: Callable[[ControlContext], Any]
+    validate: Callable[[ControlContext], Any]
+    decide: Callable[[ControlContext], Any]
+    act: Callable[[JsonValue, ControlContext], Any]
+    should_stop: Callable[[ControlContext], Any] | None = None
+    get_action_cost_usd: Callable[[JsonValue, JsonValue, ControlContext], Any] | None = None
+    on_step: Callable[[ControlStep], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ControlOptions:
+    """How a loop goes on and stops.
+
+    `action_failure`: whether a failed action ends the loop. In a durable run `decide_retry` holds
+    for decisions within one attempt, and `action_effect` is what may happen to an action that a
+    crash cut off (see `DurableContext.step`).
+    """
+
+    stop_policies: ControlStopPolicies = field(default_factory=ControlStopPolicies)
+    action_failure: Literal["continue", "stop"] = "continue"
+    on_step: Callable[[ControlStep], Any] | None = None
+    decide_retry: Retry | None = None
+    action_effect: Effect = "idempotent"
+    project_id: str = "agent"
+    scenario_id: str | None = None
+    variant_id: str | None = None

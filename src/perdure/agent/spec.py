@@ -1,0 +1,52 @@
+"""The specification of a task: checked, its requirements read, and made the manifest of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from perdure.agent.knowledge import KnowledgeRequirement
+from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest
+from perdure.core.wire import from_wire, to_wire
+from perdure.errors import UsageError
+
+
+def check_task(task: AgentTaskSpec) -> None:
+    """Raise UsageError for a task without an id or intent."""
+    for name, value in (("task.id", task.id), ("task.intent", task.intent)):
+        if not value:
+            raise UsageError(f"{name} must not be empty")
+
+
+def requirements_of(task: AgentTaskSpec) -> tuple[KnowledgeRequirement, ...]:
+    """Return what the task needs to know; a requirement may be given in wire form.
+
+    Raises UsageError for what is neither, and for an id that appears twice.
+    """
+    found: dict[str, KnowledgeRequirement] = {}
+    for each in task.required_knowledge:
+        requirement = _requirement(each)
+        if requirement.id in found:
+            raise UsageError(f"task.required_knowledge has the id {requirement.id!r:.60} twice")
+        found[requirement.id] = requirement
+    return tuple(found.values())
+
+
+def _requirement(value: object) -> KnowledgeRequirement:
+    if isinstance(value, KnowledgeRequirement):
+        return value
+    if not isinstance(value, Mapping):
+        raise UsageError(f"task.required_knowledge has {value!r:.60}, which is no requirement")
+    return from_wire(KnowledgeRequirement, dict(cast("Mapping[str, JsonValue]", value)))
+
+
+def manifest_of(task: AgentTaskSpec, *, project_id: str, scenario_id: str | None) -> RunManifest:
+    """Return the manifest of the durable run of `task`; it recognises the task and its inputs."""
+    inputs = dict(task.inputs or {})
+    needed = [to_wire(each) for each in requirements_of(task)]
+    return RunManifest(
+        project_id=project_id,
+        task=task._replace(required_knowledge=needed),
+        input=inputs,
+        scenario_id=scenario_id or task.id,
+    )

@@ -1,0 +1,179 @@
+"""The records of the control loop: its budget, decisions, steps, errors and result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, cast
+
+from perdure.agent.evals import ControlEvalResult
+from perdure.core.records import JsonValue
+from perdure.core.wire import WIRE, camel
+from perdure.errors import UsageError
+
+MAX_STEPS: Final = 8
+MAX_WALL_MS: Final = 300_000
+
+Phase = Literal["observe", "validate", "decide", "act", "stop-policy", "on-step", "trace"]
+StoppedBy = Literal["policy", "stop-policy", "budget", "abort", "runtime-error"]
+StopCause = Literal[
+    "decided",
+    "judged",
+    "no_progress",
+    "repeated_action",
+    "steps",
+    "cost",
+    "wall_time",
+    "cancelled",
+    "error",
+    "knowledge",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlBudget:
+    """What a loop may use up. `max_wall_ms` is time at work: waiting for a human is none."""
+
+    max_steps: int = MAX_STEPS
+    max_wall_ms: float = MAX_WALL_MS
+    max_cost_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.max_steps) is not int or self.max_steps < 1:
+            raise UsageError(f"max_steps must be an int from 1, not {self.max_steps!r:.40}")
+        if not (_is_number(self.max_wall_ms) and self.max_wall_ms > 0):
+            raise UsageError(f"max_wall_ms must be a number above 0, not {self.max_wall_ms!r:.40}")
+        cost = self.max_cost_usd
+        if cost is not None and not (_is_number(cost) and cost >= 0):
+            raise UsageError(f"max_cost_usd must be a number from 0, not {cost!r:.40}")
+
+
+def budget_of(partial: Mapping[str, JsonValue] | None) -> ControlBudget:
+    """Return the budget that `partial` makes of the defaults; names as here or on the wire.
+
+    Raises UsageError for an unknown name and for what is out of range.
+    """
+    names = {name: name for name in ("max_steps", "max_wall_ms", "max_cost_usd")}
+    names.update({camel(name): name for name in names})
+    given: dict[str, JsonValue] = {}
+    for name, value in (partial or {}).items():
+        if name not in names:
+            raise UsageError(f"budget has no {name!r:.40}; it has {', '.join(names)}")
+        if value is not None:
+            given[names[name]] = value
+    return ControlBudget(**given)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(cast("float", value))
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """Go on with `action`: plain JSON where the task is durable, anything elsewhere."""
+
+    action: JsonValue
+    reason: str | None = None
+    type: Literal["continue"] = "continue"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop here; without `passed` the task has not passed."""
+
+    reason: str
+    passed: bool | None = field(default=None, metadata={WIRE: "pass"})
+    score: float | None = None
+    type: Literal["stop"] = "stop"
+
+
+ControlDecision = Continue | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class StopDecision:
+    """What a stop policy says of a state."""
+
+    stop: bool
+    passed: bool = field(default=False, metadata={WIRE: "pass"})
+    reason: str = ""
+    score: float | None = None
+    failure_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ControlActionOutcome:
+    """What an action came to. `cost_usd` is None if nothing is known of its cost."""
+
+    ok: bool
+    result: JsonValue = None
+    error: str | None = None
+    cost_usd: float | None = None
+    duration_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRuntimeError:
+    """A failure of somebody's code that the loop met; `step_index` is the step it was in."""
+
+    phase: Phase
+    step_index: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControlStep:
+    """One step of a loop. A step whose action broke the loop off has its states as last known."""
+
+    index: int
+    decision: ControlDecision
+    before_state: JsonValue
+    after_state: JsonValue
+    evals_before: tuple[ControlEvalResult, ...]
+    evals_after: tuple[ControlEvalResult, ...]
+    action_outcome: ControlActionOutcome | None
+    started_at: str
+    ended_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRunResult:
+    """How a loop ended. `stopped_by` is the coarse word for `stop_cause`.
+
+    `blocked`: it stopped because of what the task does not know. `run_id` is that of the durable
+    run. `wall_ms` is time at work. The last known state and evals are kept after a failure.
+    """
+
+    intent: str
+    passed: bool = field(metadata={WIRE: "pass"})
+    completed: bool
+    reason: str
+    stopped_by: StoppedBy
+    stop_cause: StopCause
+    blocked: bool = False
+    score: float | None = None
+    steps: tuple[ControlStep, ...] = ()
+    final_state: JsonValue = None
+    final_evals: tuple[ControlEvalResult, ...] = ()
+    wall_ms: float = 0.0
+    spent_cost_usd: float = 0.0
+    run_id: str | None = None
+    failure_class: str | None = None
+    runtime_errors: tuple[ControlRuntimeError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ControlStopPolicies:
+    """When a loop that gets nowhere stops. None: such steps are not counted.
+
+    A step makes no progress if the fingerprint of the state stays as it was and the mean score
+    moved by less than `min_score_delta`. The same action is selected again if its fingerprint
+    is the same. A fingerprint is by default the value's canonical text.
+    """
+
+    max_no_progress_steps: int | None = None
+    max_repeated_actions: int | None = None
+    min_score_delta: float = 0.001
+    state_fingerprint: Callable[[JsonValue], str] | None = None
+    action_fingerprint: Callable[[JsonValue], str] | None = None

@@ -1,0 +1,332 @@
+"""run_agent_task: one task, gated by what it knows, done by an adapter, told to a sink."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, fields
+from typing import Any, Final, cast
+
+from perdure.agent.adapter import (
+    AgentAdapter,
+    AgentKnowledgeProvider,
+    AgentTaskContext,
+    ControlContext,
+    KnowledgeHooks,
+    optional_method,
+    resolve,
+)
+from perdure.agent.calls import Calls, CutShort
+from perdure.agent.cancel import CancelSignal
+from perdure.agent.control import run_agent_control_loop
+from perdure.agent.evals import ControlEvalResult
+from perdure.agent.events import (
+    AgentRuntimeEvent,
+    AgentRuntimeEventSink,
+    AgentTaskStatus,
+    ControlEnd,
+    ControlStart,
+    ControlStepped,
+    TaskEnd,
+    TaskStart,
+)
+from perdure.agent.hooks import ControlHooks, ControlOptions
+from perdure.agent.knowledge import (
+    Answer,
+    DataAcquisitionPlan,
+    KnowledgeReadinessDecision,
+    KnowledgeReadinessReport,
+    UserQuestion,
+)
+from perdure.agent.preflight import Preflight, ReadinessPolicy
+from perdure.agent.spec import check_task, manifest_of, requirements_of
+from perdure.agent.steps import ControlRunResult, ControlStep, Stop, budget_of
+from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
+from perdure.durable.context import DurableContext
+from perdure.durable.runner import run_durable
+from perdure.errors import DurableRunError, StepFailedError, StoreError
+from perdure.store.protocol import RunStore
+
+logger = logging.getLogger("perdure.agent")
+
+BLOCKED_PREFIX: Final = "knowledge readiness blocked: "
+"""How the reason of a blocked task begins; whether it is blocked says its status."""
+
+_LOOP_FIELDS: Final = tuple(field.name for field in fields(ControlContext))
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTaskRunResult:
+    """What an agent task came to.
+
+    `knowledge` is the report in force at the end, `decision` what the task's policy makes of it.
+    `questions` and `acquisition_plans` were asked and carried out, `open_questions` are those
+    that the report leaves. `sink_errors` are the failures of the event sink, which did not
+    disturb the task.
+    """
+
+    task: AgentTaskSpec
+    status: AgentTaskStatus
+    knowledge: KnowledgeReadinessReport
+    decision: KnowledgeReadinessDecision
+    control: ControlRunResult
+    questions: tuple[UserQuestion, ...] = ()
+    open_questions: tuple[UserQuestion, ...] = ()
+    acquisition_plans: tuple[DataAcquisitionPlan, ...] = ()
+    user_answers: dict[str, Answer] | None = None
+    acquired_evidence_ids: tuple[str, ...] = ()
+    run_records: tuple[JsonValue, ...] = ()
+    sink_errors: tuple[str, ...] = ()
+
+
+async def run_agent_task(
+    task: AgentTaskSpec,
+    adapter: AgentAdapter,
+    *,
+    knowledge: AgentKnowledgeProvider | None = None,
+    on_event: AgentRuntimeEventSink | None = None,
+    signal: CancelSignal | None = None,
+    readiness: ReadinessPolicy | None = None,
+    control: ControlOptions | None = None,
+    durable: tuple[RunStore, str] | DurableContext | None = None,
+) -> AgentTaskRunResult:
+    """Do `task` with `adapter`, once what it needs to know is known, and return how it ended.
+
+    With `durable=(store, run_id)` each call of the user's code is a step of that durable run:
+    called again after a crash, the task goes on where it was, and no recorded call is made a
+    second time; events are told again, from the first. Its outcome is recorded with the run. A
+    worker's handler gives its own context instead.
+
+    What the adapter raises becomes part of the result. What the provider raises, and
+    `project_run_records`, is raised after the last event; so is UsageError for a bad task,
+    budget or answer, and what `run_durable` raises. A failing sink is recorded in the result.
+    """
+    check_task(task)
+    requirements_of(task)
+    budget_of(task.budget)
+    options = control or ControlOptions()
+
+    async def work(context: DurableContext | None) -> AgentTaskRunResult:
+        work = _TaskRun(
+            task,
+            adapter,
+            preflight=Preflight(
+                task,
+                KnowledgeHooks.of(knowledge),
+                readiness or ReadinessPolicy(),
+                Calls(context, signal),
+            ),
+            on_event=on_event,
+            options=options,
+        )
+        return await work.run()
+
+    if not isinstance(durable, tuple):
+        return await work(durable)
+    store, run_id = durable
+    manifest = manifest_of(task, project_id=options.project_id, scenario_id=options.scenario_id)
+    done = await run_durable(
+        store, run_id=run_id, manifest=manifest, task=work, default_outcome=outcome_of
+    )
+    return done.result
+
+
+def outcome_of(result: AgentTaskRunResult) -> RunOutcome:
+    """Return what is recorded of a task with its durable run: pass, score and notes."""
+    return RunOutcome(
+        passed=result.status == "completed",
+        score=result.control.score,
+        notes=f"{result.status}: {result.control.reason}",
+    )
+
+
+class _TaskRun:
+    """One run of a task: the gate of its loop, and the sender of its events."""
+
+    def __init__(
+        self,
+        task: AgentTaskSpec,
+        adapter: AgentAdapter,
+        *,
+        preflight: Preflight,
+        on_event: AgentRuntimeEventSink | None,
+        options: ControlOptions,
+    ) -> None:
+        self._task = task
+        self._adapter = adapter
+        self._preflight = preflight
+        self._on_event = on_event
+        self._options = options
+        self._sink_errors: list[str] = []
+
+    async def run(self) -> AgentTaskRunResult:
+        """Run to the last event, whatever happens before it."""
+        await self._emit(TaskStart(self._task))
+        try:
+            control = await self._control()
+            records = await self._run_records(control)
+        except Exception as error:
+            if not _goes_on(error):
+                reason = str(error) or type(error).__qualname__
+                await self._emit(TaskEnd(self._task, "failed", reason))
+            raise
+        status = status_of(control)
+        await self._emit(TaskEnd(self._task, status, control.reason))
+        return self._result(status, control, records)
+
+    async def _control(self) -> ControlRunResult:
+        preflight, budget = self._preflight, budget_of(self._task.budget)
+        try:
+            await self._emit_all(preflight.run())
+        except CutShort:
+            preflight.settle_for_requirements()
+            return _cancelled_early(self._task)
+        await self._emit(ControlStart(self._task, preflight.report))
+        control = await run_agent_control_loop(
+            self._task.intent,
+            self._hooks(),
+            budget=budget,
+            options=self._options,
+            calls=preflight.calls,
+            gate=self,
+        )
+        await self._emit(ControlEnd(self._task, control))
+        return control
+
+    # The hooks of the loop.
+
+    def _hooks(self) -> ControlHooks:
+        adapter = self._adapter
+        should_stop = optional_method(adapter, "should_stop")
+        cost_of = optional_method(adapter, "get_action_cost_usd")
+        return ControlHooks(
+            observe=lambda context: adapter.observe(self._context(context)),
+            validate=lambda context: adapter.validate(self._context(context)),
+            decide=self._decide,
+            act=lambda action, context: adapter.act(action, self._context(context)),
+            should_stop=should_stop and (lambda context: should_stop(self._context(context))),
+            get_action_cost_usd=cost_of
+            and (lambda action, result, context: cost_of(action, result, self._context(context))),
+            on_step=self._stepped,
+        )
+
+    async def _decide(self, context: ControlContext) -> Any:
+        """Ask the adapter; while the gate is shut, only what it does about that."""
+        own = self._context(context)
+        if not self.is_blocked:
+            return await resolve(self._adapter.decide(own))
+        ask = optional_method(self._adapter, "on_knowledge_blocked")
+        if ask is not None:
+            preflight = self._preflight
+            return await resolve(ask(own, preflight.open_questions, preflight.open_plans))
+        report = self._preflight.report
+        reason = f"{BLOCKED_PREFIX}{self._preflight.decision.reason}"
+        return Stop(reason, passed=False, score=report.readiness_score)
+
+    async def _stepped(self, step: ControlStep) -> None:
+        await self._emit(ControlStepped(self._task, step))
+
+    def _context(self, context: ControlContext) -> AgentTaskContext:
+        stand = {name: getattr(context, name) for name in _LOOP_FIELDS}
+        return AgentTaskContext(**stand, task=self._task, knowledge=self._preflight.report)
+
+    # The gate of the loop.
+
+    @property
+    def is_blocked(self) -> bool:
+        return self._preflight.is_blocked
+
+    def evals(self) -> Sequence[ControlEvalResult]:
+        return (self._preflight.readiness_eval(),)
+
+    async def acted(self, action: JsonValue, result: JsonValue, context: ControlContext) -> None:
+        """Look at readiness again if the action has found evidence."""
+        ask = optional_method(self._adapter, "get_evidence_ids")
+        if ask is not None:
+            found = await resolve(ask(action, result, self._context(context)))
+            await self._emit_all(self._preflight.add_evidence(tuple(found or ())))
+
+    # Telling.
+
+    async def _emit_all(self, events: AsyncGenerator[AgentRuntimeEvent, None]) -> None:
+        async with aclosing(events):
+            async for event in events:
+                await self._emit(event)
+
+    async def _emit(self, event: AgentRuntimeEvent) -> None:
+        if self._on_event is None:
+            return
+        try:
+            await resolve(self._on_event(event))
+        except Exception as error:
+            logger.warning("the sink of a task failed at %s: %s", event.type, error)
+            message = str(error) or type(error).__qualname__
+            self._sink_errors.append(f"{event.type}: {message}")
+
+    async def _run_records(self, control: ControlRunResult) -> tuple[JsonValue, ...]:
+        project = optional_method(self._adapter, "project_run_records")
+        if project is None:
+            return ()
+        scenario_id = self._options.scenario_id or self._task.id
+        records: Sequence[JsonValue] = await resolve(project(control, self._task)) or ()
+        return tuple(_with_scenario(record, scenario_id) for record in records)
+
+    def _result(
+        self,
+        status: AgentTaskStatus,
+        control: ControlRunResult,
+        records: tuple[JsonValue, ...],
+    ) -> AgentTaskRunResult:
+        preflight = self._preflight
+        return AgentTaskRunResult(
+            task=self._task,
+            status=status,
+            knowledge=preflight.report,
+            decision=preflight.decision,
+            control=control,
+            questions=preflight.questions,
+            open_questions=preflight.open_questions,
+            acquisition_plans=preflight.acquisition_plans,
+            user_answers=preflight.user_answers,
+            acquired_evidence_ids=preflight.acquired_evidence_ids,
+            run_records=records,
+            sink_errors=tuple(self._sink_errors),
+        )
+
+
+def _goes_on(error: Exception) -> bool:
+    """Return whether `error` ends only this attempt at a durable task, not the task."""
+    if isinstance(error, StepFailedError):
+        return False
+    return isinstance(error, DurableRunError | StoreError)
+
+
+def status_of(control: ControlRunResult) -> AgentTaskStatus:
+    """Return the status of a task whose loop ended so."""
+    if control.stop_cause == "cancelled":
+        return "aborted"
+    if control.blocked:
+        return "blocked"
+    return "completed" if control.passed else "failed"
+
+
+def _cancelled_early(task: AgentTaskSpec) -> ControlRunResult:
+    return ControlRunResult(
+        intent=task.intent,
+        passed=False,
+        completed=False,
+        reason="the task was cancelled",
+        stopped_by="abort",
+        stop_cause="cancelled",
+        failure_class="cancelled",
+    )
+
+
+def _with_scenario(record: object, scenario_id: str) -> JsonValue:
+    if not isinstance(record, dict):
+        return record
+    fields_of_record = cast("dict[str, JsonValue]", record)
+    if fields_of_record.get("scenario_id") is not None:
+        return fields_of_record
+    return {**fields_of_record, "scenario_id": scenario_id}

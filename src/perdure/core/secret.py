@@ -1,0 +1,53 @@
+"""Secret: a text that shows itself only to who asks for it by name."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Final, NoReturn
+
+REDACTED: Final = "[redacted]"
+"""What stands where something was left out."""
+
+
+class Secret:
+    """A text that no log line, message or record shows by accident.
+
+    `repr`, `str` and every format give `[redacted]`; as JSON it is refused where values are
+    stored, and redacted where records become JSON (`core/wire.py`); it cannot be pickled.
+    `reveal()` returns the text. Two secrets are equal if their texts are.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text itself; hand it to nobody but who needs it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Secret({REDACTED!r})"
+
+    def __str__(self) -> str:
+        return REDACTED
+
+    def __format__(self, spec: str) -> str:
+        return format(REDACTED, spec)
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._data(), other._data())
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._text))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled; reveal it to who needs it")
+
+    def _data(self) -> bytes:
+        return self._text.encode("utf-8", "surrogatepass")

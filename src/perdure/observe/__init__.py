@@ -1,0 +1,1 @@
+"""Watching: what may leave the process about a run, and in which words."""

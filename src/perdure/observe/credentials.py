@@ -1,0 +1,66 @@
+"""The last pass over what leaves: texts that look like credentials are masked, wherever they are.
+
+It is a net under the table of `sanitize`, not a substitute for it: a credential of a shape that
+is not listed here, or one that two texts share between them, falls through.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, cast
+
+from perdure.core.records import JsonValue
+from perdure.core.secret import REDACTED
+
+SHAPES: Final[tuple[tuple[str, str], ...]] = (
+    ("private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)"),
+    ("bearer token", r"(?i:\b(?:bearer|basic) )[A-Za-z0-9._~+/=-]{12,}"),
+    ("JSON web token", r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"),
+    ("key of a model provider", r"\b(?:sk|pk|rk|xai|gsk)[-_][A-Za-z0-9_-]{16,}"),
+    ("key of Google", r"\bAIza[A-Za-z0-9_-]{30,}|\bya29\.[A-Za-z0-9_-]{20,}"),
+    ("key of AWS", r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b"),
+    ("token of GitHub", r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}"),
+    ("token of GitLab", r"\bglpat-[A-Za-z0-9_-]{16,}"),
+    ("token of Slack", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"),
+    ("token of npm, PyPI or Hugging Face", r"\b(?:npm_|pypi-|hf_)[A-Za-z0-9_-]{20,}"),
+    ("password in an address", r"(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"),
+    (
+        "named value",
+        r"(?i:(?<![a-z])(?:password|passwd|secret|token|api[_-]?key|authorization|credential)s?)"
+        r"[\"']?\s*[=:]\s*[\"']?(?!\[redacted\])[^\s\"',;&}]{6,}",
+    ),
+)
+"""What a credential looks like: its kind, and the pattern that finds it."""
+
+_ANY: Final = re.compile("|".join(f"(?:{pattern})" for _, pattern in SHAPES))
+_NAMES: Final = re.compile(
+    r"(?i:.*(?:password|passwd|secret|api[_-]?key|access[_-]?token|refresh[_-]?token"
+    r"|resume[_-]?token|private[_-]?key|authorization|cookie))"
+)
+
+
+def mask_text(text: str) -> str:
+    """Return `text` with every part that looks like a credential as `[redacted]`."""
+    return _ANY.sub(REDACTED, text)
+
+
+def mask_credentials(value: JsonValue) -> JsonValue:
+    """Return `value` with every text in it masked, keys of objects included.
+
+    A text under a key that names a credential, such as `password`, is masked whole.
+    """
+    if isinstance(value, str):
+        return mask_text(value)
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[str, JsonValue]", value)
+        return {mask_text(key): _mask_member(key, item) for key, item in entries.items()}
+    if isinstance(value, list | tuple):
+        return [mask_credentials(item) for item in cast("list[JsonValue]", value)]
+    return value
+
+
+def _mask_member(key: str, value: JsonValue) -> JsonValue:
+    if isinstance(value, str) and _NAMES.fullmatch(key):
+        return REDACTED
+    return mask_credentials(value)

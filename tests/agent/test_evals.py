@@ -1,0 +1,55 @@
+"""Evals tell of checks; several of them have one score."""
+
+from __future__ import annotations
+
+from perdure.agent.evals import (
+    are_harmless,
+    blocking_knowledge_eval,
+    mean_score,
+    objective_eval,
+    subjective_eval,
+)
+from perdure.agent.knowledge import KnowledgeRequirement
+from perdure.agent.readiness import score_knowledge_readiness
+
+
+def test_who_measured_is_told() -> None:
+    assert objective_eval("a", True).objective is True
+    assert subjective_eval("a", False, detail="dull").objective is False
+
+
+def test_a_report_becomes_an_eval_that_names_what_blocks() -> None:
+    gaps = [KnowledgeRequirement(name, name, fallback_policy="block") for name in "xy"]
+    result = blocking_knowledge_eval(score_knowledge_readiness("t", gaps))
+    assert (result.id, result.passed, result.severity) == ("knowledge-ready", False, "critical")
+    assert result.evidence == "x, y"
+    assert result.objective is True
+    assert result.metadata is not None
+    assert result.metadata["knowledgeReadiness"]["taskId"] == "t"
+
+
+def test_a_ready_report_is_an_eval_that_passed() -> None:
+    result = blocking_knowledge_eval(score_knowledge_readiness("t", []), id="mine")
+    assert (result.id, result.passed, result.severity) == ("mine", True, "info")
+    assert result.evidence is None
+
+
+def test_a_score_below_the_minimum_fails_without_blocking() -> None:
+    short = KnowledgeRequirement("x", "x", current_confidence=0.5, fallback_policy="use_default")
+    report = score_knowledge_readiness("t", [short])
+    assert not blocking_knowledge_eval(report, minimum_score=0.8).passed
+    assert blocking_knowledge_eval(report, minimum_score=0.6).passed
+
+
+def test_the_score_of_several_is_their_mean_rounded_half_up() -> None:
+    assert mean_score([]) is None
+    assert mean_score([objective_eval("a", True)]) is None
+    assert mean_score([objective_eval("a", True, score=0.0005)]) == 0.001
+    scores = [objective_eval("a", True, score=score) for score in (1, 0, 0)]
+    assert mean_score([*scores, objective_eval("b", True)]) == 0.333
+
+
+def test_only_errors_do_harm() -> None:
+    assert are_harmless([objective_eval("a", False), objective_eval("b", False, severity="info")])
+    assert not are_harmless([objective_eval("a", False, severity="error")])
+    assert are_harmless([objective_eval("a", True, severity="critical")])

@@ -1,0 +1,189 @@
+"""What a task knows is scored against what it needs, and decides whether it may go on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from perdure.agent.gaps import user_questions_for_knowledge_gaps
+from perdure.agent.knowledge import KnowledgeReadinessReport, KnowledgeRequirement
+from perdure.agent.readiness import Known, decide_knowledge_readiness, score_knowledge_readiness
+from perdure.core.wire import from_wire, to_wire
+from perdure.errors import UsageError
+
+NOW_MS = 1_800_000_000_000
+PAST = "2020-01-01T00:00:00.000Z"
+
+
+class Vector(NamedTuple):
+    requirements: list[KnowledgeRequirement]
+    score: float
+    blocking: list[str]
+    severity: str
+    action: str
+    status: str
+
+
+A = KnowledgeRequirement(
+    "A",
+    "where the code is",
+    importance="blocking",
+    acquisition_mode="inspect_repo",
+    fallback_policy="block",
+    confidence_needed=0.8,
+    current_confidence=0.4,
+)
+B = KnowledgeRequirement(
+    "B", "taste", importance="low", confidence_needed=0.5, current_confidence=0.5
+)
+C = KnowledgeRequirement(
+    "C",
+    "the market",
+    acquisition_mode="search_web",
+    fallback_policy="continue_with_caveat",
+    sensitivity="public",
+    confidence_needed=0.8,
+    current_confidence=0.2,
+)
+D = KnowledgeRequirement(
+    "D",
+    "the history",
+    importance="high",
+    acquisition_mode="infer_low_confidence",
+    fallback_policy="use_default",
+    confidence_needed=0.9,
+    current_confidence=0.72,
+)
+E = KnowledgeRequirement(
+    "E", "the key", importance="low", sensitivity="secret", confidence_needed=0.5
+)
+F = KnowledgeRequirement(
+    "F",
+    "the weather",
+    importance="low",
+    acquisition_mode="search_web",
+    fallback_policy="continue_with_caveat",
+    sensitivity="public",
+    confidence_needed=0,
+    valid_until=PAST,
+)
+G = KnowledgeRequirement(
+    "G",
+    "the weather",
+    importance="low",
+    acquisition_mode="query_connector",
+    fallback_policy="continue_with_caveat",
+    sensitivity="public",
+    confidence_needed=0,
+    valid_until="soon",
+)
+
+VECTORS = {
+    "nothing is needed": Vector([], 1, [], "info", "run_agent", "ready"),
+    "a blocking gap": Vector([A, B], 0.5556, ["A"], "critical", "inspect_repo", "blocked"),
+    "a short score": Vector([C], 0.25, [], "info", "collect_web_data", "caveat"),
+    "a high gap": Vector([D], 0.8, [], "warning", "build_domain_wiki", "ready"),
+    "a secret": Vector([E], 0, ["E"], "critical", "ask_user", "blocked"),
+    "stale": Vector([F], 0, [], "info", "collect_web_data", "caveat"),
+    "no moment": Vector([G], 0, [], "info", "query_connectors", "caveat"),
+}
+
+
+def scored(*requirements: KnowledgeRequirement) -> KnowledgeReadinessReport:
+    return score_knowledge_readiness("task", requirements, now_ms=NOW_MS)
+
+
+@pytest.mark.parametrize("vector", VECTORS.values(), ids=list(VECTORS))
+def test_the_vectors_of_the_contract_hold(vector: Vector) -> None:
+    report = scored(*vector.requirements)
+    decision = decide_knowledge_readiness(report)
+    assert round(report.readiness_score, 4) == vector.score
+    assert [each.id for each in report.blocking_missing_requirements] == vector.blocking
+    assert report.severity == vector.severity
+    assert report.recommended_action == vector.action
+    assert decision.status == vector.status
+    assert decision.passed == (vector.status == "ready")
+    assert list(decision.blocking_gap_ids) == vector.blocking
+
+
+def test_a_secret_is_asked_for_as_a_credential() -> None:
+    questions = user_questions_for_knowledge_gaps(scored(E).blocking_missing_requirements)
+    assert [question.answer_type for question in questions] == ["credential"]
+
+
+def test_confidences_are_clamped_and_what_is_no_number_counts_as_zero() -> None:
+    odd = KnowledgeRequirement(
+        "x", "x", confidence_needed=float("nan"), current_confidence=-3, evidence_ids=("e", "e")
+    )
+    requirement = scored(odd).bundle.requirements[0]
+    assert (requirement.confidence_needed, requirement.current_confidence) == (0, 0)
+    assert requirement.evidence_ids == ("e",)
+
+
+def test_knowledge_is_stale_from_the_moment_on() -> None:
+    until = "2027-01-15T08:00:00.000Z"
+    fresh = KnowledgeRequirement("x", "x", current_confidence=1, valid_until=until)
+    assert scored(fresh).readiness_score == 0  # NOW_MS is that very moment.
+    before = score_knowledge_readiness("task", [fresh], now_ms=NOW_MS - 1)
+    assert before.readiness_score == 1
+
+
+def test_a_moment_without_a_zone_is_utc() -> None:
+    fresh = KnowledgeRequirement("x", "x", current_confidence=1, valid_until="2027-01-15T08:00:01")
+    assert scored(fresh).readiness_score == 1
+
+
+@pytest.mark.parametrize(
+    ("modes", "action"),
+    [
+        (("query_connector", "search_web"), "query_connectors"),
+        (("run_command", "search_web"), "inspect_repo"),
+        (("not_available", "search_web"), "collect_web_data"),
+        (("not_available", "infer_low_confidence"), "abort_or_rescope"),
+        (("infer_low_confidence",), "continue_with_caveat"),
+    ],
+)
+def test_the_first_way_that_closes_a_gap_is_recommended(
+    modes: tuple[str, ...], action: str
+) -> None:
+    gaps = [
+        from_wire(
+            KnowledgeRequirement,
+            {
+                "id": mode,
+                "description": mode,
+                "acquisitionMode": mode,
+                "fallbackPolicy": "use_default",
+            },
+        )
+        for mode in modes
+    ]
+    assert scored(*gaps).recommended_action == action
+
+
+def test_the_bundle_has_the_evidence_of_the_call_first_and_each_once() -> None:
+    requirement = KnowledgeRequirement("x", "x", evidence_ids=("b", "c"))
+    known = Known(evidence_ids=("a", "b"), claim_ids=("k",), metadata={"m": 1})
+    report = score_knowledge_readiness("task", [requirement], known=known, now_ms=NOW_MS)
+    assert report.bundle.evidence_ids == ("a", "b", "c")
+    assert report.bundle.claim_ids == ("k",)
+    assert report.bundle.metadata == {"m": 1}
+
+
+def test_the_reason_of_a_caveat_names_both_numbers() -> None:
+    decision = decide_knowledge_readiness(scored(C), minimum_score=0.5)
+    assert "0.250" in decision.reason
+    assert "0.500" in decision.reason
+    assert decision.non_blocking_gap_ids == ("C",)
+
+
+@pytest.mark.parametrize("minimum", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_minimum_outside_0_to_1_is_refused(minimum: float) -> None:
+    with pytest.raises(UsageError, match="minimum_score"):
+        decide_knowledge_readiness(scored(), minimum_score=minimum)
+
+
+def test_a_report_comes_back_from_its_wire_form() -> None:
+    report = scored(A, B, C, D, E, F, G)
+    assert from_wire(KnowledgeReadinessReport, to_wire(report)) == report

@@ -1,0 +1,190 @@
+"""A durable task goes on after a crash and makes no recorded call a second time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from perdure.agent.adapter import AgentTaskContext
+from perdure.agent.cancel import CancelSignal
+from perdure.agent.hooks import ControlOptions
+from perdure.agent.knowledge import KnowledgeRequirement
+from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.steps import ControlDecision
+from perdure.agent.task import AgentTaskRunResult, run_agent_task
+from perdure.core.records import AgentTaskSpec, JsonValue, Retry
+from perdure.core.secret import Secret
+from perdure.durable.runner import emit_event
+from perdure.durable.steps import current_step
+from perdure.store.memory import MemoryStore
+from perdure.store.memorydata import MemoryData
+from perdure.store.protocol import RunStore
+from perdure.testing.replaying import check_replay
+from tests.agent.robots import Climber, Librarian, Sink
+
+COLOUR = KnowledgeRequirement("colour", "the colour of the ladder", fallback_policy="block")
+KEY = KnowledgeRequirement("key", "the key of the shed", sensitivity="secret")
+TASK = AgentTaskSpec("climb", "Climb the ladder", required_knowledge=[COLOUR, KEY])
+
+
+@pytest.fixture
+def store() -> RunStore:
+    return MemoryStore(MemoryData())
+
+
+def shape(result: AgentTaskRunResult) -> tuple[Any, ...]:
+    control = result.control
+    return (
+        result.status,
+        control.passed,
+        control.score,
+        control.run_id,
+        [(step.index, step.decision, step.after_state) for step in control.steps],
+        result.user_answers,
+        result.knowledge.bundle.user_answers,
+    )
+
+
+async def test_a_replay_of_a_done_task_calls_nobody(store: RunStore) -> None:
+    first, librarian = Climber(), Librarian("open sesame")
+    done = await run_agent_task(TASK, first, knowledge=librarian, durable=(store, "run"))
+    second, other, sink = Climber(), Librarian("something else"), Sink()
+    again = await run_agent_task(
+        TASK, second, knowledge=other, on_event=sink, durable=(store, "run")
+    )
+    assert shape(again) == shape(done)
+    assert not second.executed
+    assert not other.executed
+    assert sink.types[0] == "task_start"
+    assert sink.types[-1] == "task_end"
+    assert again.user_answers == {
+        "question_colour": "open sesame",
+        "question_key": Secret("open sesame"),
+    }
+    assert again.control.wall_ms == done.control.wall_ms
+
+
+async def test_the_steps_say_what_was_called(store: RunStore) -> None:
+    await run_agent_task(TASK, Climber(aim=1), knowledge=Librarian("x"), durable=(store, "run"))
+    steps = [(step.intent, step.kind) for step in await store.read_steps("run")]
+    assert steps == [
+        ("readiness", "readiness"),
+        ("questions", "logic"),
+        ("acquisition", "tool"),
+        ("observe:0", "logic"),
+        ("validate:0", "logic"),
+        ("decide:0", "llm"),
+        ("act:0", "tool"),
+        ("observe:1", "logic"),
+        ("validate:1", "logic"),
+    ]
+
+
+async def test_answers_may_come_from_outside_by_an_event(store: RunStore) -> None:
+    policy = ReadinessPolicy(answers_event="answers")
+    sink = Sink()
+    work = asyncio.ensure_future(
+        run_agent_task(TASK, Climber(), on_event=sink, readiness=policy, durable=(store, "run"))
+    )
+    while True:
+        run = await store.read_run("run")
+        if run is not None and run.state == "waiting":
+            break
+        await asyncio.sleep(0.002)
+    assert run.lease_holder_id is None
+    answers = {"question_colour": "red", "question_key": "sesame", "question_stray": "?"}
+    await emit_event(store, "run", "answers", answers)
+    result = await work
+    assert result.status == "completed"
+    assert result.user_answers == {"question_colour": "red", "question_key": Secret("sesame")}
+    assert "questions_end" in sink.types
+
+
+async def test_a_task_whose_questions_nobody_answers_in_time_is_blocked(store: RunStore) -> None:
+    policy = ReadinessPolicy(answers_event="answers", answers_timeout_ms=5)
+    result = await run_agent_task(TASK, Climber(), readiness=policy, durable=(store, "run"))
+    assert (result.status, result.user_answers) == ("blocked", {})
+    run = await store.read_run("run")
+    assert run is not None
+    assert run.outcome is not None
+    assert (run.state, run.outcome.passed) == ("completed", False)
+    assert (run.outcome.notes or "").startswith("blocked: ")
+
+
+async def test_a_cancelled_task_stays_cancelled(store: RunStore) -> None:
+    signal = CancelSignal()
+
+    class Bored(Climber):
+        async def act(self, action: JsonValue, context: AgentTaskContext) -> JsonValue:
+            signal.cancel("bored")
+            return await super().act(action, context)
+
+    plain = TASK._replace(required_knowledge=())
+    done = await run_agent_task(plain, Bored(aim=5), signal=signal, durable=(store, "run"))
+    again = await run_agent_task(plain, Climber(aim=5), durable=(store, "run"))
+    assert done.status == "aborted"
+    assert shape(again) == shape(done)
+
+
+async def test_a_time_limit_that_cut_a_call_holds_in_a_replay(store: RunStore) -> None:
+    class Slow(Climber):
+        async def act(self, action: JsonValue, context: AgentTaskContext) -> JsonValue:
+            await asyncio.Event().wait()
+
+    task = TASK._replace(required_knowledge=(), budget={"max_wall_ms": 30})
+    done = await run_agent_task(task, Slow(), durable=(store, "run"))
+    again = await run_agent_task(task, Climber(), durable=(store, "run"))
+    assert done.control.stop_cause == "wall_time"
+    assert shape(again) == shape(done)
+
+
+async def test_a_failed_call_fails_again_in_a_replay_without_being_made(store: RunStore) -> None:
+    plain = TASK._replace(required_knowledge=())
+    broken = Climber(failing={"decide": "no line"})
+    done = await run_agent_task(plain, broken, durable=(store, "run"))
+    again = await run_agent_task(plain, Climber(), durable=(store, "run"))
+    assert done.status == "failed"
+    assert [error.message for error in done.control.runtime_errors] == ["no line"]
+    assert again.control.runtime_errors == done.control.runtime_errors
+
+
+async def test_a_decision_is_tried_again_as_often_as_it_may(store: RunStore) -> None:
+    class Shaky(Climber):
+        async def decide(self, context: AgentTaskContext) -> ControlDecision:
+            self.executed["tries"] += 1
+            if self.executed["tries"] == 1:
+                raise ConnectionError("busy")
+            return await super().decide(context)
+
+    options = ControlOptions(decide_retry=Retry(tries_max=2, backoff_ms=1))
+    shaky = Shaky(aim=1)
+    plain = TASK._replace(required_knowledge=())
+    result = await run_agent_task(plain, shaky, control=options, durable=(store, "run"))
+    assert (result.status, result.control.runtime_errors) == ("completed", ())
+
+
+async def test_an_action_knows_its_idempotency_key(store: RunStore) -> None:
+    keys: list[str] = []
+
+    class Keyed(Climber):
+        async def act(self, action: JsonValue, context: AgentTaskContext) -> JsonValue:
+            call = current_step()
+            assert call is not None
+            keys.append(call.idempotency_key)
+            return await super().act(action, context)
+
+    plain = TASK._replace(required_knowledge=())
+    await run_agent_task(plain, Keyed(aim=2), durable=(store, "run"))
+    assert len(set(keys)) == 2
+
+
+async def test_changed_code_is_checked_against_a_recorded_task(store: RunStore) -> None:
+    plain = TASK._replace(required_knowledge=())
+    await run_agent_task(plain, Climber(aim=1), durable=(store, "run"))
+
+    async def task(context: Any) -> str:
+        return (await run_agent_task(plain, Climber(aim=1), durable=context)).status
+
+    assert await check_replay(store, "run", task) == "completed"

@@ -1,0 +1,45 @@
+"""A secret shows itself only to who asks for it by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+
+import pytest
+
+from perdure.core.jsonvalue import encode_value
+from perdure.core.secret import Secret
+from perdure.core.wire import to_wire
+from perdure.errors import NotSerializableError
+
+HIDDEN = "correct horse battery staple"
+
+
+def test_no_form_of_it_shows_the_text(caplog: pytest.LogCaptureFixture) -> None:
+    secret = Secret(HIDDEN)
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("test").info("a raw event: %r", {"token": secret})
+    shown = [repr(secret), str(secret), f"{secret:>40}", f"{secret}", caplog.text]
+    shown.append(json.dumps(to_wire({"a": [secret]})))
+    assert not any(HIDDEN in text for text in shown)
+    assert to_wire({"a": [secret]}) == {"a": ["[redacted]"]}
+
+
+def test_it_is_revealed_on_request() -> None:
+    assert Secret(HIDDEN).reveal() == HIDDEN
+
+
+def test_it_is_not_stored_or_pickled_by_accident() -> None:
+    with pytest.raises(NotSerializableError):
+        encode_value(Secret(HIDDEN), name="value")
+    with pytest.raises(TypeError):
+        pickle.dumps(Secret(HIDDEN))
+
+
+def test_secrets_are_equal_if_their_texts_are() -> None:
+    assert Secret("a") == Secret("a")
+    assert Secret("a") != Secret("b")
+    assert Secret("a") != "a"
+    assert len({Secret("a"), Secret("a")}) == 1
+    assert not Secret("")

@@ -1,0 +1,66 @@
+"""Texts that look like credentials are masked wherever they stand; others pass untouched."""
+
+from __future__ import annotations
+
+import pytest
+
+from perdure.observe.credentials import mask_credentials, mask_text
+
+# Put together from pieces, so that no scanner takes this file for a leak.
+LOOKALIKES = [
+    "sk-" + "proj-Ab12Cd34Ef56Gh78Ij90",
+    "sk_" + "live_Ab12Cd34Ef56Gh78Ij90",
+    "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2",
+    "github_" + "pat_11AAAAAAA0abcdefghijkl",
+    "glpat-" + "a1B2c3D4e5F6g7H8i9J0",
+    "AKIA" + "IOSFODNN7EXAMPLE",
+    "AIza" + "SyA1234567890abcdefghijklmnopqrstuv",
+    "xoxb-" + "123456789012-abcdefABCDEF",
+    "eyJhbGciOi" + "JIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.SflKxwRJSMeKKF2QT4",
+    "Bearer " + "a1b2c3d4e5f6g7h8",
+    "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----",
+    "password=" + "hunter2hunter2",
+    '"api_key": "' + 'abcdef123456"',
+]
+
+
+@pytest.mark.parametrize("secret", LOOKALIKES)
+def test_what_looks_like_a_credential_is_masked(secret: str) -> None:
+    masked = mask_text(f"before {secret} after")
+    assert masked.startswith("before ")
+    assert "[redacted]" in masked
+    assert secret not in masked
+
+
+def test_a_password_in_an_address_is_masked_and_the_host_stays() -> None:
+    assert mask_text("postgres://me:pa55word@db:5432/x") == "postgres://[redacted]@db:5432/x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The task is done: 3 of 4 checks passed at 2026-05-10T00:00:00.000Z.",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "risk-assessment-of-the-second-quarter",
+        "see https://example.test/a?b=c#d",
+        "tokens: 1200 in, 30 out",
+    ],
+)
+def test_ordinary_text_passes_untouched(text: str) -> None:
+    assert mask_text(text) == text
+
+
+def test_masking_twice_changes_nothing_more() -> None:
+    once = mask_text(" ".join(LOOKALIKES))
+    assert mask_text(once) == once
+
+
+def test_values_are_masked_at_every_depth_and_under_telling_keys() -> None:
+    value = {"a": [{"b": LOOKALIKES[0]}], "password": "short", "n": 3, "client_secret": "x"}
+    assert mask_credentials(value) == {
+        "a": [{"b": "[redacted]"}],
+        "password": "[redacted]",
+        "n": 3,
+        "client_secret": "[redacted]",
+    }
