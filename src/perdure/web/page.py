@@ -15,6 +15,7 @@ FILES: Final = (
     "index.html",
     "app.js",
     "chats.js",
+    "lines.js",
     "markdown.js",
     "stream.js",
     "turn.js",
