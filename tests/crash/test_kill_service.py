@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import perdure
+from perdure.core.limits import LEASE_MS
 from tests.crash.service import ANSWER, TOKENS, Provider, Reader, service_on, turn_of
 
 LINES = len(TOKENS) + 2
@@ -29,17 +30,19 @@ async def was_answered(url: str) -> bool:
 
 
 async def kill_and_come_back(path: Path, scheme: str, *, lines: int, pause_ms: float) -> None:
-    """Kill the service some lines into a turn, start it again, and read the rest."""
+    """Kill the service some lines into a turn, start it again, and read the rest.
 
+    The lease is so long that a busy machine takes it from nobody, but from the dead at once.
+    """
     reader = Reader()
     async with Provider(token_ms=4) as provider:
-        async with service_on(path, provider, scheme=scheme) as service:
+        async with service_on(path, provider, scheme=scheme, lease_ms=LEASE_MS) as service:
             await reader.submit(service.origin, leave_behind=lines)
             await asyncio.sleep(pause_ms / 1_000)
             await service.kill()
         seen = reader.text
         answered = await was_answered(f"{scheme}:{path}")
-        async with service_on(path, provider, scheme=scheme) as service:
+        async with service_on(path, provider, scheme=scheme, lease_ms=LEASE_MS) as service:
             while reader.end is None:
                 await reader.follow(service.origin)
             turn = await turn_of(service.origin)
