@@ -166,6 +166,11 @@ _WANTED = (
     "coalesce((SELECT a.created_at FROM durable_runs a WHERE a.run_id = ?6), '9'), "
     "coalesce(?6, ''))"
 )
+_BEHIND = (
+    "(created_at, run_id) < ("
+    "coalesce((SELECT a.created_at FROM durable_runs a WHERE a.run_id = ?1), '9'), "
+    "coalesce(?1, ''))"
+)
 # Over and done with by ?1: nothing waits to follow, and the whole session is at rest.
 _OVER = (
     "status IN ('completed', 'failed') AND completed_at <= ?1 "
@@ -200,6 +205,7 @@ _PIECES: Final[Mapping[str, str]] = {
     "wanted": _WANTED.format("created_at"),
     # Not by the index of this column.
     "wanted_there": _WANTED.format("coalesce(created_at, '')"),
+    "behind": _BEHIND,
     "over": _OVER,
     "foreign": _FOREIGN,
     "owner": _OWNER,

@@ -594,6 +594,22 @@ FROM durable_runs
 WHERE tenant = ?1 AND session_id = ?3 AND {wanted_there}
 ORDER BY coalesce(created_at, '') DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
 
+-- find_tenant_runs --
+-- The same within one tenant.
+SELECT {run_columns}, {owner}, {now}
+FROM durable_runs
+WHERE tenant = ?1 AND {wanted}
+ORDER BY created_at DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
+
+-- skip_runs --
+-- From the index alone: the last of ?2 runs behind the run ?1.
+SELECT created_at, run_id FROM durable_runs WHERE {behind}
+ORDER BY created_at DESC, run_id DESC LIMIT 1 OFFSET CAST(?2 AS INTEGER)
+
+-- skip_tenant_runs --
+SELECT created_at, run_id FROM durable_runs WHERE tenant = ?3 AND {behind}
+ORDER BY created_at DESC, run_id DESC LIMIT 1 OFFSET CAST(?2 AS INTEGER)
+
 -- next_framed --
 -- Hops from run to run with frames, so those without cost nothing.
 WITH RECURSIVE framed (run_id, hops) AS (
