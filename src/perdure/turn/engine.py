@@ -104,7 +104,7 @@ class ChatTurnEngine:
         self._domain = domain
         self._replay: Replay = replay
         self._recover = recover
-        self._busy = _checked_busy(busy)
+        self._busy: Busy = _checked_busy(busy)
         self._hooks = hooks or ChatTurnHooks()
         self._outbox = Outbox(store, {name: self.deliver}, on_failure=self._look_in)
         self._settings = TurnSettings(
@@ -162,7 +162,7 @@ class ChatTurnEngine:
         RunNotFoundError (the session is somebody else's), StoreError.
         """
         self._start()
-        wish = Wish(retry, self._busy if busy is None else _checked_busy(busy))
+        wish = Wish(retry, _checked_busy(self._busy if busy is None else busy))
         store = self._store.for_tenant(check_identity(identity).tenant_id)
         asked = Asked(user_message, model, attachments)
         if regenerate:

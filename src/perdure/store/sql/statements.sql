@@ -491,13 +491,22 @@ WHERE tenant = ?1 AND (?2 IS NULL OR {state} = ?2)
 ORDER BY created_at, run_id LIMIT CAST(?4 AS INTEGER)
 
 -- list_session --
--- The turns of a chat, behind the place of ?8 (turn), ?9 (revision) and ?3.
+-- The turns of a chat, behind the place of ?7 (turn), ?8 (revision) and ?3.
 SELECT {run_columns}, {owner}, {now}, {answer}
 FROM durable_runs
 WHERE tenant = ?1 AND session_id = ?6 AND (?2 IS NULL OR {state} = ?2)
-  AND (?7 IS NULL OR turn_index = CAST(?7 AS INTEGER))
   AND (?3 IS NULL
-    OR (turn_index, revision, run_id) > (CAST(?8 AS INTEGER), CAST(?9 AS INTEGER), ?3))
+    OR (turn_index, revision, run_id) > (CAST(?7 AS INTEGER), CAST(?8 AS INTEGER), ?3))
+ORDER BY turn_index, revision, run_id LIMIT CAST(?4 AS INTEGER)
+
+-- list_turn --
+-- The same of the revisions of one turn, ?9, so that they are found among many.
+SELECT {run_columns}, {owner}, {now}, {answer}
+FROM durable_runs
+WHERE tenant = ?1 AND session_id = ?6 AND turn_index = CAST(?9 AS INTEGER)
+  AND (?2 IS NULL OR {state} = ?2)
+  AND (?3 IS NULL
+    OR (turn_index, revision, run_id) > (CAST(?7 AS INTEGER), CAST(?8 AS INTEGER), ?3))
 ORDER BY turn_index, revision, run_id LIMIT CAST(?4 AS INTEGER)
 
 -- list_foreign --
