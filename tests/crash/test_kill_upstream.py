@@ -62,8 +62,8 @@ async def kill_once(place: Place, port: str, moment: Moment) -> tuple[Reader, st
     """Kill a worker at that moment; return the reader, and the text at the kill."""
 
     async def worker() -> asyncio.subprocess.Process:
-        database, notes = str(place.database), str(place.folder / "notes")
-        process, _ = await started("tests.crash.upstream_process", database, notes, port)
+        notes = str(place.folder / "notes")
+        process, _ = await started("tests.crash.upstream_process", place.url, notes, port)
         return process
 
     reader = Reader()

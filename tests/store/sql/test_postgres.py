@@ -157,14 +157,30 @@ async def test_a_broken_connection_costs_one_answer_and_no_handle(
     assert step.result == "whole"
 
 
+async def test_a_cancel_of_all_that_a_handle_does_costs_no_handle(store: RunStore) -> None:
+    lease = await hold(store)
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("perdure-"):
+            task.cancel()
+    await store.write(lease, completed(0, "whole"))
+    assert (await store.read_steps("run"))[0].result == "whole"
+
+
 async def end_connections(url: str) -> None:
+    await execute(
+        url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
+    )
+
+
+async def execute(url: str, sql: str) -> list[tuple[object, ...]]:
+    """Run a statement past the store; `{}` stands for its schema."""
     base = url.partition("?")[0]
     connection = await psycopg.AsyncConnection.connect(base, autocommit=True)
     async with connection:
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
-        )
+        found = await connection.execute(sql.format(SCHEMA).encode())
+        return await found.fetchall() if found.description else []
 
 
 # Many at once.
@@ -257,13 +273,8 @@ async def test_behind_a_pooler_nothing_outlives_a_transaction(url: str) -> None:
     store = await open_store(f"{url}&pooled=1", migrate=True)
     lease = await hold(store)
     await store.write(lease, completed(0, "x"))
-    base = url.partition("?")[0]
-    connection = await psycopg.AsyncConnection.connect(base, autocommit=True)
-    async with connection:
-        found = await connection.execute(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-        )
-        assert await found.fetchone() == (0,)
+    counted = await execute(url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+    assert counted == [(0,)]
     assert (await store.read_details("run")).attempts[0].liveness is None
     await store.close()
 
@@ -272,9 +283,8 @@ async def test_behind_a_pooler_nothing_outlives_a_transaction(url: str) -> None:
 
 
 async def test_a_lease_is_taken_at_once_from_a_process_whose_connection_is_gone(
-    store: RunStore, url: str, monkeypatch: pytest.MonkeyPatch
+    store: RunStore, url: str
 ) -> None:
-    monkeypatch.setattr(liveness, "SETTLED_MS", 0)
     dead, database = await open_with_driver(url)
     await hold(dead)
     assert isinstance(database.liveness, PostgresLiveness)
@@ -303,5 +313,7 @@ async def test_after_a_start_of_the_server_the_living_get_time_to_come_back(
     await hold(dead)
     assert isinstance(database.liveness, PostgresLiveness)
     await database.liveness.lose()
+    before_the_start = "UPDATE {}.perdure_liveness SET taken_at = '-infinity'"
+    await execute(url, before_the_start)
     assert not await store.claim_due([HANDLER], worker_id="bob", lease_ms=LEASE_MS, limit=1)
     await dead.close()
