@@ -27,7 +27,7 @@ _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _ROW = re.compile(r"^\| \[([^\]]+)\]\(([^)]+)\) \|", re.MULTILINE)
 _WORDS = [
-    (re.compile(r"^```(\w+) run$", re.MULTILINE), r"```\1"),
+    (re.compile(r"^```(\w+) (?:run|pytest)$", re.MULTILINE), r"```\1"),
     (re.compile(r"^```text output$", re.MULTILINE), '```text title="It prints"'),
 ]
 
