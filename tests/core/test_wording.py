@@ -17,6 +17,7 @@ RUN = RunRecord("r", "h", "p", "running", "running", NOW, NOW)
     [
         (RUN, "given back, waits for a worker"),
         (RUN._replace(lease_holder_id="w", lease_expires_at=LATER), None),
+        (RUN._replace(lease_holder_id="w", lease_expires_at=LATER, strikes=1), "1 crash"),
         (RUN._replace(lease_holder_id="w", lease_expires_at=LATER, strikes=2), "2 crashes"),
         (
             RUN._replace(lease_holder_id="w", lease_expires_at=NOW),

@@ -90,7 +90,9 @@ def note_of(run: RunRecord, now: str) -> str | None:
             return "given back, waits for a worker"
         if (run.lease_expires_at or "") <= now:
             return "its worker is gone, waits for another"
-        return f"{run.strikes} crashes" if run.strikes else None
+        if run.strikes:
+            return "1 crash" if run.strikes == 1 else f"{run.strikes} crashes"
+        return None
     if run.state in ("sleeping", "waiting"):
         what = f"for {run.wake_key}, " if run.wake_key is not None else ""
         until = "due now" if (run.wake_at or "9") <= now else f"until {when(run.wake_at, now)}"
