@@ -80,7 +80,8 @@ def test_there_is_a_dump_of_the_first_level() -> None:
 async def test_the_dump_of_todays_level_can_be_written(tmp_path: Path) -> None:
     write_level.write(tmp_path / "today.sql")
     path = loaded(tmp_path / "today.sql", tmp_path / "today.db")
-    assert all(rows(path, columns(path)).values()), "a table that the dump leaves empty"
+    empty = [table for table, kept in rows(path, columns(path)).items() if not kept]
+    assert not empty, "`level.py` fills every table, so that upgrades are tested with each"
     store = await opened(path, migrate=False)
     assert {*UNFINISHED, "whole", "stopped"} <= {run.run_id for run in await store.list_runs()}
     await store.close()
