@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 
 import psycopg
 import pytest
@@ -20,10 +22,11 @@ from perdure.errors import (
 )
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
+from perdure.store.sql.leases import SqlRenewer
 from perdure.store.sql.postgres import liveness
 from perdure.store.sql.postgres.address import read_address
 from perdure.store.sql.postgres.dialect import postgres_statements
-from perdure.store.sql.postgres.driver import Postgres
+from perdure.store.sql.postgres.driver import LOCK_TIMEOUT_MS, Postgres
 from perdure.store.sql.postgres.liveness import PostgresLiveness
 from perdure.store.sql.store import SqlStore
 from perdure.testing.samples import HANDLER, completed, hold, manifest, row
@@ -215,18 +218,96 @@ async def test_a_row_that_somebody_keeps_locked_costs_no_other_run_its_write(
     store: RunStore, url: str
 ) -> None:
     stuck, free = await hold(store, "stuck"), await hold(store, "free")
-    base = url.partition("?")[0]
-    connection = await psycopg.AsyncConnection.connect(base)
-    async with connection:
-        await connection.execute(
-            f"SELECT 1 FROM {SCHEMA}.durable_runs WHERE run_id = 'stuck' FOR UPDATE".encode()
-        )
+    async with locked(url, "stuck"):
         waiting = asyncio.ensure_future(store.write(stuck, completed(0, "late")))
         async with asyncio.timeout(PATIENCE_S):
             await store.write(free, completed(0, "done"))
         assert (await store.read_steps("free"))[0].result == "done"
     await waiting
     assert (await store.read_steps("stuck"))[0].result == "late"
+
+
+@asynccontextmanager
+async def locked(url: str, run_id: str) -> AsyncIterator[None]:
+    """Keep the row of a run locked, as a stuck transaction does."""
+    connection = await psycopg.AsyncConnection.connect(url.partition("?")[0])
+    async with connection:
+        sql = f"SELECT 1 FROM {SCHEMA}.durable_runs WHERE run_id = %s FOR UPDATE"
+        await connection.execute(sql.encode(), (run_id,))
+        yield
+
+
+async def deadline(store: RunStore, run_id: str) -> str:
+    run = await store.read_run(run_id)
+    assert run is not None
+    assert run.lease_expires_at is not None
+    return run.lease_expires_at
+
+
+async def test_a_row_that_somebody_keeps_locked_costs_no_other_run_its_lease(
+    store: RunStore, url: str
+) -> None:
+    _, database = await open_with_driver(url)
+    leases = [await hold(store, f"run-{number}") for number in range(5)]
+    gone = leases[4]._replace(token="another")
+    asked = [*leases[:4], gone]
+    before = await deadline(store, "run-0")
+    renewer = SqlRenewer(database.connect())
+    async with locked(url, "run-2"):
+        answer = await asyncio.to_thread(renewer.renew, asked, 10 * LEASE_MS)
+        assert dict(answer) == dict.fromkeys(leases[:4], False), "nobody can claim the locked one"
+        assert await deadline(store, "run-0") > before
+        assert await deadline(store, "run-2") < await deadline(store, "run-3")
+    await asyncio.to_thread(renewer.renew, asked, 20 * LEASE_MS)
+    assert await deadline(store, "run-2") > await deadline(store, "run-4")
+    renewer.close()
+    await database.close()
+
+
+async def test_a_sweep_does_not_wait_for_a_row_that_somebody_keeps_locked(
+    store: RunStore, url: str
+) -> None:
+    for number in range(5):
+        await store.enqueue(f"run-{number}", manifest(), handler=HANDLER)
+    sweep = partial(store.claim_due, [HANDLER], worker_id="bob", lease_ms=LEASE_MS, limit=9)
+    async with locked(url, "run-2"), asyncio.timeout(LOCK_TIMEOUT_MS / 1_000):
+        claims = await sweep()
+    assert {claim.run.run_id for claim in claims} == {"run-0", "run-1", "run-3", "run-4"}
+    assert [claim.run.run_id for claim in await sweep()] == ["run-2"]
+
+
+async def test_writes_and_beats_of_two_handles_never_deadlock(
+    postgres: PostgresServer, store: RunStore, url: str
+) -> None:
+    other, database = await open_with_driver(url)
+    counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = await execute(url, counted)
+    leases = [await hold(store, f"run-{number}") for number in range(30)]
+    renewer = SqlRenewer(database.connect())
+
+    async def write(handle: RunStore, number: int) -> None:
+        for position in range(4):
+            step = 2 * position + (handle is other)
+            await handle.write(leases[number], completed(step, "x"))
+
+    async def beat() -> None:
+        while True:
+            assert len(await asyncio.to_thread(renewer.renew, leases, LEASE_MS)) == len(leases)
+
+    beating = asyncio.create_task(beat())
+    # In opposite orders, so that groups that locked as they come would meet head-on.
+    ahead = [write(store, number) for number in range(30)]
+    back = [write(other, number) for number in reversed(range(30))]
+    await asyncio.gather(*ahead, *back)
+    beating.cancel()
+    await asyncio.wait((beating,))
+    for number in range(30):
+        assert len(await store.read_steps(f"run-{number}")) == 8
+    renewer.close()
+    # A connection that ends has told what it counted.
+    await other.close()
+    await store.close()
+    assert await execute(url, counted) == before
 
 
 async def test_claims_of_two_handles_never_share_a_run(store: RunStore, url: str) -> None:

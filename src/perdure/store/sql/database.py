@@ -109,11 +109,13 @@ class Dialect(NamedTuple):
 
     `now` is given the number of the parameter behind the last; `later` that expression and the
     parameter of the milliseconds; `rows` a parameter and its columns as (name, type).
+    `skip_locked` ends a SELECT of runs that locks what it finds.
     """
 
     now: Callable[[int], str]
     later: Callable[[str, str], str]
     rows: Callable[[str, Sequence[tuple[str, str]]], str]
+    skip_locked: str = ""
 
 
 RUN_COLUMNS: Final = (
@@ -240,7 +242,8 @@ def load_statements(dialect: Dialect) -> dict[str, Text]:
 
 
 def _expand(block: str, dialect: Dialect) -> Text:
-    block = _PIECE.sub(lambda mark: _PIECES.get(mark[1], mark[0]), block)
+    pieces = {**_PIECES, "skip_locked": dialect.skip_locked}
+    block = _PIECE.sub(lambda mark: pieces.get(mark[1], mark[0]), block)
     last = max((int(number) for number in _PARAMETER.findall(block)), default=0)
     now = dialect.now(last + 1)
 
