@@ -130,8 +130,8 @@ def test_who_may_see_the_dashboard_is_said_by_a_callable_of_its_own(tmp_path: Pa
     known = (*MEMORY, "--authorize", "rules:known")
     with serving(*known, folder=tmp_path) as service:
         assert get(f"{service.origin}/dashboard") == 404
-    known = (*known, "--authorize-dashboard", "rules:viewer")
-    with serving(*known, folder=tmp_path) as service:
+    watched = (*known, "--authorize-dashboard", "rules:viewer")
+    with serving(*watched, folder=tmp_path) as service:
         assert get(f"{service.origin}/dashboard") == 401
         assert get(f"{service.origin}/dashboard", **{"X-Admin": "1"}) == 200
 

@@ -29,6 +29,9 @@ class Model:
     def __init__(self) -> None:
         self.prompts: list[Prompt] = []
 
+    async def aclose(self) -> None:
+        """Do nothing: it holds nothing."""
+
     async def stream(self, prompt: Prompt) -> AsyncIterator[Frame]:
         self.prompts.append(prompt)
         yield text("Seen")

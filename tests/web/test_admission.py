@@ -137,7 +137,7 @@ async def test_a_process_opens_no_more_streams_than_it_may(start: Start) -> None
     second = asyncio.create_task(service.ask("GET", target, leaves=leaves))
 
     async def is_full() -> bool:
-        return (await service.ask("HEAD", target)).status == 429
+        return bool((await service.ask("HEAD", target)).status == 429)
 
     await until(is_full)
     assert is_too_much(await service.ask("GET", target), "too_many_readers")

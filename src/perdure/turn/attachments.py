@@ -49,7 +49,7 @@ def attachments_from_json(value: JsonValue, *, name: str = "attachments") -> lis
 
 
 def _to_json(attachment: Attachment, name: str) -> JsonValue:
-    if not isinstance(attachment, Attachment):
+    if not _is_attachment(attachment):
         raise UsageError(f"{name} must be an Attachment, not {attachment!r:.60}")
     members = {
         "id": attachment.id,
@@ -64,6 +64,10 @@ def _to_json(attachment: Attachment, name: str) -> JsonValue:
     _from_json(known, name)
     encode_value(known, name=name, bytes_max=ATTACHMENT_BYTES_MAX)
     return known
+
+
+def _is_attachment(value: object) -> bool:
+    return isinstance(value, Attachment)
 
 
 def _from_json(value: object, name: str) -> Attachment:
