@@ -122,8 +122,7 @@ function newView(turn) {
 // Shows of the turns on the page what is recorded, as far as it is not on the page already.
 async function fill() {
   const stale = [...views.values()].filter(({ turn, shown }) => {
-    const isRecorded = turn.isCurrent !== undefined && !isLive(turn);
-    return isRecorded && shown !== `${turn.state}/${turn.attempt}`;
+    return turn.state !== "sending" && !isLive(turn) && shown !== `${turn.state}/${turn.attempt}`;
   });
   await Promise.all(stale.map(async (view) => view.showWhole(await readTurn(view))));
 }
