@@ -17,7 +17,7 @@ WHEN_MISSING := $(if $(CI),exit 1,exit 0)
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help serve test check campaign browser node clean
+.PHONY: help serve test check docs campaign browser node clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -36,11 +36,14 @@ check: $(VENV)/.dev  ## Check format, lint, types and floors
 	@$(BIN)/python -m pyright
 	@$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/.dev  ## Build the documentation as a website (SITE_REPOSITORY=https://…/blob/main)
+	@$(BIN)/python -m docs.site
+
 campaign: $(VENV)/.dev node  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -n $(WORKERS) -m campaign --timeout 1800 $(ARGS)
 
 clean:  ## Remove what the other targets made (no database)
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf tests/node/node_modules
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -90,15 +90,29 @@ ELSEWHERE: Final = {
     ),
     "The test kit": (
         "perdure.testing.check_run_store",
-        "perdure.testing.crash_everywhere",
         "perdure.testing.StoreLab",
         "perdure.testing.ManualClock",
+        "perdure.testing.crash_everywhere",
+        "perdure.testing.CrashReport",
+        "perdure.testing.CrashPoint",
+        "perdure.testing.Crash",
+        "perdure.testing.check_replay",
     ),
 }
 """Public names of other modules, some of which need an extra."""
 CONSTANTS: Final = {
     "DURABLE_SCHEMA_SQL": "the schema that the TypeScript library made, as SQL; idempotent",
     "DURABLE_SCHEMA_VERSION": "the version of that schema",
+    "perdure.testing.STORE_CASES": "the cases that every store must pass",
+    "perdure.testing.UPKEEP_CASES": "those of a store that has `upkeep()`",
+    "perdure.testing.SCHEDULE_CASES": "those of a store that has `schedules()`",
+    "perdure.testing.ERASURE_CASES": "those of a store that has `erasure()`",
+    "perdure.testing.Case": "the type of a case: an async function of a `StoreLab`",
+    "perdure.testing.NewLab": "the type of what makes a `StoreLab` with fresh data",
+    "perdure.testing.OpenHandle": "the type of what opens a handle for a `StoreLab`: "
+    "`(clock, code_version)` in, a store out",
+    "perdure.testing.Scenario": "the type of what `crash_everywhere` is given: a store in, a value "
+    "out, again and again",
 }
 OF_RUN_STORE: Final = {"MemoryStore", "SqlStore", "Sqlite"}
 """Classes whose methods are described elsewhere, or are for stores alone."""
@@ -243,7 +257,7 @@ is given by keyword. A default in capitals is a [limit](limits.md).
         "The public names",
         opening,
         *blocks,
-        "## Constants",
+        "## Constants and types",
         table(("name", "meaning"), [(f"`{name}`", text) for name, text in CONSTANTS.items()]),
         "## Errors",
         "Their codes, and the way out of each, stand on [the page of errors](errors.md).",

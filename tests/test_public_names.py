@@ -13,6 +13,7 @@ from perdure import errors
 PUBLIC_NAMES = [
     "AgentRuntimeError",
     "AgentTaskSpec",
+    "Attachment",
     "AwaitEventTimeoutError",
     "BackendTimeoutError",
     "BackendTransportError",

@@ -32,6 +32,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/store/sql/postgres": {"psycopg"},
     "src/perdure/pytest_plugin": {"pytest"},
     "src/perdure/web": {"starlette"},
+    "src/perdure/web/dashboard": {"jinja2"},
     "src/perdure/web/fastapi": {"fastapi"},
     "src/perdure/web/shapes": {"pydantic"},
     "src/perdure/web/server": {"uvicorn"},

@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from perdure.store.sql.sqlite import Sqlite as Sqlite
     from perdure.store.sql.store import SqlStore as SqlStore
     from perdure.turn.answering import answer_with as answer_with
+    from perdure.turn.attachments import Attachment as Attachment
     from perdure.turn.durable import run_durable_turn as run_durable_turn
     from perdure.turn.engine import ChatTurnEngine as ChatTurnEngine
     from perdure.turn.engine import SubmittedTurn as SubmittedTurn
@@ -117,6 +118,7 @@ _MODULES = {
     ),
     "perdure.core.records": (
         "AgentTaskSpec",
+        "Attachment",
         "EventRecord",
         "Retry",
         "RunManifest",
@@ -150,6 +152,7 @@ _MODULES = {
     "perdure.store.sql.schema": ("DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"),
     "perdure.store.sql.sqlite": ("Sqlite",),
     "perdure.store.sql.store": ("SqlStore",),
+    "perdure.turn.attachments": ("Attachment",),
     "perdure.turn.answering": ("answer_with",),
     "perdure.turn.durable": ("run_durable_turn",),
     "perdure.turn.engine": ("ChatTurnEngine", "SubmittedTurn"),
@@ -166,6 +169,7 @@ __all__ = [
     "DURABLE_SCHEMA_VERSION",
     "AgentRuntimeError",
     "AgentTaskSpec",
+    "Attachment",
     "AwaitEventTimeoutError",
     "BackendTimeoutError",
     "BackendTransportError",

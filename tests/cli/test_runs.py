@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from perdure.cli.runs import moment_of, note_of
-from perdure.core.records import RunRecord, SessionKey
+from perdure.core.records import SessionKey
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.samples import HANDLER, completed, finish, hold, manifest
 from tests.cli.commands import perdure
 from tests.cli.desk import Desk
-
-NOW = "2026-01-31T09:05:07.042Z"
-LATER = "2026-01-31T09:06:07.042Z"
 
 
 async def fill(store: RunStore) -> None:
@@ -111,46 +107,6 @@ def test_the_environment_names_the_store(desk: Desk) -> None:
     ended = perdure("ls", "--state", "failed", env={"PERDURE_STORE": desk.url})
     assert ended.code == 0
     assert ended.out.splitlines()[1].startswith("broken")
-
-
-RUN = RunRecord("r", "h", "p", "running", "running", NOW, NOW)
-
-
-@pytest.mark.parametrize(
-    ("run", "note"),
-    [
-        (RUN, "given back, waits for a worker"),
-        (RUN._replace(lease_holder_id="w", lease_expires_at=LATER), None),
-        (RUN._replace(lease_holder_id="w", lease_expires_at=LATER, strikes=2), "2 crashes"),
-        (
-            RUN._replace(lease_holder_id="w", lease_expires_at=NOW),
-            "its worker is gone, waits for another",
-        ),
-        (RUN._replace(stop_requested_at=NOW), "a stop is asked for"),
-        (RUN._replace(state="sleeping", wake_at=LATER), "until in 1m"),
-        (RUN._replace(state="waiting", wake_key="paid"), "for paid, without end"),
-        (RUN._replace(state="waiting", wake_key="paid", wake_at=NOW), "for paid, due now"),
-        (RUN._replace(state="parked", reason="strikes"), "strikes"),
-        (RUN._replace(state="completed"), None),
-    ],
-)
-def test_a_run_is_explained(run: RunRecord, note: str | None) -> None:
-    assert note_of(run, NOW) == note
-
-
-@pytest.mark.parametrize(
-    ("text", "moment"),
-    [
-        ("1h", "2026-01-31T08:05:07.042Z"),
-        ("1h ago", "2026-01-31T08:05:07.042Z"),
-        ("2026-01-30", "2026-01-30T00:00:00.000Z"),
-        ("2026-01-30 12:30", "2026-01-30T12:30:00.000Z"),
-        ("2026-01-30T12:30:01.5Z", "2026-01-30T12:30:01.500Z"),
-        ("9999w", "1970-01-01T00:00:00.000Z"),
-    ],
-)
-def test_a_moment_is_a_length_ago_or_a_date(text: str, moment: str) -> None:
-    assert moment_of(text, NOW) == moment
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "5", "-5m", "2026-02-30", "2026-13-01", "5 m"])

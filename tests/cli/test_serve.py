@@ -101,6 +101,41 @@ def test_it_refuses_pages_of_other_sites() -> None:
         assert get(url, Origin="http://evil.example") == 403
 
 
+def dashboard(url: str) -> str:
+    with urllib.request.urlopen(url) as answer:
+        page: str = answer.read().decode()
+        return page
+
+
+def test_it_shows_the_dashboard_on_loopback_and_lets_nobody_act_unless_told_to() -> None:
+    with serving(*MEMORY) as service:
+        assert "read only" in dashboard(f"{service.origin}/dashboard")
+        assert get(f"{service.origin}/dashboard", Host="evil.example") == 403
+    with serving(*MEMORY, "--dashboard", "act") as service:
+        assert "read only" not in dashboard(f"{service.origin}/dashboard")
+    with serving(*MEMORY, "--dashboard", "off") as service:
+        assert get(f"{service.origin}/dashboard") == 404
+
+
+def test_who_may_see_the_dashboard_is_said_by_a_callable_of_its_own(tmp_path: Path) -> None:
+    source = (
+        "from perdure.web.app import Caller\n"
+        "from perdure.web.dashboard import Viewer\n"
+        "def known(request):\n"
+        "    return Caller('', 'ann')\n"
+        "def viewer(request):\n"
+        "    return Viewer() if request.headers.get('x-admin') else None\n"
+    )
+    (tmp_path / "rules.py").write_text(source)
+    known = (*MEMORY, "--authorize", "rules:known")
+    with serving(*known, folder=tmp_path) as service:
+        assert get(f"{service.origin}/dashboard") == 404
+    watched = (*known, "--authorize-dashboard", "rules:viewer")
+    with serving(*watched, folder=tmp_path) as service:
+        assert get(f"{service.origin}/dashboard") == 401
+        assert get(f"{service.origin}/dashboard", **{"X-Admin": "1"}) == 200
+
+
 def test_authorize_is_found_where_the_command_was_started(tmp_path: Path) -> None:
     source = (
         "from perdure.web.app import Caller\n"

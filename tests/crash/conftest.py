@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -15,11 +17,31 @@ from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import NewLab
 from perdure.testing.lab import StoreLab
+from tests.contract.test_stores import postgres_lab
+from tests.store.postgres_server import PostgresServer
+
+NewUrl = Callable[[str], str]
 
 
-@pytest.fixture(params=["memory", "sqlite", "file"])
+@pytest.fixture
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> NewUrl:
+    """Return what makes the address of a fresh store: "sqlite", "file" or "postgresql"."""
+    numbers = count(1)
+
+    def fresh(scheme: str) -> str:
+        if scheme == "postgresql":
+            server: PostgresServer = request.getfixturevalue("postgres")
+            return server.new_store()
+        return f"{scheme}:{tmp_path / f'store-{next(numbers)}'}"
+
+    return fresh
+
+
+@pytest.fixture(
+    params=["memory", "sqlite", "file", pytest.param("postgres", marks=pytest.mark.campaign)]
+)
 def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewLab:
-    count = 0
+    numbers = count(1)
 
     def memory() -> StoreLab:
         data = MemoryData()
@@ -30,9 +52,7 @@ def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewLab:
         return StoreLab(open_handle)
 
     def opened_by(address: str) -> StoreLab:
-        nonlocal count
-        count += 1
-        url = address.format(tmp_path / str(count))
+        url = address.format(tmp_path / str(next(numbers)))
 
         async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
             return await open_store(
@@ -42,4 +62,7 @@ def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewLab:
         return StoreLab(open_handle)
 
     scheme = cast(str, request.param)
+    if scheme == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return lambda: postgres_lab(server.url, server.clean_schema())
     return memory if scheme == "memory" else partial(opened_by, f"{scheme}:{{}}")

@@ -86,7 +86,8 @@ async def _tell(response: Response, after: int, writer: asyncio.StreamWriter) ->
     position = after + 1
     while position < len(response.events) or not response.is_over:
         async with response.news:
-            await response.news.wait_for(lambda at=position: at < len(response.events))
+            while position >= len(response.events):
+                await response.news.wait()
         for event in response.events[position:]:
             writer.write(f"data: {json.dumps(event)}\n\n".encode())
             position += 1

@@ -1,6 +1,6 @@
 """A process that works on one run until it is finished, to be killed from outside or by itself.
 
-    python run_process.py DATABASE NOTES [--step-ms N] [--die-at N --when before|after]
+    python run_process.py URL NOTES [--step-ms N] [--die-at N --when before|after]
 
 Each body notes `run INTENT` when it begins, the task `done INTENT` once the step is committed.
 """
@@ -78,7 +78,7 @@ async def work(store: RunStore, notes: Notes, step_ms: int) -> None:
 
 
 async def main(arguments: argparse.Namespace) -> int:
-    store = await open_store(f"sqlite:{arguments.database}")
+    store = await open_store(arguments.url)
     when: When = arguments.when
     process = KilledProcess(arguments.die_at, when)
     try:
@@ -94,7 +94,7 @@ async def main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("database")
+    parser.add_argument("url")
     parser.add_argument("notes")
     parser.add_argument("--step-ms", type=int, default=5)
     parser.add_argument("--die-at", type=int)

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
@@ -93,7 +92,7 @@ class Service(NamedTuple):
 
 @asynccontextmanager
 async def service_on(
-    path: Path, provider: Provider, *, scheme: str = "sqlite", lease_ms: int = 500
+    url: str, provider: Provider, *, lease_ms: int = 500
 ) -> AsyncIterator[Service]:
     """Start a service on a free port, and end it if it still runs."""
     environment = {
@@ -103,7 +102,7 @@ async def service_on(
         "PYTHONUNBUFFERED": "1",
     }
     command = ["-m", "perdure", "serve", "--port", "0", "--backend", "openai"]
-    command += ["--store", f"{scheme}:{path}", "--lease-ms", str(lease_ms)]
+    command += ["--store", url, "--lease-ms", str(lease_ms)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, env=environment, stdout=asyncio.subprocess.PIPE
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import pytest
@@ -28,7 +28,7 @@ from perdure.turn.identity import ChatTurnIdentity
 from perdure.turn.reference import ReferenceChatTurnEngine
 
 T = TypeVar("T")
-Work = Callable[[RunStore], Awaitable[object]]
+Work = Callable[[RunStore], Coroutine[Any, Any, object]]
 
 TURN = ChatTurnIdentity("", "s", "ann", 0)
 TICKS_MAX = 1_000
@@ -179,7 +179,7 @@ async def is_over_before(tick: int, work: Work, interrupt: Any, *, slow: bool) -
     if slow:
         store = crashing(store, Slow())
     before = asyncio.all_tasks()
-    working: asyncio.Task[object] = asyncio.ensure_future(work(store))  # type: ignore[assignment]
+    working: asyncio.Task[object] = asyncio.create_task(work(store))
     for _ in range(tick):
         await asyncio.sleep(0)
     is_over = working.done()

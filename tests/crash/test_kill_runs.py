@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -10,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 
+from perdure.store.opening import open_store, path_of
+from perdure.testing.lab import Snapshot, snapshot
+from tests.crash.conftest import NewUrl
 from tests.crash.run_process import INTENTS, LEASE_LOST, PARKED
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +30,8 @@ WRITES = 7
 class Crew:
     """Starts processes on one run, and sees to it that none outlives the test."""
 
-    def __init__(self, folder: Path) -> None:
-        self.database = folder / "runs.db"
+    def __init__(self, folder: Path, url: str) -> None:
+        self.url = url
         self.notes = folder / "notes.txt"
         self.notes.touch()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -38,7 +42,7 @@ class Crew:
                 sys.executable,
                 "-m",
                 "tests.crash.run_process",
-                str(self.database),
+                self.url,
                 str(self.notes),
                 *options,
             ],
@@ -59,20 +63,24 @@ class Crew:
     def lines(self) -> list[str]:
         return self.notes.read_text().splitlines()
 
-    def rows(self, table: str) -> list[tuple[object, ...]]:
-        with closing(sqlite3.connect(self.database)) as connection:
-            return connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+    def connect(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Return a connection past the store; there is one for SQLite only."""
+        return closing(sqlite3.connect(str(path_of(self.url)), timeout=0, isolation_level=None))
 
-    def dump(self) -> list[str]:
-        with closing(sqlite3.connect(self.database)) as connection:
-            return list(connection.iterdump())
+    def shown(self) -> Snapshot:
+        """Return all that the store shows of the run."""
 
-    def results(self) -> dict[str, tuple[str, str]]:
-        with closing(sqlite3.connect(self.database)) as connection:
-            found = connection.execute(
-                "SELECT intent, status, result_json FROM durable_steps ORDER BY step_index"
-            )
-            return {intent: (status, result) for intent, status, result in found}
+        async def look() -> Snapshot:
+            store = await open_store(self.url)
+            try:
+                return await snapshot(store, "run")
+            finally:
+                await store.close()
+
+        return asyncio.run(look())
+
+    def results(self) -> dict[str, tuple[str, object]]:
+        return {step.intent: (step.status, step.result) for step in self.shown().steps}
 
     def wait_for_progress(self, process: subprocess.Popen[bytes], lines: int) -> None:
         until(lambda: len(self.lines()) > lines or process.poll() is not None)
@@ -84,9 +92,9 @@ class Crew:
                 process.wait(PATIENCE_S)
 
 
-@pytest.fixture
-def crew(tmp_path: Path) -> Iterator[Crew]:
-    crew = Crew(tmp_path)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def crew(request: pytest.FixtureRequest, tmp_path: Path, new_url: NewUrl) -> Iterator[Crew]:
+    crew = Crew(tmp_path, new_url(request.param))
     yield crew
     crew.end()
 
@@ -100,12 +108,14 @@ def until(condition: Callable[[], object]) -> None:
 
 def check_finished(crew: Crew) -> None:
     """Check that the run is whole, and that no body ran after its step was known committed."""
-    with closing(sqlite3.connect(crew.database)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert connection.execute("SELECT status FROM durable_runs").fetchall() == [("completed",)]
-    results = crew.results()
-    assert list(results) == list(INTENTS)
-    assert {status for status, _ in results.values()} == {"completed"}
+    if crew.url.startswith("sqlite"):
+        with crew.connect() as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    shown = crew.shown()
+    assert shown.run is not None
+    assert shown.run.state == "completed"
+    assert [step.intent for step in shown.steps] == list(INTENTS)
+    assert {step.status for step in shown.steps} == {"completed"}
     lines = crew.lines()
     for intent in INTENTS:
         runs = [place for place, line in enumerate(lines) if line == f"run {intent}"]
@@ -117,7 +127,7 @@ def check_finished(crew: Crew) -> None:
 def kill_at_random_moments(crew: Crew, kills: int, *, seed: int) -> None:
     """Kill `kills` processes, then let one finish; what was recorded must stay as it was."""
     dice = random.Random(seed)
-    recorded: dict[str, tuple[str, str]] = {}
+    recorded: dict[str, tuple[str, object]] = {}
     for _ in range(kills):
         before = len(crew.lines())
         process = crew.start("--step-ms", "60")
@@ -168,18 +178,19 @@ def test_a_process_that_slept_past_its_lease_writes_nothing(crew: Crew) -> None:
     _stop_outside_of_a_commit(crew, zombie)
     crew.finish()
     check_finished(crew)
-    before, lines = crew.dump(), crew.lines()
+    before, lines = crew.shown(), crew.lines()
     os.kill(zombie.pid, signal.SIGCONT)
     assert zombie.wait(PATIENCE_S) == LEASE_LOST
-    assert crew.dump() == before
+    assert crew.shown() == before
     assert crew.lines() == lines, "its task took no further step either"
-    (run,) = crew.rows("durable_runs")
-    assert "completed" in run
 
 
 def _stop_outside_of_a_commit(crew: Crew, process: subprocess.Popen[bytes]) -> None:
-    """SIGSTOP the process; within a commit of its heartbeat it would block all other writers."""
-    with closing(sqlite3.connect(crew.database, timeout=0, isolation_level=None)) as connection:
+    """SIGSTOP the process; within a commit of its heartbeat it would block SQLite's writers."""
+    if not crew.url.startswith("sqlite"):
+        os.kill(process.pid, signal.SIGSTOP)
+        return
+    with crew.connect() as connection:
         while True:
             os.kill(process.pid, signal.SIGSTOP)
             try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 import perdure
+from perdure.core.limits import LEASE_MS
+from tests.crash.conftest import NewUrl
 from tests.crash.service import ANSWER, TOKENS, Provider, Reader, service_on, turn_of
 
 LINES = len(TOKENS) + 2
@@ -28,18 +31,20 @@ async def was_answered(url: str) -> bool:
         await store.close()
 
 
-async def kill_and_come_back(path: Path, scheme: str, *, lines: int, pause_ms: float) -> None:
-    """Kill the service some lines into a turn, start it again, and read the rest."""
+async def kill_and_come_back(url: str, *, lines: int, pause_ms: float) -> None:
+    """Kill the service some lines into a turn, start it again, and read the rest.
 
+    The lease is so long that a busy machine takes it from nobody, but from the dead at once.
+    """
     reader = Reader()
     async with Provider(token_ms=4) as provider:
-        async with service_on(path, provider, scheme=scheme) as service:
+        async with service_on(url, provider, lease_ms=LEASE_MS) as service:
             await reader.submit(service.origin, leave_behind=lines)
             await asyncio.sleep(pause_ms / 1_000)
             await service.kill()
         seen = reader.text
-        answered = await was_answered(f"{scheme}:{path}")
-        async with service_on(path, provider, scheme=scheme) as service:
+        answered = await was_answered(url)
+        async with service_on(url, provider, lease_ms=LEASE_MS) as service:
             while reader.end is None:
                 await reader.follow(service.origin)
             turn = await turn_of(service.origin)
@@ -53,41 +58,43 @@ async def kill_and_come_back(path: Path, scheme: str, *, lines: int, pause_ms: f
         assert least <= provider.calls <= most, f"killed behind {lines} lines"
 
 
-async def kill_at(folder: Path, kills: int, seed: int, scheme: str = "sqlite") -> None:
+async def kill_at(new_url: Callable[[], str], kills: int, seed: int) -> None:
     chance = random.Random(seed)
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def one(number: int) -> None:
+    async def one() -> None:
         lines, pause_ms = chance.randint(1, LINES), chance.uniform(0, 30)
         async with places:
-            path = folder / f"turns-{number}"
-            await kill_and_come_back(path, scheme, lines=lines, pause_ms=pause_ms)
+            await kill_and_come_back(new_url(), lines=lines, pause_ms=pause_ms)
 
-    await asyncio.gather(*(one(number) for number in range(kills)))
+    await asyncio.gather(*(one() for _ in range(kills)))
 
 
-@pytest.mark.parametrize(("scheme", "kills"), [("sqlite", 20), ("file", 8)])
+@pytest.mark.parametrize(("scheme", "kills"), [("sqlite", 20), ("file", 8), ("postgresql", 4)])
 async def test_a_reader_misses_nothing_when_the_service_is_killed_at_a_random_moment(
-    tmp_path: Path, scheme: str, kills: int
+    new_url: NewUrl, scheme: str, kills: int
 ) -> None:
-    await kill_at(tmp_path, kills, seed=1, scheme=scheme)
+    await kill_at(partial(new_url, scheme), kills, seed=1)
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("scheme", ["sqlite", "file"])
+@pytest.mark.parametrize("scheme", ["sqlite", "file", "postgresql"])
 @pytest.mark.parametrize("seed", range(2, 17))
 async def test_a_reader_misses_nothing_however_often_the_service_is_killed(
-    tmp_path: Path, seed: int, scheme: str
+    new_url: NewUrl, seed: int, scheme: str
 ) -> None:
-    await kill_at(tmp_path, 20, seed=seed, scheme=scheme)
+    await kill_at(partial(new_url, scheme), 20, seed=seed)
 
 
-async def test_a_reader_on_a_second_service_sees_the_first_one_die(tmp_path: Path) -> None:
-    database, reader = tmp_path / "turns.db", Reader()
+@pytest.mark.parametrize("scheme", ["sqlite", "postgresql"])
+async def test_a_reader_on_a_second_service_sees_the_first_one_die(
+    new_url: NewUrl, scheme: str
+) -> None:
+    url, reader = new_url(scheme), Reader()
     async with (
         Provider(token_ms=15) as provider,
-        service_on(database, provider) as first,
-        service_on(database, provider) as second,
+        service_on(url, provider) as first,
+        service_on(url, provider) as second,
     ):
         await Reader().submit(first.origin, leave_behind=2)
         following = asyncio.create_task(reader.follow(second.origin))
@@ -103,12 +110,13 @@ async def test_a_reader_on_a_second_service_sees_the_first_one_die(tmp_path: Pat
     assert (turn["attempt"], provider.calls, reader.restarts) == (2, 2, 1)
 
 
-async def test_a_paused_service_that_wakes_up_writes_nothing(tmp_path: Path) -> None:
-    database, reader = tmp_path / "turns.db", Reader()
+@pytest.mark.parametrize("scheme", ["sqlite", "postgresql"])
+async def test_a_paused_service_that_wakes_up_writes_nothing(new_url: NewUrl, scheme: str) -> None:
+    url, reader = new_url(scheme), Reader()
     async with (
         Provider(token_ms=15) as provider,
-        service_on(database, provider) as zombie,
-        service_on(database, provider) as second,
+        service_on(url, provider) as zombie,
+        service_on(url, provider) as second,
     ):
         await Reader().submit(zombie.origin, leave_behind=5)
         zombie.pause()
@@ -125,7 +133,7 @@ async def test_a_paused_service_that_wakes_up_writes_nothing(tmp_path: Path) -> 
     assert before == after
     assert before["attempt"] == 2
     assert reader.seqs == sorted(set(reader.seqs))
-    store = await perdure.open_store(f"sqlite:{database}")
+    store = await perdure.open_store(url)
     frames = await store.read_frames("chat:s:0", limit=10_000)
     attempts = (await store.read_details("chat:s:0")).attempts
     await store.close()

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,17 @@ import pytest
 
 import perdure
 from perdure.errors import RunNotFoundError
+from perdure.store.opening import path_of
 from perdure.testing.lab import snapshot
 from perdure.turn.identity import run_id_of
+from tests.crash.conftest import NewUrl
 from tests.crash.turn_process import FINAL, TURN
 from tests.turn.stage import Reader, Script, until, within
 
 ROOT = Path(__file__).parent.parent.parent
 RUN_ID = run_id_of(TURN)
 AT_ONCE = 4
-SCHEMES = ("sqlite", "file")
+SCHEMES = ("sqlite", "file", "postgresql")
 PATIENCE_S = 60.0
 WORK_MS = 450
 """About how long a turn takes from its first write to its end."""
@@ -39,10 +41,6 @@ class Place:
         self.folder = folder
         self.store = store
         self.url = url
-
-    @property
-    def database(self) -> Path:
-        return self.folder / "turns"
 
     def noted(self) -> Counter[str]:
         notes = self.folder / "notes"
@@ -77,9 +75,10 @@ class Place:
 
 
 @asynccontextmanager
-async def place_in(folder: Path, scheme: str = "sqlite") -> AsyncIterator[Place]:
+async def place_in(folder: Path, url: str | None = None) -> AsyncIterator[Place]:
+    """Work in a folder, on the store at `url` or in a database of the folder."""
     await asyncio.to_thread(folder.mkdir, parents=True)
-    url = f"{scheme}:{folder / 'turns'}"
+    url = url or f"sqlite:{folder / 'turns'}"
     store = await perdure.open_store(url)
     try:
         yield Place(folder, store, url)
@@ -106,9 +105,9 @@ async def read_to_the_end(store: perdure.RunStore, reader: Reader) -> None:
     await engine.aclose()
 
 
-async def kill_once(folder: Path, after_ms: float, scheme: str) -> None:
+async def kill_once(folder: Path, url: str, after_ms: float) -> None:
     """Kill a process some time into its turn, and let another one go on."""
-    async with place_in(folder, scheme) as place:
+    async with place_in(folder, url) as place:
         reader = Reader()
         reading = asyncio.ensure_future(read_to_the_end(place.store, reader))
         first = await place.process()
@@ -150,37 +149,42 @@ async def hooks_were_called(place: Place, where: str) -> None:
     assert keys <= {f"persist {delivery.key}"}, where
 
 
-async def kill_at_random_moments(folder: Path, kills: int, seed: int, scheme: str) -> None:
+async def kill_at_random_moments(
+    folder: Path, new_url: Callable[[], str], *, kills: int, seed: int
+) -> None:
     chance = random.Random(seed)
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int) -> None:
         async with places:
-            await kill_once(folder / str(number), chance.uniform(0, WORK_MS), scheme)
+            await kill_once(folder / str(number), new_url(), chance.uniform(0, WORK_MS))
 
     await asyncio.gather(*(one(number) for number in range(kills)))
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("scheme", "kills"), [("sqlite", 20), ("file", 8)])
+@pytest.mark.parametrize(("scheme", "kills"), [("sqlite", 20), ("file", 8), ("postgresql", 4)])
 async def test_a_turn_survives_sigkill_at_random_moments(
-    tmp_path: Path, scheme: str, kills: int
+    tmp_path: Path, new_url: NewUrl, scheme: str, kills: int
 ) -> None:
-    await kill_at_random_moments(tmp_path, kills, random.randrange(2**32), scheme)
+    seed = random.randrange(2**32)
+    await kill_at_random_moments(tmp_path, partial(new_url, scheme), kills=kills, seed=seed)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("seed", range(10))
-async def test_a_turn_survives_many_kills(tmp_path: Path, seed: int, scheme: str) -> None:
-    await kill_at_random_moments(tmp_path, 100, seed, scheme)
+async def test_a_turn_survives_many_kills(
+    tmp_path: Path, new_url: NewUrl, seed: int, scheme: str
+) -> None:
+    await kill_at_random_moments(tmp_path, partial(new_url, scheme), kills=100, seed=seed)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_a_turn_is_parked_when_its_processes_die_again_and_again(
-    tmp_path: Path, scheme: str
+    tmp_path: Path, new_url: NewUrl, scheme: str
 ) -> None:
-    async with place_in(tmp_path / "place", scheme) as place:
+    async with place_in(tmp_path / "place", new_url(scheme)) as place:
         state = "running"
         while state == "running":
             asked = place.noted()["producer"]
@@ -198,12 +202,14 @@ async def test_a_turn_is_parked_when_its_processes_die_again_and_again(
         assert place.noted()["tool"] == 0
 
 
-async def pause(process: asyncio.subprocess.Process, database: Path) -> None:
-    """Stop a process outside of a commit: within one it would hold the lock of the database."""
+async def pause(process: asyncio.subprocess.Process, url: str) -> None:
+    """Stop a process outside of a commit: within one it would hold the lock of SQLite's file."""
     while True:
         os.kill(process.pid, signal.SIGSTOP)
         await asyncio.sleep(0.02)
-        connection = sqlite3.connect(database, timeout=0, isolation_level=None)
+        if not url.startswith("sqlite"):
+            return
+        connection = sqlite3.connect(str(path_of(url)), timeout=0, isolation_level=None)
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
@@ -216,16 +222,17 @@ async def pause(process: asyncio.subprocess.Process, database: Path) -> None:
             connection.close()
 
 
+@pytest.mark.parametrize("scheme", ["sqlite", "postgresql"])
 async def test_a_process_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(
-    tmp_path: Path,
+    tmp_path: Path, new_url: NewUrl, scheme: str
 ) -> None:
-    async with place_in(tmp_path / "place") as place:
+    async with place_in(tmp_path / "place", new_url(scheme)) as place:
         reader = Reader()
         reading = asyncio.ensure_future(read_to_the_end(place.store, reader))
         zombie = await place.process(pause_s=30)
         try:
             await until(lambda: place.noted()["silent"])
-            await pause(zombie, place.database)
+            await pause(zombie, place.url)
             heir = await place.process()
             try:
                 await within(reading, PATIENCE_S)

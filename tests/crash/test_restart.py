@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
 from perdure.core.effects import monotonic_ms
 from perdure.core.limits import LEASE_MS, STRIKES_MAX_TURN
+from tests.crash.conftest import NewUrl
 from tests.crash.service import ANSWER, Provider, Reader, service_on, turn_of
 
 SOON_MS = LEASE_MS / 2
 """The machine of the tests may be busy; but nobody has waited for a lease by then."""
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "file"])
+@pytest.mark.parametrize("scheme", ["sqlite", "file", "postgresql"])
 async def test_the_first_new_frame_comes_soon_after_a_kill_and_a_restart(
-    tmp_path: Path, scheme: str
+    new_url: NewUrl, scheme: str
 ) -> None:
-    path, reader = tmp_path / "turns", Reader()
+    url, reader = new_url(scheme), Reader()
     async with Provider(token_ms=30) as provider:
-        async with service_on(path, provider, scheme=scheme, lease_ms=LEASE_MS) as service:
+        async with service_on(url, provider, lease_ms=LEASE_MS) as service:
             await reader.submit(service.origin, leave_behind=10)
             await service.kill()
         last = reader.seqs[-1]
-        async with service_on(path, provider, scheme=scheme, lease_ms=LEASE_MS) as service:
+        async with service_on(url, provider, lease_ms=LEASE_MS) as service:
             restarted_ms = monotonic_ms()
             while reader.seqs[-1] == last:
                 await reader.follow(service.origin, leave_behind=1)
@@ -40,18 +40,18 @@ async def test_the_first_new_frame_comes_soon_after_a_kill_and_a_restart(
     assert reader.seqs == sorted(set(reader.seqs))
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "file"])
+@pytest.mark.parametrize("scheme", ["sqlite", "file", "postgresql"])
 async def test_a_paused_service_keeps_its_turn_for_as_long_as_its_lease(
-    tmp_path: Path, scheme: str
+    new_url: NewUrl, scheme: str
 ) -> None:
-    path = tmp_path / "turns"
+    url = new_url(scheme)
     async with (
         Provider(token_ms=15) as provider,
-        service_on(path, provider, scheme=scheme, lease_ms=LEASE_MS) as paused,
+        service_on(url, provider, lease_ms=LEASE_MS) as paused,
     ):
         await Reader().submit(paused.origin, leave_behind=5)
         paused.pause()
-        async with service_on(path, provider, scheme=scheme, lease_ms=LEASE_MS) as second:
+        async with service_on(url, provider, lease_ms=LEASE_MS) as second:
             # Whoever asks for the turn asks for its lease too.
             reader = Reader()
             await reader.submit(second.origin, leave_behind=2)
@@ -64,19 +64,19 @@ async def test_a_paused_service_keeps_its_turn_for_as_long_as_its_lease(
     assert (turn["attempt"], provider.calls) == (1, 1)
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "file"])
+@pytest.mark.parametrize("scheme", ["sqlite", "file", "postgresql"])
 async def test_a_turn_that_kills_its_process_again_and_again_is_parked_all_the_same(
-    tmp_path: Path, scheme: str
+    new_url: NewUrl, scheme: str
 ) -> None:
-    path = tmp_path / "turns"
+    url = new_url(scheme)
     async with Provider(token_ms=30) as provider:
         for attempt in range(1, STRIKES_MAX_TURN + 1):
-            async with service_on(path, provider, scheme=scheme, lease_ms=LEASE_MS) as service:
+            async with service_on(url, provider, lease_ms=LEASE_MS) as service:
                 await Reader().submit(service.origin, leave_behind=4)
                 async with asyncio.timeout(SOON_MS / 1_000):
                     await provider.called(attempt)
                 await service.kill()
-        async with service_on(path, provider, scheme=scheme, lease_ms=LEASE_MS) as service:
+        async with service_on(url, provider, lease_ms=LEASE_MS) as service:
             await Reader().submit(service.origin)
             turn = await turn_of(service.origin)
     assert (turn["state"], provider.calls) == ("parked", STRIKES_MAX_TURN)

@@ -23,6 +23,8 @@ from perdure.turn.engine import ChatTurnEngine
 from perdure.turn.handout import Turn
 from perdure.turn.hooks import ChatTurnHooks, FinishedTurn
 from perdure.turn.identity import run_id_of
+from tests.contract.test_stores import postgres_lab
+from tests.store.postgres_server import PostgresServer
 from tests.turn.stage import TURN, Reader
 
 Produce = Callable[["World", Turn], AsyncIterator[Any]]
@@ -69,15 +71,18 @@ class Outcome:
 class Labs:
     """Makes a lab with fresh data, and a world around it, for each crash."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, server: PostgresServer | None) -> None:
         self.world = World()
         self._folder = folder
         self._kind = kind
+        self._server = server
         self._count = 0
 
     def __call__(self) -> StoreLab:
         self.world = World()
         self._count += 1
+        if self._server is not None:
+            return postgres_lab(self._server.url, self._server.clean_schema())
         data, path = MemoryData(), self._folder / f"{self._count}.db"
 
         async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
@@ -88,9 +93,10 @@ class Labs:
         return StoreLab(open_handle)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.campaign)])
 def labs(request: pytest.FixtureRequest, tmp_path: Path) -> Labs:
-    return Labs(tmp_path, request.param)
+    server = request.getfixturevalue("postgres") if request.param == "postgres" else None
+    return Labs(tmp_path, request.param, server)
 
 
 async def known_of(store: RunStore) -> tuple[bool, set[str]]:

@@ -40,10 +40,10 @@ def going_on(notes: Notes) -> BackendProducer:
     return answer_with(ScriptedBackend(script, token_delay_ms=TOKEN_S * 1_000))
 
 
-async def main(database: str, notes_path: str, port: str) -> None:
+async def main(url: str, notes_path: str, port: str) -> None:
     """Submit the turn again and again until it is at rest."""
     notes = Notes(notes_path)
-    store = await perdure.open_store(f"sqlite:{database}")
+    store = await perdure.open_store(url)
     engine = perdure.ChatTurnEngine(
         store,
         produce=joining(port) if port != "-" else going_on(notes),

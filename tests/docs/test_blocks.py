@@ -1,9 +1,10 @@
-"""The code on the pages: Python blocks compile, and those marked `run` do what they show."""
+"""The code on the pages: all of Python is run, as a program (`run`) or by pytest (`pytest`)."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from tests.docs.pages import PAGES, Block, blocks_of
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON = [block for block in BLOCKS if block.words[:1] == ["python"]]
 RUN = [block for block in PYTHON if "run" in block.words]
+TESTS = [block for block in PYTHON if "pytest" in block.words]
 LANGUAGES = {"diff", "json", "python", "sh", "text"}
 TIME_LIMIT_S = 60
+ENVIRONMENT = {"OPENAI_API_KEY": "a key that nobody is asked about"}
 
 
 def name_of(block: Block) -> str:
@@ -48,6 +51,7 @@ def test_the_block_runs_and_prints_what_is_shown(block: Block, tmp_path: Path) -
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block.text],
         cwd=tmp_path,
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=TIME_LIMIT_S,
@@ -58,5 +62,23 @@ def test_the_block_runs_and_prints_what_is_shown(block: Block, tmp_path: Path) -
     assert done.stderr == ""
 
 
-def test_there_are_blocks_that_run() -> None:
-    assert len(RUN) >= 4
+@pytest.mark.parametrize("block", TESTS, ids=name_of)
+def test_the_tests_of_the_block_pass(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "test_block.py").write_text(block.text, "utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-o", "asyncio_mode=auto", "-p", "perdure.pytest_plugin"]
+    done = subprocess.run(
+        [*command, "-p", "pytest_asyncio.plugin"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+def test_every_python_block_is_run() -> None:
+    assert not [block.name for block in PYTHON if block not in RUN + TESTS]

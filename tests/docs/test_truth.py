@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import perdure
+import perdure.testing
 from docs.cli_page import commands_of
 from perdure.backends.scripted import ScriptedBackend
 from perdure.cli.main import command_line
@@ -38,10 +39,9 @@ def test_the_generated_pages_say_what_the_code_says() -> None:
 
 def test_every_public_name_is_described() -> None:
     page = (DOCS / "reference" / "api.md").read_text("utf-8")
+    names = [*perdure.__all__, *(f"perdure.testing.{name}" for name in perdure.testing.__all__)]
     missing = [
-        name
-        for name in perdure.__all__
-        if f"### {name}\n" not in page and f"| `{name}` |" not in page
+        name for name in names if f"### {name}\n" not in page and f"| `{name}` |" not in page
     ]
     assert not missing
 

@@ -12,9 +12,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 import psycopg
+
+from perdure.store.sql.postgres.schema import migration_sql
+from perdure.store.sql.schema import own_migrations
 
 MAJOR = 18
 READY_S = 30
@@ -54,6 +58,7 @@ class PostgresServer:
         self._home = installed(major)
         self._process: subprocess.Popen[bytes] | None = None
         self._before: list[str] = []
+        self._schemas = count(1)
         self._user: int | None = None
         if os.geteuid() == 0:
             self._leave_root()
@@ -75,6 +80,14 @@ class PostgresServer:
             for (name,) in found.fetchall():
                 connection.execute(f'DELETE FROM "{SCHEMA}"."{name}"'.encode())
         return SCHEMA
+
+    def new_store(self) -> str:
+        """Return the address of a store in a new schema, with all its tables."""
+        schema = f"store_{next(self._schemas)}"
+        with psycopg.connect(self.url) as connection:
+            for statement in migration_sql(schema, own_migrations(), "2026-01-01T00:00:00.000Z"):
+                connection.execute(statement.encode())
+        return f"{self.url}?schema={schema}"
 
     @property
     def _data(self) -> Path:

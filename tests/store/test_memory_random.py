@@ -18,7 +18,7 @@ from perdure.core.changes import (
     SettleUsage,
     Suspend,
 )
-from perdure.core.records import Claim, DeliveryRecord, Lease, SessionKey
+from perdure.core.records import AttemptRecord, Claim, DeliveryRecord, Lease, SessionKey
 from perdure.errors import PerdureError
 from perdure.store.memory import MemoryStore
 from perdure.store.opening import open_store
@@ -44,11 +44,13 @@ COMMANDS = 60
 
 
 def plain(value: Any) -> Any:
-    """Return an answer without what is random in it: tokens, and the order of sweeps."""
+    """Return an answer without what is of its store: tokens, locks, and the order of sweeps."""
     if isinstance(value, Lease):
         return ("lease", value.run_id, value.epoch, value.worker_id)
     if isinstance(value, DeliveryRecord):
         return tuple(value._replace(token=None))
+    if isinstance(value, AttemptRecord):
+        return tuple(value._replace(liveness=None))
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from perdure.backends.protocol import Prompt
 from perdure.core.frames import DELTA_KINDS, Frame, upstream_begin
@@ -41,6 +42,9 @@ class Provider:
         """Keep none of the answers any more."""
         self._kept.clear()
 
+    def _is_given(self, position: int) -> bool:
+        return position < self.given
+
     async def listen(self, name: str, *, again: bool = False) -> AsyncIterator[Frame]:
         if name not in self._kept:
             raise BackendTransportError("no such answer", backend="provider", status=404)
@@ -49,7 +53,7 @@ class Provider:
             yield upstream_begin({"answer": name})
             for position, frame in enumerate(self._kept[name]):
                 async with self._news:
-                    await self._news.wait_for(lambda at=position: at < self.given)
+                    await self._news.wait_for(partial(self._is_given, position))
                 for piece in self.cut(frame) if again else (frame,):
                     yield piece
         finally:

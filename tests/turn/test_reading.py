@@ -312,11 +312,14 @@ async def test_a_cursor_of_another_turn_or_of_the_future_is_refused(stage: Stage
         await within(collect(engine.read(TURN, after=cursor_of(run, 9_999_999_999))))
 
 
-async def test_the_epoch_of_a_cursor_is_information(stage: Stage) -> None:
+async def test_a_cursor_of_an_attempt_that_wrote_no_such_frame_is_refused(stage: Stage) -> None:
     engine = await stage.engine()
     await finish(engine)
     run = await stage.run()
-    assert await whole(engine, cursor_of(run, 1, epoch=7)) == await whole(engine, cursor_of(run, 1))
+    for seq in (0, 1):
+        await whole(engine, cursor_of(run, seq))
+        with pytest.raises(CursorError, match="names an attempt"):
+            await whole(engine, cursor_of(run, seq, epoch=7))
 
 
 async def test_frames_that_are_gone_are_said_to_be_gone(stage: Stage) -> None:

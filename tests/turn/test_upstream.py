@@ -20,6 +20,7 @@ from tests.turn.stage import (
     FAILED,
     RESTARTED,
     TURN,
+    Item,
     Reader,
     Script,
     Stage,
@@ -316,7 +317,7 @@ async def test_an_answer_goes_on_behind_what_readers_have(stage: Stage, is_asked
 
 
 async def test_both_calls_leave_a_usage_row(stage: Stage) -> None:
-    script = [usage(tokens_in=3, tokens_out=1), text("Hel"), asyncio.Event()]
+    script: list[Item] = [usage(tokens_in=3, tokens_out=1), text("Hel"), asyncio.Event()]
     worker = await stage.worker(Script(script))
     await worker.engine.submit(TURN, "Hi")
     await until(lambda: has_frames(stage, 2))

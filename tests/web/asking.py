@@ -27,7 +27,7 @@ class Answer(NamedTuple):
     """What came back; `is_whole` is false for a body that was cut."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: dict[str, str]
     body: bytes
     is_whole: bool
 

@@ -15,6 +15,7 @@ from perdure.web.admission import Admission, AdmissionLimits
 from tests.turn.stage import Script, until, words
 from tests.web.asking import JSON, Answer, Service, serve
 from tests.web.conftest import Start
+from tests.web.routing import routed
 
 
 def turns_of(session: str) -> str:
@@ -136,7 +137,7 @@ async def test_a_process_opens_no_more_streams_than_it_may(start: Start) -> None
     second = asyncio.create_task(service.ask("GET", target, leaves=leaves))
 
     async def is_full() -> bool:
-        return (await service.ask("HEAD", target)).status == 429
+        return bool((await service.ask("HEAD", target)).status == 429)
 
     await until(is_full)
     assert is_too_much(await service.ask("GET", target), "too_many_readers")
@@ -172,3 +173,14 @@ async def test_bodies_that_do_not_end_take_no_more_memory_than_they_may() -> Non
     hold.set()
     assert is_too_much(await stuck, "overloaded", 503)
     assert (await service.submit("z" * 900, index=1, target=turns_of("b"))).status == 201
+
+
+async def test_the_router_has_the_limits_too() -> None:
+    halt = asyncio.Event()
+    script = Script([text("Hello"), halt, upstream_end("stop")])
+    service = routed(script, limits=AdmissionLimits(turns_max=1))
+    reading = await begun(service, "a")
+    assert is_too_much(await service.submit(target=turns_of("b")), "too_many_turns")
+    halt.set()
+    assert (await reading).status == 201
+    await service.engine.aclose()

@@ -113,6 +113,7 @@ def test_the_body_of_a_submit_is_typed_and_answers_are_named() -> None:
     assert body["required"] == ["turnIndex"]
     assert body["anyOf"][0] == {"required": ["message"]}
     fields = {"turnIndex", "message", "model", "retry", "revision", "regenerate", "busy"}
+    fields.add("attachments")
     assert set(body["properties"]) == fields
     schemas = document["components"]["schemas"]
     assert {"Turn", "Session", "Refusal", "Health"} <= set(schemas)

@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from perdure.core import wording
+from perdure.errors import UsageError
+
 DEFAULT_STORE: Final = "sqlite:perdure.db"
 STORE_VARIABLE: Final = "PERDURE_STORE"
 STATES: Final = (
@@ -23,16 +26,7 @@ STATES: Final = (
 STORE_HELP: Final = "the store: sqlite:PATH, file:PATH or postgresql://…"
 RUN_HELP: Final = "id of the run, as ls prints it; chat:SESSION:N for a turn"
 
-_UNITS: Final = {
-    "ms": 1,
-    "s": 1_000,
-    "m": 60_000,
-    "h": 3_600_000,
-    "d": 86_400_000,
-    "w": 7 * 86_400_000,
-}
 _PASSWORD = re.compile(r"(//[^/@:]*:)[^/@]*(@)")
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 
 Parser = argparse.ArgumentParser
 
@@ -49,12 +43,10 @@ def without_password(url: str) -> str:
 
 def length_ms(text: str) -> int:
     """Return the milliseconds of a length such as `90s` or `1.5h`."""
-    match = _LENGTH.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(
-            f"{text!r:.40} is no length of time: write 500ms, 90s, 15m, 24h, 30d or 2w"
-        )
-    return round(float(match[1]) * _UNITS[match[2]])
+    try:
+        return wording.length_ms(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def length_or_never(text: str) -> int | None:

@@ -10,10 +10,9 @@ from typing import Final, Literal, NamedTuple
 
 from perdure.backends.protocol import Backend, Prompt
 from perdure.cli.arguments import without_password
-from perdure.cli.output import length_text, when
-from perdure.cli.runs import id_of
 from perdure.core.effects import Clock, epoch_ms, iso_time, system_clock
 from perdure.core.limits import GARBAGE_EVERY_MS
+from perdure.core.wording import id_of, length_text, when
 from perdure.errors import PerdureError, SchemaError, StoreError
 from perdure.store.mounts import MOUNTS, network_mount
 from perdure.store.opening import path_of

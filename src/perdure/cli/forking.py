@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from perdure.cli.opening import opened, place_of, ran
 from perdure.cli.output import as_json, emphasised, print_json, print_table
-from perdure.cli.runs import id_of, run_json
+from perdure.cli.runs import run_json
 from perdure.core.records import StepRecord
+from perdure.core.wording import id_of
 from perdure.durable.forking import ForkPreview, fork, preview_fork
 
 

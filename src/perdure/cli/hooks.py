@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from perdure.cli.opening import opened, place_of, ran
-from perdure.cli.output import print_json, print_table, when
+from perdure.cli.output import print_json, print_table
 from perdure.cli.showing import delivery_json
 from perdure.core.records import DeliveryRecord, DeliveryState
+from perdure.core.wording import when
 from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.upkeep import Upkeep, upkeep_of
 

@@ -134,7 +134,23 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:CALLABLE",
         help="says who makes a request; required on any address but loopback",
     )
+    _add_dashboard(parser)
     add_retention(parser)
+
+
+def _add_dashboard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dashboard",
+        choices=("read", "act", "off"),
+        default="read",
+        help="the dashboard at /dashboard of an anonymous service: whether it may stop, retry and "
+        "fork runs (act), only show them, or is not there (%(default)s)",
+    )
+    parser.add_argument(
+        "--authorize-dashboard",
+        metavar="MODULE:CALLABLE",
+        help="says who may see the dashboard; beside --authorize there is none without it",
+    )
 
 
 def _add_admission(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,6 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
-from perdure.core.effects import epoch_ms
-
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _CONTROLS_OF_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _COLOURS: Final[Mapping[str, str]] = {
@@ -29,7 +27,6 @@ _COLOURS: Final[Mapping[str, str]] = {
     "waiting": "33",
     "stopped": "2",
 }
-_LENGTHS: Final = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000))
 
 
 def print_json(record: Mapping[str, Any]) -> None:
@@ -105,30 +102,6 @@ def shortened(value: Any, room: int = 60) -> str:
     """Return a stored value as JSON, cut to `room` characters."""
     text = json.dumps(value, ensure_ascii=False, default=_plain)
     return text if len(text) <= room else f"{text[: room - 1]}…"
-
-
-def length_text(length_ms: float) -> str:
-    """Return a length of time as people say it: `820ms`, `12s`, `3m 20s`, `5h`, `12d`."""
-    if length_ms < 1_000:
-        return f"{max(0, round(length_ms))}ms"
-    for place, (unit, size) in enumerate(_LENGTHS):
-        if length_ms >= size:
-            whole, rest = divmod(length_ms, size)
-            text = f"{whole:.0f}{unit}"
-            if unit in "hm" and whole < 10:
-                smaller, smaller_size = _LENGTHS[place + 1]
-                part = int(rest // smaller_size)
-                return f"{text} {part}{smaller}" if part else text
-            return text
-    raise AssertionError(length_ms)
-
-
-def when(moment: str | None, now: str) -> str | None:
-    """Return a stored moment relative to another: `3m ago`, `in 12s`; None for none."""
-    if moment is None:
-        return None
-    past_ms = epoch_ms(now) - epoch_ms(moment)
-    return f"{length_text(past_ms)} ago" if past_ms >= 0 else f"in {length_text(-past_ms)}"
 
 
 def print_mark(mark: str, text: str) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import Any, Final
 
-from perdure.cli.arguments import length_ms
 from perdure.cli.opening import opened, ran
-from perdure.cli.output import as_json, print_json, print_table, when
-from perdure.core.effects import epoch_ms, iso_time
+from perdure.cli.output import as_json, print_json, print_table
 from perdure.core.identity import logical_id, stored_id
 from perdure.core.records import RunRecord
-from perdure.errors import UsageError
+from perdure.core.wording import id_of, moment_of, note_of, when
 from perdure.store.upkeep import RunQuery, Upkeep, upkeep_of
 
 PAGE: Final = 200
@@ -33,7 +30,7 @@ async def _ls(options: argparse.Namespace) -> int:
             state=options.state,
             session_id=options.session,
             handler=options.handler,
-            since=None if options.since is None else moment_of(options.since, now),
+            since=None if options.since is None else moment_of(options.since, now, name="--since"),
         )
         after = None if options.after is None else stored_id(*logical_id(options.after))
         if options.all:
@@ -79,49 +76,8 @@ def _row(run: RunRecord, now: str) -> tuple[object, ...]:
     )
 
 
-def id_of(run: RunRecord) -> str:
-    """Return the id that names a run in every command, its tenant included."""
-    return stored_id(run.tenant, run.run_id)
-
-
 def run_json(run: RunRecord) -> dict[str, Any]:
     """Return a run for programs; `id` names it in every command."""
     record = as_json(run, id=id_of(run))
     del record["answer"]
     return record
-
-
-def note_of(run: RunRecord, now: str) -> str | None:
-    """Return what is to be known of a run beside its state, if there is something."""
-    if run.state == "running":
-        if run.stop_requested_at is not None:
-            return "a stop is asked for"
-        if run.lease_holder_id is None:
-            return "given back, waits for a worker"
-        if (run.lease_expires_at or "") <= now:
-            return "its worker is gone, waits for another"
-        return f"{run.strikes} crashes" if run.strikes else None
-    if run.state in ("sleeping", "waiting"):
-        what = f"for {run.wake_key}, " if run.wake_key is not None else ""
-        until = "due now" if (run.wake_at or "9") <= now else f"until {when(run.wake_at, now)}"
-        return f"{what}{until if run.wake_at is not None else 'without end'}"
-    return run.reason
-
-
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?Z?)?", re.ASCII)
-
-
-def moment_of(text: str, now: str) -> str:
-    """Return the moment that `24h` ago was, or that a date (UTC) is."""
-    if _DATE.fullmatch(text) is not None:
-        moment = text.replace(" ", "T").removesuffix("Z")
-        try:
-            return iso_time(epoch_ms(moment + ("+00:00" if "T" in moment else "T00:00:00+00:00")))
-        except ValueError as error:
-            raise UsageError(f"--since {text!r} is no date: {error}") from error
-    try:
-        return iso_time(max(0, epoch_ms(now) - length_ms(text.removesuffix(" ago"))))
-    except argparse.ArgumentTypeError:
-        raise UsageError(
-            f"--since {text!r:.40} is no moment: write 24h, 30d, 2026-01-31 or 2026-01-31T09:05"
-        ) from None

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from perdure.cli.opening import opened, ran
-from perdure.cli.output import as_json, length_text, print_json, print_table, when
+from perdure.cli.output import as_json, print_json, print_table
 from perdure.core.identity import check_tenant
+from perdure.core.wording import length_text, when
 from perdure.durable.schedules import TaskSchedules
 from perdure.errors import RunNotFoundError
 from perdure.store.scheduling import Schedule

@@ -24,12 +24,13 @@ from perdure.turn.engine import ChatTurnEngine
 
 if TYPE_CHECKING:
     from perdure.web.app import Caller
+    from perdure.web.dashboard import AuthorizeViewer
 
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal; raise what keeps it from beginning."""
     # First of all, so that a missing extra is named together with the command that installs it.
-    for module in ("perdure.web.app", "perdure.web.server"):
+    for module in ("perdure.web.app", "perdure.web.dashboard", "perdure.web.server"):
         importlib.import_module(module)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     _check(options)
@@ -74,18 +75,21 @@ async def _app(
 ) -> AsyncGenerator[tuple[Any, Any, str], None]:
     from perdure.web.admission import AdmissionLimits
     from perdure.web.app import create_app
+    from perdure.web.dashboard import add_dashboard
     from perdure.web.loopback import LoopbackGuard
 
     backend = _backend(options)
     store = await open_store(options.store, durability=options.durability)
     try:
         engine = ChatTurnEngine(store, produce=answer_with(backend), lease_ms=options.lease_ms)
-        authorize = _everybody if options.authorize is None else _load(options.authorize)
+        authorize = _loaded(options, "authorize") or _everybody
         limits = AdmissionLimits(options.turns_max, options.tenant_turns_max, options.streams_max)
         app: Any = create_app(
             engine, store, authorize=authorize, drain_ms=options.drain_ms, limits=limits
         )
         state = app.state
+        if (viewers := _viewers(options)) is not None:
+            add_dashboard(app, store, authorize=viewers)
         if options.authorize is None:
             app = LoopbackGuard(app)
         async with _collecting(store, options):
@@ -116,6 +120,19 @@ def _everybody(_: object) -> Caller:
     return LOOPBACK_CALLER
 
 
+def _viewers(options: argparse.Namespace) -> AuthorizeViewer | None:
+    """Return who says who may see the dashboard; None: there is none."""
+    from perdure.web.dashboard import Viewer
+
+    if options.dashboard == "off":
+        return None
+    if options.authorize is not None or options.authorize_dashboard is not None:
+        authorize: AuthorizeViewer | None = _loaded(options, "authorize_dashboard")
+        return authorize
+    anybody = Viewer(sees_values=True, may_act=options.dashboard == "act")
+    return lambda _: anybody
+
+
 def _backend(options: argparse.Namespace) -> Backend:
     key, base_url = os.environ.get("OPENAI_API_KEY"), os.environ.get("OPENAI_BASE_URL")
     chosen = options.backend
@@ -135,16 +152,22 @@ def _backend(options: argparse.Namespace) -> Backend:
     return OpenAIBackend(key, base_url=base_url or "https://api.openai.com/v1", model=model)
 
 
-def _load(name: str) -> Any:
+def _loaded(options: argparse.Namespace, option: str) -> Any:
+    """Return the callable that an option names; None where it names none."""
+    name: str | None = getattr(options, option)
+    return None if name is None else _load(name, f"--{option.replace('_', '-')}")
+
+
+def _load(name: str, option: str) -> Any:
     module_name, _, attribute = name.partition(":")
     # An installed command does not look where it was started, other than `python -m`.
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"--authorize {name!r} cannot be loaded: {error}") from error
+        raise UsageError(f"{option} {name!r} cannot be loaded: {error}") from error
     if not callable(found):
-        raise UsageError(f"--authorize {name!r} names a {type(found).__name__}, not a callable")
+        raise UsageError(f"{option} {name!r} names a {type(found).__name__}, not a callable")
     return found
 
 

@@ -11,15 +11,13 @@ from perdure.cli.output import (
     as_json,
     emphasised,
     harmless,
-    length_text,
     one_line,
     print_json,
     print_pairs,
     print_table,
     shortened,
-    when,
 )
-from perdure.cli.runs import id_of, note_of, run_json
+from perdure.cli.runs import run_json
 from perdure.core.effects import epoch_ms
 from perdure.core.records import (
     AttemptRecord,
@@ -30,6 +28,7 @@ from perdure.core.records import (
     StepRecord,
     UsageRecord,
 )
+from perdure.core.wording import id_of, length_text, note_of, when
 from perdure.store.upkeep import upkeep_of
 
 

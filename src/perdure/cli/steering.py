@@ -7,12 +7,11 @@ import argparse
 from perdure.cli.exits import NO
 from perdure.cli.opening import opened, place_of, ran
 from perdure.cli.output import print_json
-from perdure.cli.runs import id_of, note_of, run_json
-from perdure.core.identity import manifest_hash
-from perdure.core.records import RunManifest, RunRecord, SessionKey
+from perdure.cli.runs import run_json
+from perdure.core.records import RunRecord
 from perdure.core.transitions import ENDED_STATES, RESTING_STATES
-from perdure.errors import UsageError
-from perdure.store.entry import SealedManifest
+from perdure.core.wording import id_of, note_of
+from perdure.durable.retrying import retry_run
 from perdure.store.upkeep import upkeep_of
 
 
@@ -67,10 +66,7 @@ async def _retry(options: argparse.Namespace) -> int:
         if before.state not in ("failed", "parked"):
             told = f"{id_of(before)} is {before.state}: only what failed or was parked is retried"
             return _tell(options, before, told, code=NO)
-        handler, manifest = _what_goes_on(before)
-        await place.store.enqueue(
-            place.run_id, manifest, handler=handler, session=_session_of(before), retry=True
-        )
+        await retry_run(place.store, place.run_id)
         run = await place.wait_until(lambda run: run.state != "queued", timeout_ms=options.wait)
         now = await upkeep_of(store).now()
     if run.state != "queued":
@@ -81,27 +77,9 @@ async def _retry(options: argparse.Namespace) -> int:
     return _tell(
         options,
         run,
-        f"{id_of(run)} is queued{waited}: a worker with the handler {handler!r} goes on with it",
+        f"{id_of(run)} is queued{waited}: a worker with the handler {run.handler!r} "
+        "goes on with it",
     )
-
-
-def _what_goes_on(run: RunRecord) -> tuple[str, RunManifest]:
-    """Return the handler and the manifest by which a stranger can go on with the run."""
-    if run.handler is None or run.manifest is None:
-        raise UsageError(
-            f"no worker can go on with {id_of(run)!r}: it was begun by a call that names no "
-            "handler. Make the same call again with retry=True"
-        )
-    if manifest_hash(run.manifest) == run.manifest_hash:
-        return run.handler, run.manifest
-    # Its values are sealed: it is recognised by the hash of the plain ones.
-    return run.handler, SealedManifest.of(run.manifest, run.manifest_hash)
-
-
-def _session_of(run: RunRecord) -> SessionKey | None:
-    if run.session_id is None or run.turn_index is None:
-        return None
-    return SessionKey(run.session_id, run.turn_index, run.revision, run.owner_id)
 
 
 def _because(run: RunRecord, now: str) -> str:

@@ -56,6 +56,10 @@ IDLE_TIMEOUT_MS: Final = 120_000
 
 HISTORY_TURNS_MAX: Final = 200
 """Turns before a turn whose messages its producer is given, the nearest; a setting of engines."""
+ATTACHMENTS_MAX: Final = 32
+"""The most attachments of one message."""
+ATTACHMENT_BYTES_MAX: Final = 4 * 1024
+"""The longest reference to an attached file, as JSON."""
 VALUE_BYTES_MAX: Final = 1024 * 1024
 """The largest value as JSON: the result of a step, a payload, a handle."""
 MANIFEST_BYTES_MAX: Final = 1024 * 1024

@@ -79,9 +79,9 @@ class FileReads:
         """Yield the order and the stored id of each run that the list may have."""
         if wanted.session_id is not None:
             turns = self._data.places_of((wanted.tenant, wanted.session_id))
-            for turn_index, revision, stored_id in turns:
-                if wanted.turn_index in (None, turn_index):
-                    yield (turn_index, revision, identity.logical_id(stored_id)[1]), stored_id
+            for stored_id in turns.of_turn(wanted.turn_index):
+                place = turns.get(stored_id) or (0, 0)
+                yield (*place, identity.logical_id(stored_id)[1]), stored_id
             return
         index = self._data.index
         index.catch_up()

@@ -14,6 +14,7 @@ from perdure.errors import RunNotFoundError, StoreCorruptError
 from perdure.store.filedata import FileData, session_of
 from perdure.store.filework import FileWork
 from perdure.store.memoryupkeep import (
+    edge_of,
     frames_may_go,
     has_ended,
     matches,
@@ -21,7 +22,7 @@ from perdure.store.memoryupkeep import (
     newest_order,
     survey_of,
 )
-from perdure.store.upkeep import Found, RunQuery, Survey
+from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 
 LOOKED_MAX: Final = 500
 """So many logs are read for one page, so that the thread is soon free for others."""
@@ -46,12 +47,7 @@ class FileTending:
         return self._data.load(stored_id)
 
     def find_runs(self, wanted: RunQuery, after: str | None, limit: int) -> Sequence[RunRecord]:
-        edge: tuple[str, str] | None = None
-        if after is not None:
-            last = self._data.load(after)
-            if last is None:
-                raise RunNotFoundError(f"there is no run {after!r} to go on behind")
-            edge = newest_order(last.run)
+        edge = self._place(after)
         found: list[RunRecord] = []
         for order in sorted(self._orders(wanted), reverse=True):
             if len(found) >= limit:
@@ -63,6 +59,17 @@ class FileTending:
                 found.append(self._data.record(data))
             self._data.trim()
         return found
+
+    def _place(self, run_id: str | None) -> tuple[str, str] | None:
+        if run_id is None:
+            return None
+        last = self._data.load(run_id)
+        if last is None:
+            raise RunNotFoundError(f"there is no run {run_id!r} to go on behind")
+        return newest_order(last.run)
+
+    def skip_runs(self, count: int, tenant: str | None, after: str | None) -> Edge | None:
+        return edge_of(self._orders(RunQuery(tenant=tenant)), count, self._place(after))
 
     def _orders(self, wanted: RunQuery) -> Iterator[tuple[str, str]]:
         """Yield the places of the runs that may be wanted, by what is known without their logs."""

@@ -7,7 +7,7 @@ from functools import partial
 
 from perdure.core.records import DeliveryRecord, DeliveryState, RunRecord
 from perdure.store.filehandle import FileHandle
-from perdure.store.upkeep import Found, RunQuery, Survey
+from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 
 
 class FileUpkeep:
@@ -24,6 +24,11 @@ class FileUpkeep:
         self, wanted: RunQuery, *, after: str | None = None, limit: int = 50
     ) -> Sequence[RunRecord]:
         return await self._inside.run(partial(self._tending.find_runs, wanted, after, limit))
+
+    async def skip_runs(
+        self, count: int, *, tenant: str | None = None, after: str | None = None
+    ) -> Edge | None:
+        return await self._inside.run(partial(self._tending.skip_runs, count, tenant, after))
 
     async def find_framed(self, ended_by: str, *, after: str | None = None, limit: int) -> Found:
         return await self._inside.run(partial(self._tending.find_framed, ended_by, after, limit))

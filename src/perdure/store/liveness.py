@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from perdure.store.lockfolder import LockFolder
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Liveness(Protocol):
@@ -49,14 +53,23 @@ class FolderLiveness:
     async def name(self) -> str | None:
         if self._locks.is_settled:
             return self._locks.name
-        return await asyncio.to_thread(self._locks.take)
+        return await _aside(self._locks.take)
 
     async def dead(self, names: Collection[str]) -> Collection[str]:
-        return await asyncio.to_thread(self._locks.dead, names) if names else ()
+        return await _aside(self._locks.dead, names) if names else ()
 
     def release(self) -> None:
         """Let go of this handle's lock."""
         self._locks.release()
+
+
+async def _aside(call: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
+    """Return what `call` returns, from a thread if this machine has one more."""
+    try:
+        return await asyncio.to_thread(call, *values, **named)
+    except RuntimeError:
+        # A lock is a few calls of the system: better in the loop than not at all.
+        return call(*values, **named)
 
 
 def folder_liveness(path: str) -> FolderLiveness | None:

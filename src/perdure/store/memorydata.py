@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -183,17 +183,22 @@ class MemoryData(Sessions):
         session_id = wanted.session_id
         chosen = [
             data
-            for data in self.runs.values()
+            for data in self._candidates(wanted)
             if data.run.tenant == wanted.tenant
             and wanted.state in (None, data.run.state)
             and session_id in (None, data.run.session_id)
-            and wanted.turn_index in (None, data.run.turn_index)
         ]
         chosen.sort(key=lambda data: list_order(data.run, session_id))
         if wanted.after is not None:
             edge = list_order(self._from(wanted, wanted.after).run, session_id)
             chosen = [data for data in chosen if list_order(data.run, session_id) > edge]
         return [listed_record(self, data, wanted) for data in chosen[: wanted.limit]]
+
+    def _candidates(self, wanted: Wanted) -> Iterable[RunData]:
+        if wanted.session_id is None:
+            return self.runs.values()
+        turns = self.places_of((wanted.tenant, wanted.session_id)).of_turn(wanted.turn_index)
+        return [self.runs[stored_id] for stored_id in turns if stored_id in self.runs]
 
     def ancestors(self, wanted: Wanted, run_id: str) -> list[RunRecord]:
         """Return the parent of a run, the parent of that one, and so on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,7 +12,7 @@ from perdure.core.rundata import RunData
 from perdure.core.transitions import ENDED_STATES, TERMINAL_STATES
 from perdure.errors import RunNotFoundError
 from perdure.store.memorydata import HandleState, MemoryData
-from perdure.store.upkeep import Found, RunQuery, Survey
+from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 
 
 class MemoryUpkeep:
@@ -39,6 +40,19 @@ class MemoryUpkeep:
             ]
             chosen.sort(key=lambda data: newest_order(data.run), reverse=True)
             return [self._data.record(data) for data in chosen[: max(limit, 0)]]
+
+    async def skip_runs(
+        self, count: int, *, tenant: str | None = None, after: str | None = None
+    ) -> Edge | None:
+        self._state.check()
+        with self._data.lock:
+            edge = None if after is None else newest_order(self._known(after).run)
+            orders = [
+                newest_order(data.run)
+                for data in self._data.runs.values()
+                if tenant in (None, data.run.tenant)
+            ]
+        return edge_of(orders, count, edge)
 
     async def find_framed(self, ended_by: str, *, after: str | None = None, limit: int) -> Found:
         self._state.check()
@@ -127,6 +141,15 @@ class MemoryUpkeep:
 def newest_order(run: RunRecord) -> tuple[str, str]:
     """Return what runs are ordered by, the newest with the greatest."""
     return run.created_at, identity.stored_id(run.tenant, run.run_id)
+
+
+def edge_of(
+    orders: Iterable[tuple[str, str]], count: int, behind: tuple[str, str] | None
+) -> Edge | None:
+    """Return where `count` of the places behind another one end; None if there are not so many."""
+    rest = (order for order in orders if behind is None or order < behind)
+    newest = heapq.nlargest(max(count, 0), rest)
+    return Edge(*newest[-1]) if 0 < count == len(newest) else None
 
 
 def matches(run: RunRecord, wanted: RunQuery) -> bool:

@@ -56,6 +56,14 @@ class Places:
         if place is not None:
             del self._ordered[bisect_left(self._ordered, place)]
 
+    def of_turn(self, turn_index: int | None) -> list[str]:
+        """Return the stored ids of a turn's revisions, or (None) of all turns, in order."""
+        if turn_index is None:
+            return [stored_id for *_, stored_id in self._ordered]
+        first = bisect_left(self._ordered, (turn_index, 0, ""))
+        last = bisect_left(self._ordered, (turn_index + 1, 0, ""))
+        return [stored_id for *_, stored_id in self._ordered[first:last]]
+
     def before(self, turn_index: int) -> Iterator[str]:
         """Yield the stored ids of earlier turns, the newest revision of the latest turn first."""
         for number in range(bisect_left(self._ordered, (turn_index, 0, "")) - 1, -1, -1):

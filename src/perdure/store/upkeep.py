@@ -33,6 +33,13 @@ class Found(NamedTuple):
     after: str | None
 
 
+class Edge(NamedTuple):
+    """The place of a run among all, the newest first: when it was created, then its stored id."""
+
+    created_at: str
+    run_id: str
+
+
 class Survey(NamedTuple):
     """A store at a glance, by its own clock `now`.
 
@@ -64,6 +71,17 @@ class Upkeep(Protocol):
         """Return the wanted runs, the newest first, behind the run `after`.
 
         Raises RunNotFoundError for an unknown `after`.
+        """
+        ...
+
+    async def skip_runs(
+        self, count: int, *, tenant: str | None = None, after: str | None = None
+    ) -> Edge | None:
+        """Return where `count` runs behind the run `after` end, the newest first.
+
+        None: there are not so many. `tenant` counts only its runs. It costs little, so that a
+        search can be cut off before it has looked at everything. Raises RunNotFoundError for an
+        unknown `after`.
         """
         ...
 

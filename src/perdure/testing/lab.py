@@ -20,7 +20,9 @@ OpenHandle = Callable[[ManualClock, str | None], Awaitable[RunStore]]
 class StoreLab:
     """Fresh data, a clock, and as many handles on that data as a case wants.
 
-    Use it as an async context manager: leaving it closes every handle that it opened.
+    `StoreLab(open_handle)`: `open_handle(clock, code_version)` opens one more handle on the data
+    that this lab is about. Use it as an async context manager: leaving it closes every handle that
+    it opened. `clock` stands still until it is moved, for all of them.
     """
 
     def __init__(self, open_handle: OpenHandle) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from perdure.backends.protocol import AttachableBackend, Backend, Prompt
 from perdure.core.frames import Frame
 from perdure.core.records import JsonValue
-from perdure.errors import BackendTransportError
+from perdure.errors import BackendTransportError, UsageError
+from perdure.turn.attachments import Attachment, attachments_from_json
 from perdure.turn.handout import Turn
 from perdure.turn.joining import join
 
@@ -24,6 +26,8 @@ GO_ON: Final = (
 """What a model is asked that may not be handed the beginning of its own answer."""
 
 Message = Mapping[str, JsonValue]
+AttachmentPart = Callable[[Attachment], JsonValue | Awaitable[JsonValue]]
+"""Makes of an attachment what the model is shown of it."""
 
 
 class BackendProducer:
@@ -38,6 +42,11 @@ class BackendProducer:
     `on_interrupted="continue"` (`continue_partial`) the model is shown what there is of it and
     asked by a user message to go on. `accepts_prefill` declares that the model goes on by itself
     behind a last message of the assistant, as few do, so that it need not be asked.
+
+    `attachment_part` makes of an attachment the part of a message that the model is shown, such as
+    `{"type": "image_url", "image_url": {"url": …}}`; it may be plain or async, and is asked anew in
+    every attempt, so that an address may be short-lived. Without it a turn with attachments fails:
+    a model that does not see them would answer something else.
     """
 
     def __init__(
@@ -46,15 +55,17 @@ class BackendProducer:
         *,
         instructions: str | None = None,
         accepts_prefill: bool = False,
+        attachment_part: AttachmentPart | None = None,
     ) -> None:
         self.provider = backend.name
         self.model = backend.model
         self._backend = backend
         self._instructions = instructions
         self._accepts_prefill = accepts_prefill
+        self._attachment_part = attachment_part
 
     def __call__(self, turn: Turn) -> AsyncIterator[Frame]:
-        return self._answer(Prompt(self._asked(turn), turn.model, turn.idempotency_key))
+        return self._answer(turn, [], turn.idempotency_key)
 
     async def attach(self, turn: Turn) -> AsyncIterator[Frame] | None:
         """Join the answer upstream; None where the backend cannot, or has another answer."""
@@ -72,26 +83,44 @@ class BackendProducer:
 
         It is another question, so it has another idempotency key, the same for the same partial.
         """
-        messages = [*self._asked(turn), *partial_messages(turn.partial.parts)]
+        behind = partial_messages(turn.partial.parts)
         if not self._accepts_prefill:
-            messages.append({"role": "user", "content": GO_ON})
+            behind.append({"role": "user", "content": GO_ON})
         key = f"{turn.idempotency_key}:{len(turn.partial.text)}"
-        return self._answer(Prompt(messages, turn.model, key))
+        return self._answer(turn, behind, key)
 
     async def cancel(self, handle: JsonValue) -> None:
         """End the answer upstream that nobody waits for."""
         if isinstance(self._backend, AttachableBackend):
             await self._backend.cancel(handle)
 
-    def _asked(self, turn: Turn) -> list[Message]:
+    async def _asked(self, turn: Turn) -> list[Message]:
         messages: list[Message] = []
         if self._instructions is not None:
             messages.append({"role": "system", "content": self._instructions})
-        messages.extend(turn.history)
-        messages.append({"role": "user", "content": turn.user_message})
+        for message in turn.history:
+            attached = attachments_from_json(message.get("attachments"))
+            messages.append(await self._said(message["content"], attached) if attached else message)
+        messages.append(await self._said(turn.user_message, turn.attachments))
         return messages
 
-    async def _answer(self, prompt: Prompt) -> AsyncIterator[Frame]:
+    async def _said(self, text: JsonValue, attachments: Sequence[Attachment]) -> Message:
+        """Return what a user said, with the parts of what came along behind the text."""
+        if not attachments:
+            return {"role": "user", "content": text}
+        if self._attachment_part is None:
+            raise UsageError(
+                "the message has attachments, which this producer cannot show to the model: "
+                "give answer_with an `attachment_part`"
+            )
+        parts: list[JsonValue] = [{"type": "text", "text": text}]
+        for attachment in attachments:
+            part = self._attachment_part(attachment)
+            parts.append(await part if inspect.isawaitable(part) else part)
+        return {"role": "user", "content": parts}
+
+    async def _answer(self, turn: Turn, behind: list[Message], key: str) -> AsyncIterator[Frame]:
+        prompt = Prompt([*await self._asked(turn), *behind], turn.model, key)
         frames = self._backend.stream(prompt)
         async with AsyncExitStack() as stack:
             # The call upstream must end with the turn, not when the garbage is collected.
@@ -135,12 +164,22 @@ def _tool_messages(
 
 
 def answer_with(
-    backend: Backend, *, instructions: str | None = None, accepts_prefill: bool = False
+    backend: Backend,
+    *,
+    instructions: str | None = None,
+    accepts_prefill: bool = False,
+    attachment_part: AttachmentPart | None = None,
 ) -> BackendProducer:
     """Return a producer that answers each turn by one call of `backend`.
 
     `instructions` is the system message. With `on_interrupted="continue"` an interrupted answer is
     gone on with: the model is asked by a user message, unless `accepts_prefill` declares that it
-    goes on by itself behind the beginning of its answer.
+    goes on by itself behind the beginning of its answer. `attachment_part` makes of an Attachment
+    the part of a message that the model is shown; without it a turn with attachments fails.
     """
-    return BackendProducer(backend, instructions=instructions, accepts_prefill=accepts_prefill)
+    return BackendProducer(
+        backend,
+        instructions=instructions,
+        accepts_prefill=accepts_prefill,
+        attachment_part=attachment_part,
+    )

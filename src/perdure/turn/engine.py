@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -26,10 +26,11 @@ from perdure.durable.worker import Worker
 from perdure.errors import RunInputMismatchError, StoreUnavailableError, UsageError
 from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
+from perdure.turn.attachments import Attachment
 from perdure.turn.closing import Produce, TurnSettings
 from perdure.turn.ending import finished_turn
 from perdure.turn.hooks import ChatTurnHooks, call_hook
-from perdure.turn.identity import ChatTurnIdentity, chat_manifest, check_identity
+from perdure.turn.identity import Asked, ChatTurnIdentity, chat_manifest, check_identity
 from perdure.turn.owning import Busy, OwnedTurns, Wish
 from perdure.turn.reading import Reading, Replay, known_turn, lines, open_reading
 from perdure.turn.recovery import Policy
@@ -103,7 +104,7 @@ class ChatTurnEngine:
         self._domain = domain
         self._replay: Replay = replay
         self._recover = recover
-        self._busy = _checked_busy(busy)
+        self._busy: Busy = _checked_busy(busy)
         self._hooks = hooks or ChatTurnHooks()
         self._outbox = Outbox(store, {name: self.deliver}, on_failure=self._look_in)
         self._settings = TurnSettings(
@@ -139,6 +140,7 @@ class ChatTurnEngine:
         user_message: str | None,
         *,
         model: str | None = None,
+        attachments: Sequence[Attachment] | None = None,
         retry: bool = False,
         regenerate: bool = False,
         busy: Busy | None = None,
@@ -150,8 +152,9 @@ class ChatTurnEngine:
         answer, or (with another message) an edit, which stands behind the newest answer before it.
 
         `regenerate` makes the next revision of a turn, whichever that is, behind the same parent
-        as the newest one, whose message and model it has where none are given: each such call asks
-        anew. `busy` stands in for the engine's own for this turn.
+        as the newest one, whose message, model and attachments it has where none are given: each
+        such call asks anew. `attachments` are references to files that the product keeps; they are
+        part of the message, and others make another one. `busy` stands in for the engine's own.
 
         Raises UsageError, RunInputMismatchError (the turn has another message),
         SessionBusyError (another turn of the session is in flight or in line),
@@ -159,12 +162,13 @@ class ChatTurnEngine:
         RunNotFoundError (the session is somebody else's), StoreError.
         """
         self._start()
-        wish = Wish(retry, self._busy if busy is None else _checked_busy(busy))
+        wish = Wish(retry, _checked_busy(self._busy if busy is None else busy))
         store = self._store.for_tenant(check_identity(identity).tenant_id)
+        asked = Asked(user_message, model, attachments)
         if regenerate:
-            return await self._regenerate(store, identity, user_message, model, wish)
+            return await self._regenerate(store, identity, asked, wish)
         await check_revision(store, identity)
-        return await self._submit(identity, user_message, model, wish)
+        return await self._submit(identity, asked, wish)
 
     def read(
         self,
@@ -275,30 +279,29 @@ class ChatTurnEngine:
             self._recovery.add_done_callback(_note_end)
 
     async def _regenerate(
-        self,
-        store: RunStore,
-        identity: ChatTurnIdentity,
-        user_message: str | None,
-        model: str | None,
-        wish: Wish,
+        self, store: RunStore, identity: ChatTurnIdentity, asked: Asked, wish: Wish
     ) -> SubmittedTurn:
         tried: int | None = None
         while True:
-            new = await next_revision(store, identity, user_message, model)
+            new = await next_revision(store, identity, asked)
             wish = wish._replace(parent=new.parent)
             try:
-                return await self._submit(new.identity, new.user_message, new.model, wish)
+                return await self._submit(new.identity, new.asked, wish)
             except RunInputMismatchError:
                 # Somebody was faster to revise it, with another message.
                 if tried == new.identity.revision:
                     raise
                 tried = new.identity.revision
 
-    async def _submit(
-        self, identity: ChatTurnIdentity, user_message: Any, model: str | None, wish: Wish
-    ) -> SubmittedTurn:
+    async def _submit(self, identity: ChatTurnIdentity, asked: Asked, wish: Wish) -> SubmittedTurn:
+        message: Any = asked.message
         manifest = chat_manifest(
-            identity, user_message, project_id=self._project_id, domain=self._domain, model=model
+            identity,
+            message,
+            project_id=self._project_id,
+            domain=self._domain,
+            model=asked.model,
+            attachments=asked.attachments or (),
         )
         created, run = await self._turns.open(identity, manifest, wish)
 

@@ -15,6 +15,7 @@ from perdure.durable.parallel import branches_of, check_concurrency, run_branche
 from perdure.durable.scope import step_spec
 from perdure.durable.steps import StepSpec
 from perdure.errors import UsageError
+from perdure.turn.attachments import Attachment, attachments_from_json
 from perdure.turn.identity import ChatTurnIdentity
 from perdure.turn.recovery import Partial, SavedHandle
 from perdure.turn.stepping import TurnSteps
@@ -39,7 +40,9 @@ class TurnStream(Protocol[ResultT]):
 class Turn(Protocol):
     """One turn, as its producer gets it; everything in it comes from the store.
 
-    `history` holds the messages of the parent turns, fixed when the turn was submitted;
+    `attachments` are the files that the message came with, by reference. `history` holds the
+    messages of the parent turns, `{"role", "content"}` and, of a user's with files, `"attachments"`
+    as they are stored, fixed when the turn was submitted;
     `partial` what readers have seen and keep; `attempt` counts from 1. `upstream` is the handle
     that was saved last, None if there is none: of the answer that an earlier attempt has begun, as
     long as this one can join it.
@@ -51,6 +54,8 @@ class Turn(Protocol):
     def user_message(self) -> str: ...
     @property
     def model(self) -> str | None: ...
+    @property
+    def attachments(self) -> Sequence[Attachment]: ...
     @property
     def history(self) -> Sequence[Mapping[str, JsonValue]]: ...
     @property
@@ -176,6 +181,7 @@ class AttemptedTurn:
         self.identity = turn
         self.user_message: str = manifest.input["userMessage"]
         self.model: str | None = manifest.input.get("model")
+        self.attachments = attachments_from_json(manifest.input.get("attachments"))
         self.history = history
         self.attempt = attempt.lease.epoch
         self.partial = partial

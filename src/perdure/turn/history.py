@@ -88,8 +88,11 @@ def messages_of(runs: Sequence[RunRecord]) -> list[Mapping[str, JsonValue]]:
     messages: list[Mapping[str, JsonValue]] = []
     for run in runs:
         if run.manifest is not None:
-            message = run.manifest.input.get("userMessage", "")
-            messages.append({"role": "user", "content": message})
+            asked = run.manifest.input
+            said = {"role": "user", "content": asked.get("userMessage", "")}
+            if asked.get("attachments"):
+                said["attachments"] = asked["attachments"]
+            messages.append(said)
         answer: object = run.answer
         text = None
         if isinstance(answer, dict):

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from perdure.core import identity
-from perdure.core.records import AgentTaskSpec, RunManifest, RunRecord, SessionKey
+from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, RunRecord, SessionKey
 from perdure.errors import UsageError
+from perdure.turn.attachments import Attachment, attachments_to_json
+
+
+class Asked(NamedTuple):
+    """What a user asks in a turn. None: as in the turn that is answered once more."""
+
+    message: str | None
+    model: str | None = None
+    attachments: Sequence[Attachment] | None = None
 
 
 class ChatTurnIdentity(NamedTuple):
@@ -55,6 +65,7 @@ def chat_manifest(
     project_id: str,
     domain: str,
     model: str | None,
+    attachments: Sequence[Attachment] = (),
 ) -> RunManifest:
     """Return the manifest of a turn, which hashes like the reference's."""
     if type(user_message) is not str:
@@ -62,6 +73,9 @@ def chat_manifest(
     if model is not None and type(model) is not str:
         raise UsageError("the model must be named by a str, or be None")
     session_id, turn_index = turn.session_id, turn.turn_index
+    asked: dict[str, JsonValue] = {"userMessage": user_message, "model": model}
+    if attachments:
+        asked["attachments"] = attachments_to_json(attachments)
     return RunManifest(
         project_id=project_id,
         scenario_id=session_id,
@@ -76,7 +90,7 @@ def chat_manifest(
                 "userId": turn.user_id,
             },
         ),
-        input={"userMessage": user_message, "model": model},
+        input=asked,
         tags={"session_id": session_id, "tenant_id": turn.tenant_id},
     )
 

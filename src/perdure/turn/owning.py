@@ -150,7 +150,7 @@ class OwnedTurns:
             queued = await self._queued(store, turn, manifest, wish)
             if queued is None:
                 raise
-        if wish.busy == "replace":
+        if wish.busy == "replace" and queued.run.state == "queued":
             await self._make_way(store, turn, queued.run)
         try:
             # The session may have become free before the turn was in line.

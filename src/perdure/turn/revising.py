@@ -10,7 +10,8 @@ from perdure.core.identity import stored_id
 from perdure.core.records import JsonValue, RunRecord
 from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.protocol import RunStore
-from perdure.turn.identity import ChatTurnIdentity, check_identity
+from perdure.turn.attachments import attachments_from_json
+from perdure.turn.identity import Asked, ChatTurnIdentity, check_identity
 
 REVISIONS_MAX: Final = 1_000
 """More revisions of one turn than this are not looked at."""
@@ -23,8 +24,7 @@ class Revision(NamedTuple):
     """
 
     identity: ChatTurnIdentity
-    user_message: str
-    model: str | None
+    asked: Asked
     parent: str | None
 
 
@@ -73,17 +73,19 @@ async def check_revision(store: RunStore, turn: ChatTurnIdentity) -> None:
         )
 
 
-async def next_revision(
-    store: RunStore, turn: ChatTurnIdentity, user_message: str | None, model: str | None
-) -> Revision:
+async def next_revision(store: RunStore, turn: ChatTurnIdentity, asked: Asked) -> Revision:
     """Return the revision that answers a turn once more.
 
-    It has the history of the newest one, and its message and model where none are given. Raises
-    RunNotFoundError, and UsageError for a message that nobody knows.
+    It has the history of the newest one, and its message, model and attachments where none are
+    given; with another message, none of its attachments. Raises RunNotFoundError, and UsageError
+    for a message that nobody knows.
     """
     newest = (await revisions_of(store, turn))[-1]
-    asked: Mapping[str, JsonValue] = {} if newest.manifest is None else newest.manifest.input
-    message = asked.get("userMessage") if user_message is None else user_message
+    known: Mapping[str, JsonValue] = {} if newest.manifest is None else newest.manifest.input
+    message = known.get("userMessage") if asked.message is None else asked.message
+    attachments = asked.attachments
+    if attachments is None and asked.message is None:
+        attachments = attachments_from_json(known.get("attachments"))
     if message is None:
         raise UsageError(
             f"what was said in turn {turn.turn_index} is not recorded (a TypeScript worker has "
@@ -92,6 +94,5 @@ async def next_revision(
     parent = newest.parent_run_id
     if parent is None and newest.epoch > 0:
         parent = ""  # It began as the first of its line, and its revisions do.
-    return Revision(
-        turn._replace(revision=newest.revision + 1), message, model or asked.get("model"), parent
-    )
+    again = Asked(message, asked.model or known.get("model"), attachments)
+    return Revision(turn._replace(revision=newest.revision + 1), again, parent)

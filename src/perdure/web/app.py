@@ -223,6 +223,7 @@ class Service:
                 identity,
                 asked.message,
                 model=asked.model,
+                attachments=asked.attachments,
                 retry=asked.retry,
                 regenerate=asked.regenerate,
                 busy=asked.busy,

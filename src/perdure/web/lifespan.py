@@ -33,7 +33,10 @@ def lifespan_of(
             drains.append(loop.create_task(engine.aclose(drain_ms=length_ms)))
 
         engine.start()
-        told = partial(loop.call_soon_threadsafe, drain)
+
+        def told(length_ms: int) -> None:
+            loop.call_soon_threadsafe(drain, length_ms)
+
         with hearing_signals(partial(told, drain_ms), partial(told, 0)):
             try:
                 yield

@@ -15,6 +15,7 @@ FILES: Final = (
     "index.html",
     "app.js",
     "chats.js",
+    "lines.js",
     "markdown.js",
     "stream.js",
     "turn.js",
@@ -39,7 +40,11 @@ def page_routes() -> list[BaseRoute]:
     routes: list[BaseRoute] = []
     for name in FILES:
         path = "/" if name == "index.html" else f"/static/{name}"
-        routes.append(Route(path, _file(name, folder.joinpath(*name.split("/")).read_bytes()), methods=["GET"]))
+        routes.append(
+            Route(
+                path, _file(name, folder.joinpath(*name.split("/")).read_bytes()), methods=["GET"]
+            )
+        )
     return routes
 
 

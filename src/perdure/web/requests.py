@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, cast, get_args
 from urllib.parse import quote, unquote_to_bytes
 
@@ -14,6 +14,7 @@ from perdure.core.jsonvalue import encode_value, parse_json
 from perdure.core.limits import BODY_BYTES_MAX, MANIFEST_BYTES_MAX
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError, ValueTooLargeError
+from perdure.turn.attachments import Attachment, attachments_from_json, attachments_to_json
 from perdure.turn.identity import ChatTurnIdentity
 from perdure.turn.owning import Busy
 from perdure.turn.wire.events import Dialect
@@ -25,7 +26,16 @@ _QUALITY = re.compile("0(?:\\.[0-9]{0,3})?|1(?:\\.0{0,3})?", re.ASCII)
 _RECORD_BYTES_MAX: Final = MANIFEST_BYTES_MAX - 16 * 1024
 """The rest of a manifest is for the ids, each of which stands in it several times."""
 _NDJSON: Final = "application/x-ndjson"
-_FIELDS: Final = ("turnIndex", "message", "model", "retry", "revision", "regenerate", "busy")
+_FIELDS: Final = (
+    "turnIndex",
+    "message",
+    "model",
+    "attachments",
+    "retry",
+    "revision",
+    "regenerate",
+    "busy",
+)
 
 
 class Submission(NamedTuple):
@@ -38,6 +48,7 @@ class Submission(NamedTuple):
     revision: int = 0
     regenerate: bool = False
     busy: Busy | None = None
+    attachments: Sequence[Attachment] | None = None
 
 
 class Format(NamedTuple):
@@ -188,12 +199,22 @@ async def submission_of(
         raise UsageError("the field `message` is missing (only `regenerate` goes without it)")
     model = _text(body, "model")
     # The record escapes what is not ASCII, so it may be too long though the body was not.
-    together = [message, model]
-    encode_value(together, name="`message` and `model` together", bytes_max=_RECORD_BYTES_MAX)
+    attachments = _attachments(body)
+    together = [message, model, body.get("attachments")]
+    encode_value(together, name="message, model and attachments", bytes_max=_RECORD_BYTES_MAX)
     busy = body.get("busy")
     if busy is not None and busy not in get_args(Busy):
         raise UsageError("the field `busy` must be 'reject', 'queue' or 'replace'")
-    return Submission(index, message, model, retry, revision, regenerate, busy)
+    return Submission(index, message, model, retry, revision, regenerate, busy, attachments)
+
+
+def _attachments(body: Mapping[str, JsonValue]) -> Sequence[Attachment] | None:
+    """Return the attachments of a body, each checked; None: it does not say."""
+    if body.get("attachments") is None:
+        return None
+    attachments = attachments_from_json(body["attachments"], name="the field attachments")
+    attachments_to_json(attachments)
+    return attachments
 
 
 def _flag(body: Mapping[str, JsonValue], name: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from perdure.core.limits import ATTACHMENTS_MAX
+
 try:
     from pydantic import BaseModel, ConfigDict, Field, model_validator
 except ImportError as error:
@@ -24,6 +26,17 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Attachment(Shape):
+    """A file that comes with a message, by reference: the service never sees the file."""
+
+    id: str = Field(min_length=1, description="By which the product finds the file.")
+    mediaType: str = Field(min_length=1)
+    name: str | None = None
+    sizeBytes: int | None = None
+    sha256: str | None = None
+    url: str | None = Field(default=None, description="Where it can be fetched; never `data:`.")
+
+
 class Submission(Shape):
     """One message of a user, and its place in the conversation."""
 
@@ -35,6 +48,9 @@ class Submission(Shape):
     )
     model: str | None = Field(
         default=None, min_length=1, description="The model to ask; null: the service's own."
+    )
+    attachments: list[Attachment] | None = Field(
+        default=None, max_length=ATTACHMENTS_MAX, description="Files that the message comes with."
     )
     retry: bool = Field(default=False, description="Run a failed or parked turn again.")
     revision: int = Field(
@@ -100,6 +116,7 @@ class Turn(Shape):
     reason: str | None = Field(description="Why it is parked.")
     attempt: int
     message: str | None
+    attachments: list[Attachment]
     text: str = Field(description="The answer, as far as there is one.")
     parts: list[dict[str, Any]]
     finishReason: str | None = Field(description="Why the model's answer ended.")
@@ -114,6 +131,7 @@ class Turn(Shape):
             "example": {
                 **{"sessionId": "kitchen", "turnIndex": 0, "revision": 0, "state": "completed"},
                 **{"reason": None, "attempt": 1, "message": MESSAGE, "text": ANSWER},
+                "attachments": [],
                 "parts": [{"type": "text", "id": "p1", "text": ANSWER}],
                 "finishReason": "stop",
                 **{"error": None, "createdAt": BEGUN, "completedAt": ENDED},
@@ -148,6 +166,7 @@ class Message(Shape):
 
     role: Literal["user", "assistant"]
     content: str
+    attachments: list[Attachment] | None = None
 
 
 class Session(Shape):

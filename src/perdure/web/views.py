@@ -26,6 +26,7 @@ async def turn_view(store: RunStore, run: RunRecord) -> dict[str, JsonValue]:
         "reason": run.reason,
         "attempt": run.epoch,
         "message": _message(run),
+        "attachments": _attachments(run),
         "text": text,
         "parts": [part_view(part) for part in parts],
         "finishReason": finish_reason,
@@ -92,6 +93,10 @@ def _turn_line(run: RunRecord) -> dict[str, JsonValue]:
         "createdAt": run.created_at,
         "completedAt": run.completed_at,
     }
+
+
+def _attachments(run: RunRecord) -> JsonValue:
+    return [] if run.manifest is None else run.manifest.input.get("attachments", [])
 
 
 def _message(run: RunRecord) -> JsonValue:

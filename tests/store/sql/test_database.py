@@ -15,7 +15,7 @@ from perdure.store.sql.sqlite_connection import connect_writer, sqlite_statement
 from perdure.store.sql.sqlite_schema import prepare_schema
 
 # The turns of one session are few, and their order is not that of an index; nor are processes many.
-SORTED_IN_MEMORY = {"find_session_runs", "list_session", "locks_of_handler"}
+SORTED_IN_MEMORY = {"find_session_runs", "list_session", "list_turn", "locks_of_handler"}
 COUNTS_EVERYTHING = {"count_deliveries", "count_runs"}
 """A survey, for people: what it counts it has to read."""
 
@@ -56,6 +56,7 @@ def test_every_statement_finds_its_rows_by_an_index(
         ("due_queued", "idx_perdure_runs_line"),
         ("due_queued", "idx_perdure_runs_queue"),
         ("list_session", "idx_perdure_runs_turn"),
+        ("list_turn", "idx_perdure_runs_turn"),
         ("create_run", "idx_perdure_runs_turn"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 
 import psycopg
 import pytest
@@ -20,10 +22,11 @@ from perdure.errors import (
 )
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
+from perdure.store.sql.leases import SqlRenewer
 from perdure.store.sql.postgres import liveness
 from perdure.store.sql.postgres.address import read_address
 from perdure.store.sql.postgres.dialect import postgres_statements
-from perdure.store.sql.postgres.driver import Postgres
+from perdure.store.sql.postgres.driver import LOCK_TIMEOUT_MS, Postgres
 from perdure.store.sql.postgres.liveness import PostgresLiveness
 from perdure.store.sql.store import SqlStore
 from perdure.testing.samples import HANDLER, completed, hold, manifest, row
@@ -157,14 +160,30 @@ async def test_a_broken_connection_costs_one_answer_and_no_handle(
     assert step.result == "whole"
 
 
+async def test_a_cancel_of_all_that_a_handle_does_costs_no_handle(store: RunStore) -> None:
+    lease = await hold(store)
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("perdure-"):
+            task.cancel()
+    await store.write(lease, completed(0, "whole"))
+    assert (await store.read_steps("run"))[0].result == "whole"
+
+
 async def end_connections(url: str) -> None:
+    await execute(
+        url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
+    )
+
+
+async def execute(url: str, sql: str) -> list[tuple[object, ...]]:
+    """Run a statement past the store; `{}` stands for its schema."""
     base = url.partition("?")[0]
     connection = await psycopg.AsyncConnection.connect(base, autocommit=True)
     async with connection:
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
-        )
+        found = await connection.execute(sql.format(SCHEMA).encode())
+        return await found.fetchall() if found.description else []
 
 
 # Many at once.
@@ -199,18 +218,96 @@ async def test_a_row_that_somebody_keeps_locked_costs_no_other_run_its_write(
     store: RunStore, url: str
 ) -> None:
     stuck, free = await hold(store, "stuck"), await hold(store, "free")
-    base = url.partition("?")[0]
-    connection = await psycopg.AsyncConnection.connect(base)
-    async with connection:
-        await connection.execute(
-            f"SELECT 1 FROM {SCHEMA}.durable_runs WHERE run_id = 'stuck' FOR UPDATE".encode()
-        )
+    async with locked(url, "stuck"):
         waiting = asyncio.ensure_future(store.write(stuck, completed(0, "late")))
         async with asyncio.timeout(PATIENCE_S):
             await store.write(free, completed(0, "done"))
         assert (await store.read_steps("free"))[0].result == "done"
     await waiting
     assert (await store.read_steps("stuck"))[0].result == "late"
+
+
+@asynccontextmanager
+async def locked(url: str, run_id: str) -> AsyncIterator[None]:
+    """Keep the row of a run locked, as a stuck transaction does."""
+    connection = await psycopg.AsyncConnection.connect(url.partition("?")[0])
+    async with connection:
+        sql = f"SELECT 1 FROM {SCHEMA}.durable_runs WHERE run_id = %s FOR UPDATE"
+        await connection.execute(sql.encode(), (run_id,))
+        yield
+
+
+async def deadline(store: RunStore, run_id: str) -> str:
+    run = await store.read_run(run_id)
+    assert run is not None
+    assert run.lease_expires_at is not None
+    return run.lease_expires_at
+
+
+async def test_a_row_that_somebody_keeps_locked_costs_no_other_run_its_lease(
+    store: RunStore, url: str
+) -> None:
+    _, database = await open_with_driver(url)
+    leases = [await hold(store, f"run-{number}") for number in range(5)]
+    gone = leases[4]._replace(token="another")
+    asked = [*leases[:4], gone]
+    before = await deadline(store, "run-0")
+    renewer = SqlRenewer(database.connect())
+    async with locked(url, "run-2"):
+        answer = await asyncio.to_thread(renewer.renew, asked, 10 * LEASE_MS)
+        assert dict(answer) == dict.fromkeys(leases[:4], False), "nobody can claim the locked one"
+        assert await deadline(store, "run-0") > before
+        assert await deadline(store, "run-2") < await deadline(store, "run-3")
+    await asyncio.to_thread(renewer.renew, asked, 20 * LEASE_MS)
+    assert await deadline(store, "run-2") > await deadline(store, "run-4")
+    renewer.close()
+    await database.close()
+
+
+async def test_a_sweep_does_not_wait_for_a_row_that_somebody_keeps_locked(
+    store: RunStore, url: str
+) -> None:
+    for number in range(5):
+        await store.enqueue(f"run-{number}", manifest(), handler=HANDLER)
+    sweep = partial(store.claim_due, [HANDLER], worker_id="bob", lease_ms=LEASE_MS, limit=9)
+    async with locked(url, "run-2"), asyncio.timeout(LOCK_TIMEOUT_MS / 1_000):
+        claims = await sweep()
+    assert {claim.run.run_id for claim in claims} == {"run-0", "run-1", "run-3", "run-4"}
+    assert [claim.run.run_id for claim in await sweep()] == ["run-2"]
+
+
+async def test_writes_and_beats_of_two_handles_never_deadlock(
+    postgres: PostgresServer, store: RunStore, url: str
+) -> None:
+    other, database = await open_with_driver(url)
+    counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = await execute(url, counted)
+    leases = [await hold(store, f"run-{number}") for number in range(30)]
+    renewer = SqlRenewer(database.connect())
+
+    async def write(handle: RunStore, number: int) -> None:
+        for position in range(4):
+            step = 2 * position + (handle is other)
+            await handle.write(leases[number], completed(step, "x"))
+
+    async def beat() -> None:
+        while True:
+            assert len(await asyncio.to_thread(renewer.renew, leases, LEASE_MS)) == len(leases)
+
+    beating = asyncio.create_task(beat())
+    # In opposite orders, so that groups that locked as they come would meet head-on.
+    ahead = [write(store, number) for number in range(30)]
+    back = [write(other, number) for number in reversed(range(30))]
+    await asyncio.gather(*ahead, *back)
+    beating.cancel()
+    await asyncio.wait((beating,))
+    for number in range(30):
+        assert len(await store.read_steps(f"run-{number}")) == 8
+    renewer.close()
+    # A connection that ends has told what it counted.
+    await other.close()
+    await store.close()
+    assert await execute(url, counted) == before
 
 
 async def test_claims_of_two_handles_never_share_a_run(store: RunStore, url: str) -> None:
@@ -257,13 +354,8 @@ async def test_behind_a_pooler_nothing_outlives_a_transaction(url: str) -> None:
     store = await open_store(f"{url}&pooled=1", migrate=True)
     lease = await hold(store)
     await store.write(lease, completed(0, "x"))
-    base = url.partition("?")[0]
-    connection = await psycopg.AsyncConnection.connect(base, autocommit=True)
-    async with connection:
-        found = await connection.execute(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-        )
-        assert await found.fetchone() == (0,)
+    counted = await execute(url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+    assert counted == [(0,)]
     assert (await store.read_details("run")).attempts[0].liveness is None
     await store.close()
 
@@ -272,9 +364,8 @@ async def test_behind_a_pooler_nothing_outlives_a_transaction(url: str) -> None:
 
 
 async def test_a_lease_is_taken_at_once_from_a_process_whose_connection_is_gone(
-    store: RunStore, url: str, monkeypatch: pytest.MonkeyPatch
+    store: RunStore, url: str
 ) -> None:
-    monkeypatch.setattr(liveness, "SETTLED_MS", 0)
     dead, database = await open_with_driver(url)
     await hold(dead)
     assert isinstance(database.liveness, PostgresLiveness)
@@ -303,5 +394,7 @@ async def test_after_a_start_of_the_server_the_living_get_time_to_come_back(
     await hold(dead)
     assert isinstance(database.liveness, PostgresLiveness)
     await database.liveness.lose()
+    before_the_start = "UPDATE {}.perdure_liveness SET taken_at = '-infinity'"
+    await execute(url, before_the_start)
     assert not await store.claim_due([HANDLER], worker_id="bob", lease_ms=LEASE_MS, limit=1)
     await dead.close()

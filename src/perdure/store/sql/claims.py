@@ -152,7 +152,8 @@ class Claims:
         stored_id, manifest_hash, tenant, session_id, turn_index, owner_id = row
         wish = wish._replace(lock=await self._liveness.name())
         key = None if session_id is None else (session_id, turn_index)
-        statements = self._take(stored_id, manifest_hash, wish, key=key)
+        free = Statement("free_run", (stored_id,), required=True)
+        statements = [free, *self._take(stored_id, manifest_hash, wish, key=key)]
         if session_id is not None:
             foreign = [] if tenant else await self._foreign(session_id)
             place = _session(tenant, session_id, owner_id, stored_id)

@@ -109,11 +109,13 @@ class Dialect(NamedTuple):
 
     `now` is given the number of the parameter behind the last; `later` that expression and the
     parameter of the milliseconds; `rows` a parameter and its columns as (name, type).
+    `skip_locked` ends a SELECT of runs that locks what it finds.
     """
 
     now: Callable[[int], str]
     later: Callable[[str, str], str]
     rows: Callable[[str, Sequence[tuple[str, str]]], str]
+    skip_locked: str = ""
 
 
 RUN_COLUMNS: Final = (
@@ -166,6 +168,11 @@ _WANTED = (
     "coalesce((SELECT a.created_at FROM durable_runs a WHERE a.run_id = ?6), '9'), "
     "coalesce(?6, ''))"
 )
+_BEHIND = (
+    "(created_at, run_id) < ("
+    "coalesce((SELECT a.created_at FROM durable_runs a WHERE a.run_id = ?1), '9'), "
+    "coalesce(?1, ''))"
+)
 # Over and done with by ?1: nothing waits to follow, and the whole session is at rest.
 _OVER = (
     "status IN ('completed', 'failed') AND completed_at <= ?1 "
@@ -200,6 +207,7 @@ _PIECES: Final[Mapping[str, str]] = {
     "wanted": _WANTED.format("created_at"),
     # Not by the index of this column.
     "wanted_there": _WANTED.format("coalesce(created_at, '')"),
+    "behind": _BEHIND,
     "over": _OVER,
     "foreign": _FOREIGN,
     "owner": _OWNER,
@@ -234,7 +242,8 @@ def load_statements(dialect: Dialect) -> dict[str, Text]:
 
 
 def _expand(block: str, dialect: Dialect) -> Text:
-    block = _PIECE.sub(lambda mark: _PIECES.get(mark[1], mark[0]), block)
+    pieces = {**_PIECES, "skip_locked": dialect.skip_locked}
+    block = _PIECE.sub(lambda mark: pieces.get(mark[1], mark[0]), block)
     last = max((int(number) for number in _PARAMETER.findall(block)), default=0)
     now = dialect.now(last + 1)
 

@@ -55,7 +55,11 @@ async def _list_session(database: Database, wanted: Wanted, session_id: str) -> 
         last = run_record(rows[0])
         edge = (last.turn_index or 0, last.revision)
     values = (wanted.tenant, wanted.state, behind, wanted.limit, int(wanted.with_answer))
-    statements = [Statement("list_session", (*values, session_id, wanted.turn_index, *edge))]
+    turns = (*values, session_id, *edge)
+    if wanted.turn_index is None:
+        statements = [Statement("list_session", turns)]
+    else:
+        statements = [Statement("list_turn", (*turns, wanted.turn_index))]
     if not wanted.tenant:
         statements.append(foreign_turns(session_id, with_answer=wanted.with_answer))
     rows, *foreign = await database.read(statements)

@@ -4,6 +4,8 @@
 -- milliseconds. {fence} is true while the lease (?1 run, ?2 epoch, ?3 token, ?4 holder) holds,
 -- {fence_self} the same for the row of the run itself. {rows ?n: a TEXT, b INTEGER} is a table
 -- made of one JSON parameter. {run_columns} and {step_columns} are the columns of a record.
+-- {skip_locked} locks the rows of durable_runs that a SELECT finds, and leaves out those that
+-- somebody else has locked, where a database locks rows one by one.
 -- Numbers are cast, since one of the databases binds all of them as REAL.
 
 -- lock_session --
@@ -119,6 +121,10 @@ INSERT INTO perdure_attempts (run_id, epoch, holder, liveness, code_version, sta
 SELECT run_id, epoch, lease_holder_id, ?4, ?3, {now} FROM durable_runs
 WHERE run_id = ?1 AND token = ?2 AND status = 'running'
 ON CONFLICT DO NOTHING
+
+-- free_run --
+-- First of a claim by a sweep, which never waits. No row: somebody is at the run just now.
+SELECT run_id FROM durable_runs WHERE run_id = ?1 {skip_locked}
 
 -- read_run --
 -- The store's time comes along: whether a lease is live is never asked of another clock.
@@ -430,7 +436,28 @@ WHERE handler = ?1 AND status = 'pending' AND manifest_json IS NOT NULL
 ORDER BY created_at, run_id LIMIT CAST(?2 AS INTEGER)
 
 -- beat --
--- All leases of a process in one statement. Nothing but the deadline moves.
+-- All leases of a process in one statement. Nothing but the deadline moves. A row that somebody
+-- has locked is left out, or it would cost all others their leases.
+UPDATE durable_runs SET lease_expires_at = {now+?2}
+WHERE run_id IN (
+  SELECT durable_runs.run_id FROM durable_runs
+  JOIN {rows ?1: run_id TEXT, epoch INTEGER, token TEXT, holder TEXT} AS b
+    ON durable_runs.run_id = b.run_id AND durable_runs.epoch = b.epoch
+      AND durable_runs.token = b.token AND durable_runs.lease_holder_id = b.holder
+  WHERE durable_runs.status = 'running' {skip_locked})
+RETURNING run_id, epoch, token, lease_holder_id, stop_requested_at
+
+-- standing_leases --
+-- Which of the leases that were left out are there still: the others are lost.
+SELECT durable_runs.run_id, durable_runs.epoch, durable_runs.token,
+  durable_runs.lease_holder_id, durable_runs.stop_requested_at
+FROM durable_runs JOIN {rows ?1: run_id TEXT, epoch INTEGER, token TEXT, holder TEXT} AS b
+  ON durable_runs.run_id = b.run_id AND durable_runs.epoch = b.epoch
+    AND durable_runs.token = b.token AND durable_runs.lease_holder_id = b.holder
+WHERE durable_runs.status = 'running'
+
+-- beat_locked --
+-- The same for one that was left out: its row is waited for.
 UPDATE durable_runs SET lease_expires_at = {now+?2}
 FROM {rows ?1: run_id TEXT, epoch INTEGER, token TEXT, holder TEXT} AS b
 WHERE durable_runs.run_id = b.run_id AND durable_runs.epoch = b.epoch
@@ -491,13 +518,22 @@ WHERE tenant = ?1 AND (?2 IS NULL OR {state} = ?2)
 ORDER BY created_at, run_id LIMIT CAST(?4 AS INTEGER)
 
 -- list_session --
--- The turns of a chat, behind the place of ?8 (turn), ?9 (revision) and ?3.
+-- The turns of a chat, behind the place of ?7 (turn), ?8 (revision) and ?3.
 SELECT {run_columns}, {owner}, {now}, {answer}
 FROM durable_runs
 WHERE tenant = ?1 AND session_id = ?6 AND (?2 IS NULL OR {state} = ?2)
-  AND (?7 IS NULL OR turn_index = CAST(?7 AS INTEGER))
   AND (?3 IS NULL
-    OR (turn_index, revision, run_id) > (CAST(?8 AS INTEGER), CAST(?9 AS INTEGER), ?3))
+    OR (turn_index, revision, run_id) > (CAST(?7 AS INTEGER), CAST(?8 AS INTEGER), ?3))
+ORDER BY turn_index, revision, run_id LIMIT CAST(?4 AS INTEGER)
+
+-- list_turn --
+-- The same of the revisions of one turn, ?9, so that they are found among many.
+SELECT {run_columns}, {owner}, {now}, {answer}
+FROM durable_runs
+WHERE tenant = ?1 AND session_id = ?6 AND turn_index = CAST(?9 AS INTEGER)
+  AND (?2 IS NULL OR {state} = ?2)
+  AND (?3 IS NULL
+    OR (turn_index, revision, run_id) > (CAST(?7 AS INTEGER), CAST(?8 AS INTEGER), ?3))
 ORDER BY turn_index, revision, run_id LIMIT CAST(?4 AS INTEGER)
 
 -- list_foreign --
@@ -593,6 +629,22 @@ SELECT {run_columns}, {owner}, {now}
 FROM durable_runs
 WHERE tenant = ?1 AND session_id = ?3 AND {wanted_there}
 ORDER BY coalesce(created_at, '') DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
+
+-- find_tenant_runs --
+-- The same within one tenant.
+SELECT {run_columns}, {owner}, {now}
+FROM durable_runs
+WHERE tenant = ?1 AND {wanted}
+ORDER BY created_at DESC, run_id DESC LIMIT CAST(?7 AS INTEGER)
+
+-- skip_runs --
+-- From the index alone: the last of ?2 runs behind the run ?1.
+SELECT created_at, run_id FROM durable_runs WHERE {behind}
+ORDER BY created_at DESC, run_id DESC LIMIT 1 OFFSET CAST(?2 AS INTEGER)
+
+-- skip_tenant_runs --
+SELECT created_at, run_id FROM durable_runs WHERE tenant = ?3 AND {behind}
+ORDER BY created_at DESC, run_id DESC LIMIT 1 OFFSET CAST(?2 AS INTEGER)
 
 -- next_framed --
 -- Hops from run to run with frames, so those without cost nothing.

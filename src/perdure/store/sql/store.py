@@ -30,11 +30,12 @@ from perdure.core.rundata import delivery_backoff_ms
 from perdure.core.transitions import ENDED_STATES
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
-from perdure.store.entry import check_claim, check_lease, opening_for, payload_text
+from perdure.store.entry import check_claim, opening_for, payload_text
 from perdure.store.listing import Wanted, check_wanted
 from perdure.store.sql.claims import Claims, Wish
-from perdure.store.sql.database import Connection, Database, Refused, Row, Statement
+from perdure.store.sql.database import Database, Refused, Row, Statement
 from perdure.store.sql.erasure import SqlErasure
+from perdure.store.sql.leases import SqlRenewer, renew
 from perdure.store.sql.lists import list_runs
 from perdure.store.sql.rows import (
     attempt_record,
@@ -174,11 +175,7 @@ class SqlStore:
         raise LeaseLostError(f"the lease on the run {run_id!r} is lost")
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
-        check_lease(lease_ms)
-        if not leases:
-            return {}
-        (rows,) = await self._database.run([_beat(leases, lease_ms)])
-        return _held(leases, rows)
+        return await renew(self._database, leases, lease_ms)
 
     def open_renewer(self) -> SqlRenewer:
         """Return a renewer with a connection of its own, to be used and closed by one thread."""
@@ -352,32 +349,6 @@ class SqlStore:
     async def _find(self, run_id: str) -> Row | None:
         (rows,) = await self._database.read([Statement("read_run", (self._stored(run_id),))])
         return rows[0] if rows else None
-
-
-class SqlRenewer:
-    """`RunStore.renew` for a heartbeat thread."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
-        if not leases:
-            return {}
-        (rows,) = self._connection.run([_beat(leases, lease_ms)])
-        return _held(leases, rows)
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-def _beat(leases: Sequence[Lease], lease_ms: int) -> Statement:
-    return Statement("beat", (json.dumps(leases), lease_ms))
-
-
-def _held(leases: Sequence[Lease], rows: Sequence[Row]) -> dict[Lease, bool]:
-    """Return which of the leases a beat has moved: of one run at most one."""
-    moved = {tuple(lease): stop_requested_at is not None for *lease, stop_requested_at in rows}
-    return {lease: moved[lease] for lease in leases if lease in moved}
 
 
 def _unknown(run_id: str) -> RunNotFoundError:

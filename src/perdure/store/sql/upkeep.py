@@ -10,7 +10,7 @@ from perdure.core.records import DeliveryRecord, DeliveryState, RunRecord
 from perdure.errors import RunNotFoundError
 from perdure.store.sql.database import Database, Refused, Row, Statement
 from perdure.store.sql.rows import delivery_record, owner_of, run_record
-from perdure.store.upkeep import Found, RunQuery, Survey
+from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 from perdure.store.waiting import Waiting
 
 _REST: Final = (
@@ -46,6 +46,23 @@ class SqlUpkeep:
             if not known:
                 raise RunNotFoundError(f"there is no run {after!r} to go on behind")
         return [run_record(row, owner_id=owner_of(row)) for row in rows]
+
+    async def skip_runs(
+        self, count: int, *, tenant: str | None = None, after: str | None = None
+    ) -> Edge | None:
+        if count < 1:
+            return None
+        values = (after, count - 1)
+        skip = (
+            Statement("skip_runs", values)
+            if tenant is None
+            else Statement("skip_tenant_runs", (*values, tenant))
+        )
+        known: list[Statement] = [] if after is None else [Statement("read_run", (after,))]
+        rows, *found = await self._database.read([skip, *known])
+        if found == [[]]:
+            raise RunNotFoundError(f"there is no run {after!r} to go on behind")
+        return Edge(*rows[0]) if rows else None
 
     async def find_framed(self, ended_by: str, *, after: str | None = None, limit: int) -> Found:
         values = (ended_by, after or "", max(limit, 1))
@@ -112,6 +129,8 @@ def _search_of(wanted: RunQuery) -> str:
         return "find_session_runs"
     if wanted.state not in (None, "completed", "stopped"):
         return "find_unfinished_runs"
+    if wanted.tenant is not None:
+        return "find_tenant_runs"
     return "find_runs"
 
 

@@ -11,7 +11,7 @@ from perdure.core.limits import DELIVERY_BACKOFF_MAX_MS, DELIVERY_TRIES_MAX, LEA
 from perdure.core.records import DeliveryRecord, RunRecord, RunState, SessionKey
 from perdure.errors import RunNotFoundError
 from perdure.store.protocol import RunStore
-from perdure.store.upkeep import RunQuery, Upkeep, upkeep_of
+from perdure.store.upkeep import Edge, RunQuery, Upkeep, upkeep_of
 from perdure.testing.lab import (
     Snapshot,
     StoreLab,
@@ -70,6 +70,30 @@ async def the_newest_runs_of_all_tenants_are_found_first(lab: StoreLab) -> None:
     same(pages, whole, "the runs in pages of 3")
     with refused(RunNotFoundError):
         await upkeep.find_runs(RunQuery(), after="nobody")
+
+
+@case
+async def some_of_the_newest_runs_are_skipped(lab: StoreLab) -> None:
+    acme, store = await lab.open(tenant="acme"), await lab.open()
+    moments: dict[str, str] = {}
+    for run_id, at in (("b", store), ("a", acme), ("c", store), ("d", acme)):
+        await hold(at, run_id)
+        moments[run_id] = lab.clock.iso()
+        lab.clock.advance(1)
+    upkeep = upkeep_of(store)
+    same(await upkeep.skip_runs(1), Edge(moments["d"], "@acme/d"), "the end of the newest")
+    same(await upkeep.skip_runs(3), Edge(moments["a"], "@acme/a"), "the end of three")
+    same(await upkeep.skip_runs(4), Edge(moments["b"], "b"), "the end of all")
+    same(await upkeep.skip_runs(5), None, "the end of more than there are")
+    same(await upkeep.skip_runs(0), None, "the end of none")
+    same(
+        await upkeep.skip_runs(2, after="@acme/d"), Edge(moments["a"], "@acme/a"), "two behind one"
+    )
+    same(await upkeep.skip_runs(2, tenant="acme"), Edge(moments["a"], "@acme/a"), "two of a tenant")
+    same(await upkeep.skip_runs(2, tenant="acme", after="c"), None, "two of a tenant behind one")
+    same(await upkeep.skip_runs(1, tenant="", after="c"), Edge(moments["b"], "b"), "of the default")
+    with refused(RunNotFoundError):
+        await upkeep.skip_runs(1, after="nobody")
 
 
 @case

@@ -1,14 +1,14 @@
 // The chat page: one session, its turns, and whoever else writes to it.
 
-import { recentChats, rememberChat } from "./chats.js";
+import { rememberChat, showChats } from "./chats.js";
+import { Lines, isLive, keyOf } from "./lines.js";
 import { Refused, follow, pauseFor, refusalOf } from "./stream.js";
-import { TurnView, element } from "./turn.js";
+import { TurnView } from "./turn.js";
 
 const UNANSWERED_TRIES = 20;
 const POLL_MS = 2000;
 const SUBMIT_PAUSE_MAX_MS = 8000;
 const NEAR_END_PX = 96;
-const LIVE = new Set(["queued", "running", "sleeping", "waiting"]);
 const CONFLICTS = new Set(["manifest_mismatch", "session_busy"]);
 
 const byId = (id) => document.getElementById(id);
@@ -22,7 +22,9 @@ const sendButton = byId("send");
 const named = new URLSearchParams(location.hash.slice(1)).get("session");
 const sessionId = named || newSession();
 const otherTabs = new BroadcastChannel("perdure");
-const turns = new Map();
+const lines = new Lines();
+// The turns on the page, by index and revision.
+const views = new Map();
 // What this page waits for: {view, controller, accepted}.
 let live = null;
 let loading = false;
@@ -38,7 +40,8 @@ function newSession() {
 }
 
 const address = (rest = "") => `v1/sessions/${encodeURIComponent(sessionId)}${rest}`;
-const nextIndex = () => Math.max(-1, ...turns.keys()) + 1;
+const turnAddress = ({ index, revision }, rest = "", query = "") =>
+  address(`/turns/${index}${rest}?revision=${revision}${query}`);
 
 function say(text) {
   if (connection.textContent !== text) connection.textContent = text;
@@ -69,29 +72,97 @@ function keepEndInSight() {
 
 // Turns.
 
-function place(index, message) {
-  const view = new TurnView(index, message, {
+// Brings the shown line onto the page: what is there already stays as it is.
+function draw() {
+  const line = lines.shown();
+  const wanted = new Set(line.map(keyOf));
+  for (const [key, view] of views) {
+    if (wanted.has(key)) continue;
+    view.root.remove();
+    // What is being answered goes on out of sight.
+    if (live?.view !== view) views.delete(key);
+  }
+  for (const [position, turn] of line.entries()) {
+    let view = views.get(keyOf(turn));
+    if (!view) {
+      view = newView(turn);
+      views.set(keyOf(turn), view);
+    }
+    if (conversation.children[position] !== view.root) {
+      conversation.insertBefore(view.root, conversation.children[position] ?? null);
+    }
+    const siblings = lines.siblings(turn);
+    view.turn = turn;
+    view.offerEdit(siblings.indexOf(turn), siblings.length);
+  }
+  byId("starters").hidden = line.length > 0 || Boolean(named);
+  byId("older").hidden = lines.isNewest();
+  composer.hidden = !byId("older").hidden;
+  keepEndInSight();
+}
+
+function newView(turn) {
+  return new TurnView(turn, {
     retry: (failed) => submit(failed, { retry: true }),
     grown: keepEndInSight,
+    edit: (view, message) => revise(view, message),
+    regenerate: (view) => revise(view, view.message),
+    sibling: (view, step) => {
+      const siblings = lines.siblings(view.turn);
+      const other = siblings[siblings.indexOf(view.turn) + step];
+      if (!other) return;
+      isAtEnd = false;
+      lines.choose(other);
+      draw();
+      fill().catch(complain);
+    },
   });
-  const later = [...turns.values()].filter((other) => other.index > index);
-  const next = later.sort((one, other) => one.index - other.index)[0];
-  conversation.insertBefore(view.root, next ? next.root : null);
-  turns.set(index, view);
-  byId("starters").hidden = true;
-  keepEndInSight();
-  return view;
+}
+
+// Shows of the turns on the page what is recorded, as far as it is not on the page already.
+async function fill() {
+  const stale = [...views.values()].filter(({ turn, shown }) => {
+    return turn.state !== "sending" && !isLive(turn) && shown !== `${turn.state}/${turn.attempt}`;
+  });
+  await Promise.all(stale.map(async (view) => view.showWhole(await readTurn(view))));
+}
+
+// Puts a message onto the page, at a place that is free.
+function place(turnIndex, message, parent) {
+  const turn = { ...lines.place(turnIndex), message, parent, state: "sending", attempt: 1 };
+  lines.add(turn);
+  draw();
+  return views.get(keyOf(turn));
 }
 
 function take(view) {
-  turns.delete(view.index);
-  view.root.remove();
+  lines.remove(view.turn);
+  draw();
+}
+
+// The last turn that has an answer, and so is what the next message follows.
+function lastAnswered() {
+  const answered = ({ state }) => state === "completed" || state === "stopped";
+  return lines.shown().filter(answered).at(-1) ?? null;
+}
+
+function nextIndex() {
+  return Math.max(-1, ...lines.shown().map((turn) => turn.turnIndex)) + 1;
+}
+
+// Asks for another answer to the same message, or to another one in its place.
+function revise(view, message) {
+  if (live || message === null || message === undefined) return;
+  submit(place(view.index, message, view.turn.parent));
 }
 
 async function readTurn(view) {
-  const response = await fetch(address(`/turns/${view.index}`));
+  const response = await fetch(turnAddress(view));
   if (!response.ok) throw await refusalOf(response);
-  return response.json();
+  const turn = await response.json();
+  // What is recorded is what the line is drawn from.
+  Object.assign(view.turn, { state: turn.state, attempt: turn.attempt });
+  return turn;
 }
 
 function begin(view) {
@@ -123,7 +194,7 @@ async function watch(working, first = null) {
         const response = first;
         first = null;
         const after = cursor ? `&after=${cursor}` : "";
-        const stream = address(`/turns/${view.index}/stream?envelope=1${after}`);
+        const stream = turnAddress(view, "/stream", `&envelope=1${after}`);
         return response ?? fetch(stream, { signal });
       },
       show: (event) => view.show(event),
@@ -135,6 +206,8 @@ async function watch(working, first = null) {
     if (error instanceof Refused) view.failed({ message: error.message });
   } finally {
     finish(working);
+    // Which line the conversation goes on from, the service decides.
+    look();
   }
 }
 
@@ -144,7 +217,12 @@ async function send(working, retry) {
   const request = {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ turnIndex: view.index, message: view.message, retry }),
+    body: JSON.stringify({
+      turnIndex: view.index,
+      revision: view.revision,
+      message: view.message,
+      retry,
+    }),
     signal: controller.signal,
   };
   for (let pause = 500; ; pause = Math.min(2 * pause, SUBMIT_PAUSE_MAX_MS)) {
@@ -204,25 +282,23 @@ async function giveWay(view) {
 async function refresh() {
   if (live || loading || isUnknown) return;
   loading = true;
-  const changed = [];
   let inFlight = null;
   try {
     const response = await fetch(address());
     if (response.status === 404) return;
     if (!response.ok) throw await refusalOf(response);
-    for (const turn of (await response.json()).turns) {
-      if (live) return;
-      const view = turns.get(turn.turnIndex) ?? place(turn.turnIndex, turn.message);
-      if (LIVE.has(turn.state)) {
-        inFlight = view;
-        view.attempt = turn.attempt;
-        view.begun = Date.parse(turn.createdAt);
-      } else if (view.shown !== `${turn.state}/${turn.attempt}`) {
-        changed.push(view);
-      }
+    const session = await response.json();
+    if (live) return;
+    lines.learn(session.turns);
+    draw();
+    for (const turn of lines.shown().filter(isLive)) {
+      inFlight = views.get(keyOf(turn));
+      inFlight.attempt = turn.attempt;
+      inFlight.begun = Date.parse(turn.createdAt);
     }
-    if (turns.has(0)) rememberChat(sessionId, turns.get(0).message ?? sessionId);
-    await Promise.all(changed.map(async (view) => view.showWhole(await readTurn(view))));
+    const [first] = lines.shown();
+    if (first) rememberChat(sessionId, first.message ?? sessionId);
+    await fill();
   } finally {
     loading = false;
   }
@@ -232,7 +308,7 @@ async function refresh() {
 
 async function stopUnanswered(view) {
   for (let tries = 0; tries < UNANSWERED_TRIES && !live; tries += 1) {
-    const stopped = await fetch(address(`/turns/${view.index}/stop`), { method: "POST" })
+    const stopped = await fetch(turnAddress(view, "/stop"), { method: "POST" })
       .then((response) => response.ok)
       .catch(() => false);
     if (stopped) return;
@@ -249,7 +325,7 @@ async function stop() {
     return;
   }
   for (; live === working; await pauseFor(1000)) {
-    const stopped = await fetch(address(`/turns/${working.view.index}/stop`), { method: "POST" })
+    const stopped = await fetch(turnAddress(working.view, "/stop"), { method: "POST" })
       .then((response) => response.status < 500)
       .catch(() => false);
     if (stopped) return;
@@ -266,7 +342,8 @@ composer.addEventListener("submit", (event) => {
   resize();
   field.focus();
   isAtEnd = true;
-  const view = place(nextIndex(), message);
+  const parent = lastAnswered();
+  const view = place(nextIndex(), message, parent);
   if (view.index === 0) rememberChat(sessionId, message);
   submit(view);
 });
@@ -298,34 +375,21 @@ byId("starters").addEventListener("click", ({ target }) => {
   composer.requestSubmit();
 });
 
-const menu = byId("chats");
-function listChats() {
-  const links = recentChats().map(({ id, title }) => {
-    const link = element("a", id === sessionId ? "current" : "", title || id);
-    link.href = `#session=${encodeURIComponent(id)}`;
-    return link;
-  });
-  const none = element("p", "", "No chats yet.");
-  byId("chat-list").replaceChildren(...(links.length ? links : [none]));
-}
-menu.addEventListener("toggle", () => menu.open && listChats());
-// The menu works without this script: somebody may have opened it already.
-if (menu.open) listChats();
+byId("newest").addEventListener("click", () => {
+  lines.backToNewest();
+  draw();
+  fill().catch(complain);
+});
 
-addEventListener("click", ({ target }) => {
-  if (menu.open && !menu.contains(target)) menu.open = false;
-});
-addEventListener("keydown", ({ key }) => {
-  if (key === "Escape") menu.open = false;
-});
+showChats(byId("chats"), byId("chat-list"), sessionId);
 addEventListener("hashchange", () => location.reload());
 
 // What others do: another tab, another device, another process.
 
-const look = () =>
-  refresh().catch((error) =>
-    say(error instanceof Refused ? error.message : "The service does not answer."),
-  );
+function complain(error) {
+  say(error instanceof Refused ? error.message : "The service does not answer.");
+}
+const look = () => refresh().catch(complain);
 otherTabs.addEventListener("message", ({ data }) => {
   if (data === sessionId) look();
 });

@@ -18,6 +18,14 @@ export function element(tag, className, text) {
   return made;
 }
 
+export function button(text, act, label) {
+  const made = element("button", "small", text);
+  made.type = "button";
+  if (label) made.setAttribute("aria-label", label);
+  made.addEventListener("click", act);
+  return made;
+}
+
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 
 // Why a model's answer is not a whole one.
@@ -33,22 +41,76 @@ const REASONS = {
 };
 
 export class TurnView {
-  constructor(index, message, { retry, grown }) {
-    this.index = index;
-    this.message = message;
+  constructor(turn, { retry, grown, edit, regenerate, sibling }) {
+    this.index = turn.turnIndex;
+    this.revision = turn.revision;
+    this.message = turn.message;
+    this.turn = turn;
     this.attempt = 1;
     // State and attempt that are on the page: what differs from them has to be shown anew.
     this.shown = "";
     this.retry = retry;
     this.grown = grown;
     this.parts = new Map();
+    this.acting = { edit, regenerate, sibling };
     this.root = element("article", "turn");
-    this.root.append(element("div", "user", message ?? ""));
+    this.user = this.root.appendChild(element("div", "user", turn.message ?? ""));
+    this.userTools = this.root.appendChild(element("div", "tools"));
     this.notice = this.root.appendChild(element("p", "notice"));
     this.notice.hidden = true;
     this.answer = this.root.appendChild(element("div", "answer"));
-    this.line = this.root.appendChild(element("p", "line"));
+    const foot = this.root.appendChild(element("div", "foot"));
+    this.line = foot.appendChild(element("p", "line"));
     this.line.setAttribute("aria-live", "off");
+    this.again = foot.appendChild(button("Regenerate", () => regenerate(this)));
+    this.again.hidden = true;
+    this.offerEdit();
+  }
+
+  // Below the message: the revisions that stand beside this one, and the way to make another.
+  offerEdit(position = 0, count = 1) {
+    const tools = [];
+    if (count > 1) {
+      const { sibling } = this.acting;
+      const back = button("‹", () => sibling(this, -1), "Previous version");
+      const on = button("›", () => sibling(this, 1), "Next version");
+      back.disabled = position === 0;
+      on.disabled = position === count - 1;
+      tools.push(back, element("span", "place", `${position + 1} / ${count}`), on);
+    }
+    tools.push(button("Edit", () => this.edit(), "Edit the message"));
+    this.userTools.replaceChildren(...tools);
+  }
+
+  edit() {
+    const form = element("form", "edit");
+    const field = form.appendChild(element("textarea"));
+    field.value = this.message ?? "";
+    field.setAttribute("aria-label", "Edited message");
+    field.rows = Math.min(8, field.value.split("\n").length + 1);
+    const send = form.appendChild(element("button", "", "Send"));
+    send.type = "submit";
+    const close = () => {
+      form.replaceWith(this.user);
+      this.userTools.hidden = false;
+    };
+    form.append(button("Cancel", close));
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const message = field.value.trim();
+      close();
+      if (message) this.acting.edit(this, message);
+    });
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") close();
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        form.requestSubmit();
+      }
+    });
+    this.user.replaceWith(form);
+    this.userTools.hidden = true;
+    field.focus();
   }
 
   // Takes in one event of the stream.
@@ -182,6 +244,7 @@ export class TurnView {
   working(isWorking) {
     this.root.classList.toggle("working", isWorking);
     this.answer.setAttribute("aria-busy", String(isWorking));
+    if (isWorking) this.again.hidden = true;
     clearInterval(this.ticking);
     if (!isWorking) {
       for (const { markdown } of this.parts.values()) markdown?.finish();
@@ -199,6 +262,7 @@ export class TurnView {
   // Writes the line below the answer: state, attempt, tokens and time, as they are recorded.
   account(turn) {
     this.shown = `${turn.state}/${turn.attempt}`;
+    this.again.hidden = turn.state !== "completed" && turn.state !== "stopped";
     const words = [WORDS[turn.state] ?? turn.state, `attempt ${turn.attempt}`];
     const cut = CUTS.get(turn.finishReason);
     if (cut) words.splice(1, 0, cut);

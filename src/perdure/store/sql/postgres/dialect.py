@@ -47,6 +47,7 @@ def postgres_dialect(*, own_clock: bool) -> Dialect:
         now=_bound_now if own_clock else _own_now,
         later=_later if own_clock else _later_than_now,
         rows=_rows,
+        skip_locked="FOR NO KEY UPDATE SKIP LOCKED",
     )
 
 

@@ -96,7 +96,7 @@ class Postgres:
 
     async def open(self) -> None:
         self._check()
-        if self._opening is None:
+        if self._opening is None or self._opening.cancelled():
             self._opening = asyncio.create_task(self._open())
         try:
             await asyncio.shield(self._opening)

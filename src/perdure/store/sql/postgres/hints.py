@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -42,7 +42,7 @@ class Hints:
         self._wanted = asyncio.Event()
         self._written = asyncio.Event()
         self._own_pid = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def after(self, done: asyncio.Future[Any], statements: Sequence[Statement]) -> None:
         """Send a hint once this write has happened."""
@@ -57,25 +57,25 @@ class Hints:
             return
         self._changed = changed
         self._wanted.set()
-        if not any(task.get_name() == "perdure-poll" for task in self._tasks):
-            self._start(self._poll(), "perdure-poll")
-            if not self._is_pooled:
-                self._start(self._listen(), "perdure-listen")
+        self._start("perdure-poll", self._poll)
+        if not self._is_pooled:
+            self._start("perdure-listen", self._listen)
 
     async def close(self) -> None:
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks.values())
 
-    def _start(self, work: Any, name: str) -> None:
-        self._tasks.append(asyncio.create_task(work, name=name))
+    def _start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a task unless it runs: whoever cancels every task of the loop ends it too."""
+        if name not in self._tasks or self._tasks[name].done():
+            self._tasks[name] = asyncio.create_task(work(), name=name)
 
     def _note(self, done: asyncio.Future[Any]) -> None:
         if done.cancelled() or done.exception() is not None:
             return
-        if not any(task.get_name() == "perdure-notify" for task in self._tasks):
-            self._start(self._notify(), "perdure-notify")
+        self._start("perdure-notify", self._notify)
         self._written.set()
 
     def _tell(self) -> None:

@@ -65,15 +65,28 @@ class Lane:
         self._target = target
         self._jobs: asyncio.Queue[Job | None] = asyncio.Queue()
         self._connection: Connection | None = None
-        self._task = asyncio.create_task(self._serve(), name="perdure-postgres")
+        self._task: asyncio.Task[None] | None = None
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Job | None) -> None:
         self._jobs.put_nowait(job)
+        if self._task is None or self._task.done():
+            self._start()
 
     async def close(self) -> None:
         """Finish what was accepted, then let go."""
-        self._jobs.put_nowait(None)
-        await self._task
+        if self._task is not None:
+            self.put(None)
+            while not self._task.done():
+                await asyncio.wait((self._task,))
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._serve(), name="perdure-postgres")
+        self._task.add_done_callback(self._go_on)
+
+    def _go_on(self, over: asyncio.Task[None]) -> None:
+        # Somebody has cancelled every task of the loop, but this work is not his.
+        if over.cancelled() and not self._jobs.empty():
+            self._start()
 
     async def _serve(self) -> None:
         try:
@@ -86,11 +99,19 @@ class Lane:
                         last = True
                         break
                     jobs.append(more)
-                await self._run_group(jobs)
+                await self._serve_group(jobs)
                 if last:
                     return
         finally:
             await self._drop()
+
+    async def _serve_group(self, jobs: list[Job]) -> None:
+        try:
+            await self._run_group(jobs)
+        except asyncio.CancelledError:
+            cut = StoreUnavailableError(f"the connection was cut off by a cancel ({self._target})")
+            _refuse(jobs, cut, self._target)
+            raise
 
     async def _run_group(self, jobs: list[Job]) -> None:
         # Whoever locks rows does it in one order, so that groups of two processes never deadlock.

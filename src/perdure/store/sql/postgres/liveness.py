@@ -16,7 +16,7 @@ logger = logging.getLogger("perdure.postgres")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 SETTLED_MS: Final = 10_000
-"""So long after a start of the server no free lock is trusted: the living have to come back."""
+"""So long after a start of the server the living have to take their locks again."""
 _RECONNECT_MS: Final = 500
 _LOOK_MS: Final = 1_000
 _PREFIX: Final = "pg-"
@@ -32,7 +32,8 @@ _TAKE: Final = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
 # A name is on record while its handle has not been closed in order: then nobody is dead, and what
 # leases it left have to lapse.
 _ENTER: Final = """
-INSERT INTO "{0}".perdure_liveness (name, taken_at) VALUES ($1, now()) ON CONFLICT DO NOTHING
+INSERT INTO "{0}".perdure_liveness (name, taken_at) VALUES ($1, now())
+ON CONFLICT (name) DO UPDATE SET taken_at = excluded.taken_at
 """
 _LEAVE: Final = 'DELETE FROM "{0}".perdure_liveness WHERE name = $1'
 # Long enough for everybody to have taken over from the dead.
@@ -40,10 +41,12 @@ _REAP: Final = f"""
 DELETE FROM "{{0}}".perdure_liveness
 WHERE taken_at < now() - interval '1 day' AND NOT {_LOCKED}
 """
+# A start of the server frees all locks; whoever has not taken his since is not dead for that.
 _DEAD: Final = f"""
 SELECT name FROM "{{0}}".perdure_liveness
 WHERE name = ANY ($1::text[]) AND NOT {_LOCKED}
-  AND clock_timestamp() - pg_postmaster_start_time() > $2::integer * interval '1 millisecond'
+  AND (taken_at > pg_postmaster_start_time()
+    OR clock_timestamp() - pg_postmaster_start_time() > $2::integer * interval '1 millisecond')
 """
 
 
@@ -63,7 +66,7 @@ class PostgresLiveness:
 
     async def name(self) -> str | None:
         """Return the name of this handle's lock, held from now on."""
-        if self._keeper is None:
+        if self._keeper is None or self._keeper.done():
             self._held = asyncio.get_running_loop().create_future()
             self._keeper = asyncio.create_task(self._keep(), name="perdure-liveness")
         assert self._held is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src"
+SOURCE = Path(__file__).parents[1] / "src"
 HEAD = (
     "import perdure\n\nMANIFEST = perdure.RunManifest('p', perdure.AgentTaskSpec('t', 'greet'))\n"
 )

@@ -1,0 +1,46 @@
+"""Trying again what failed or was parked, by whoever looks after a store."""
+
+from __future__ import annotations
+
+from perdure.core.identity import manifest_hash
+from perdure.core.records import RunManifest, RunRecord, SessionKey
+from perdure.core.wording import id_of
+from perdure.errors import RunNotFoundError, UsageError
+from perdure.store.entry import SealedManifest
+from perdure.store.protocol import RunStore
+
+
+async def retry_run(store: RunStore, run_id: str) -> RunRecord:
+    """Queue a failed or parked run again, for a worker that has its handler; return it.
+
+    It goes on behind its recorded steps. A run in another state is returned as it is. Raises
+    RunNotFoundError, and UsageError for a run that no stranger can go on with.
+    """
+    run = await store.read_run(run_id)
+    if run is None:
+        raise RunNotFoundError(f"there is no run {run_id!r}")
+    if run.state not in ("failed", "parked"):
+        return run
+    handler, manifest = _what_goes_on(run)
+    return await store.enqueue(
+        run_id, manifest, handler=handler, session=_session_of(run), retry=True
+    )
+
+
+def _what_goes_on(run: RunRecord) -> tuple[str, RunManifest]:
+    """Return the handler and the manifest by which a stranger can go on with the run."""
+    if run.handler is None or run.manifest is None:
+        raise UsageError(
+            f"no worker can go on with {id_of(run)!r}: it was begun by a call that names no "
+            "handler. Make the same call again with retry=True"
+        )
+    if manifest_hash(run.manifest) == run.manifest_hash:
+        return run.handler, run.manifest
+    # Its values are sealed: it is recognised by the hash of the plain ones.
+    return run.handler, SealedManifest.of(run.manifest, run.manifest_hash)
+
+
+def _session_of(run: RunRecord) -> SessionKey | None:
+    if run.session_id is None or run.turn_index is None:
+        return None
+    return SessionKey(run.session_id, run.turn_index, run.revision, run.owner_id)

@@ -1,0 +1,67 @@
+"""What the model calls of a run come to, where what is unknown stays unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from perdure.core.records import UsageRecord
+
+_NANOS: Final = 1_000_000_000
+
+
+class Sum(NamedTuple):
+    """A sum of what is known, and of how many calls nothing is."""
+
+    known: int
+    unknown: int
+
+    def __str__(self) -> str:
+        if not self.unknown:
+            return f"{self.known:,}"
+        return f"at least {self.known:,}" if self.known else "unknown"
+
+
+class UsageSums(NamedTuple):
+    """The sums over all calls of a run; `costs` by currency."""
+
+    calls: int
+    tokens_in: Sum
+    tokens_out: Sum
+    tokens_cached: Sum
+    tokens_reasoning: Sum
+    costs: Sequence[str]
+    unpriced: int
+
+
+def sums_of(usage: Sequence[UsageRecord]) -> UsageSums:
+    """Return what the calls come to."""
+    costs: dict[str, int] = {}
+    for call in usage:
+        if call.cost_nanos is not None:
+            currency = call.currency or "?"
+            costs[currency] = costs.get(currency, 0) + call.cost_nanos
+    return UsageSums(
+        calls=len(usage),
+        tokens_in=_sum(call.tokens_in for call in usage),
+        tokens_out=_sum(call.tokens_out for call in usage),
+        tokens_cached=_sum(call.tokens_cached for call in usage),
+        tokens_reasoning=_sum(call.tokens_reasoning for call in usage),
+        costs=[cost_text(nanos, currency) for currency, nanos in sorted(costs.items())],
+        unpriced=sum(call.cost_nanos is None for call in usage),
+    )
+
+
+def _sum(values: Iterable[int | None]) -> Sum:
+    listed = list(values)
+    known = [value for value in listed if value is not None]
+    return Sum(sum(known), len(listed) - len(known))
+
+
+def cost_text(nanos: int | None, currency: str | None) -> str:
+    """Return a cost with as many digits as it needs, or that it is unknown."""
+    if nanos is None:
+        return "unknown"
+    whole, rest = divmod(abs(nanos), _NANOS)
+    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if nanos < 0 else ''}{whole}.{digits} {currency or '?'}"

@@ -1,0 +1,127 @@
+"""Versions of an answer on the chat page, in a real browser: again, edited, and back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from playwright.async_api import BrowserContext, Dialog, Page, expect
+
+from perdure.core.frames import text, upstream_end
+from tests.web.browsing import Serve, ask
+
+pytestmark = pytest.mark.browser
+
+
+def saying(*words: str) -> list[list[object]]:
+    return [[text(word), upstream_end("stop")] for word in words]
+
+
+async def expect_answers(page: Page, *words: str) -> None:
+    await expect(page.locator(".answer > .text")).to_have_text(list(words))
+
+
+async def test_an_answer_is_made_again_and_the_first_stays_readable(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve(*saying("First", "Second"))
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "Say something")
+    await expect_answers(page, "First")
+    await page.get_by_role("button", name="Regenerate").click()
+    await expect_answers(page, "Second")
+    await expect(page.locator(".place")).to_have_text("2 / 2")
+    await expect(page.get_by_label("Your message")).to_be_visible()
+    await page.get_by_role("button", name="Previous version").click()
+    await expect_answers(page, "First")
+    await expect(page.locator(".place")).to_have_text("1 / 2")
+    await expect(page.get_by_label("Your message")).to_be_hidden()
+    await page.get_by_role("button", name="Go there").click()
+    await expect_answers(page, "Second")
+    await page.reload()
+    await expect_answers(page, "Second")
+    await expect(page.locator(".place")).to_have_text("2 / 2")
+
+
+async def test_an_edited_message_begins_a_branch_and_the_chat_goes_on_from_it(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve(*saying("One", "Two", "Two anew", "Three anew"))
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "first")
+    await expect_answers(page, "One")
+    await ask(page, "second")
+    await expect_answers(page, "One", "Two")
+    await page.get_by_role("button", name="Edit the message").nth(1).click()
+    await page.get_by_label("Edited message").fill("second, edited")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".user")).to_have_text(["first", "second, edited"])
+    await expect_answers(page, "One", "Two anew")
+    await ask(page, "third")
+    await expect_answers(page, "One", "Two anew", "Three anew")
+    await page.get_by_role("button", name="Previous version").click()
+    await expect(page.locator(".user")).to_have_text(["first", "second"])
+    await expect_answers(page, "One", "Two")
+    await page.get_by_role("button", name="Next version").click()
+    await expect_answers(page, "One", "Two anew", "Three anew")
+    said = [message["content"] for message in site.script.turns[-1].history]
+    assert said == ["first", "One", "second, edited", "Two anew"]
+
+
+async def test_an_edit_can_be_given_up(context: BrowserContext, serve: Serve) -> None:
+    site = await serve(*saying("One"))
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "first")
+    await expect_answers(page, "One")
+    await page.get_by_role("button", name="Edit the message").click()
+    await page.get_by_label("Edited message").fill("something else")
+    await page.keyboard.press("Escape")
+    await expect(page.locator(".user")).to_have_text("first")
+    assert len(site.script.turns) == 1
+
+
+async def test_an_answer_in_the_making_goes_on_while_another_version_is_read(
+    context: BrowserContext, serve: Serve
+) -> None:
+    go_on = asyncio.Event()
+    slow = [text("Slow"), go_on, text(" and sure"), upstream_end("stop")]
+    site = await serve(*saying("First"), slow)
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "Say something")
+    await expect_answers(page, "First")
+    await page.get_by_role("button", name="Regenerate").click()
+    await expect_answers(page, "Slow")
+    await page.get_by_role("button", name="Previous version").click()
+    await expect_answers(page, "First")
+    go_on.set()
+    await page.get_by_role("button", name="Next version").click()
+    await expect_answers(page, "Slow and sure")
+
+
+async def test_a_chat_is_deleted_with_everything_in_it(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve(*saying("One"))
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "To be forgotten")
+    await expect_answers(page, "One")
+    asked: list[str] = []
+
+    async def agree(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        await dialog.accept()
+
+    page.on("dialog", agree)
+    session = page.url.partition("=")[2]
+    await page.locator("#chats > summary").click()
+    await page.get_by_role("button", name="Delete To be forgotten").click()
+    await expect(page.locator(".turn")).to_have_count(0)
+    await expect(page.locator("#starters")).to_be_visible()
+    assert "cannot be undone" in asked[0]
+    gone = await page.request.get(f"{site.origin}/v1/sessions/{session}")
+    assert gone.status == 404
