@@ -44,7 +44,7 @@ ADA, BOB = "worker-ada", "worker-bob"
 
 
 class Picture(NamedTuple):
-    """A picture of a page: `press` is what is pressed first."""
+    """A picture of a page: `press` is a step to fork from, of which the preview is shown."""
 
     name: str
     path: str
@@ -56,12 +56,10 @@ class Picture(NamedTuple):
 
 PICTURES: Final = (
     Picture("dashboard-runs", "", 1180, 720, "light"),
-    Picture("dashboard-run", "/run?id=report-42", 1180, 800, "light"),
     Picture("dashboard-run-dark", "/run?id=report-42", 1180, 800, "dark"),
-    Picture("dashboard-step", "/run?id=report-42", 1180, 800, "dark", "#step-3"),
+    Picture("dashboard-fork", "/run?id=report-42", 1180, 800, "light", "#step-3"),
     Picture("dashboard-turn", "/run?id=chat:lisbon:1", 1180, 1150, "light"),
     Picture("dashboard-phone", "/run?id=report-42", 390, 844, "dark"),
-    Picture("dashboard-phone-runs", "", 390, 844, "light"),
 )
 
 
@@ -249,7 +247,8 @@ async def _take(browser: Browser, origin: str, picture: Picture, folder: Path) -
     await page.goto(f"{origin}/dashboard{picture.path}")
     if picture.press is not None:
         await page.locator(picture.press).click()
-        await page.locator("#panel h2").wait_for()
+        await page.get_by_role("button", name="Fork from here").click()
+        await page.get_by_role("button", name="Fork it").wait_for()
     await page.screenshot(path=folder / f"{picture.name}.png", animations="disabled")
     await page.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from perdure.cli.main import main
+from perdure.cli.serve import _listen
 from tests.cli.commands import Ended, perdure, serving
 
 MEMORY = ("--store", "memory:", "--token-delay-ms", "0")
@@ -99,6 +101,12 @@ def test_it_refuses_pages_of_other_sites() -> None:
         assert get(url) == 200
         assert get(url, Host="evil.example") == 403
         assert get(url, Origin="http://evil.example") == 403
+
+
+def test_what_it_sends_is_not_held_back_for_more() -> None:
+    """A socket that does not name its protocol would get no TCP_NODELAY from asyncio."""
+    with contextlib.closing(_listen("127.0.0.1", 0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def dashboard(url: str) -> str:

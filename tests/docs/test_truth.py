@@ -19,6 +19,7 @@ from perdure.store.opening import open_store
 from perdure.testing import ERASURE_CASES, SCHEDULE_CASES, STORE_CASES, UPKEEP_CASES
 from perdure.turn.wire import events
 from perdure.web.app import create_app
+from perdure.web.dashboard import dashboard_routes
 from tests.docs.pages import PAGES, ROOT, prose_of, relative_name
 
 DOCS = ROOT / "docs"
@@ -147,6 +148,14 @@ def test_the_page_of_http_has_every_route() -> None:
         shown = path.replace("{session_id}", "{session}").replace("{turn_index}", "{n}")
         for method in getattr(route, "methods", set()) - {"HEAD"}:
             assert f"{method} {shown}" in page, f"{method} {shown} is not described"
+
+
+def test_the_page_of_http_has_every_route_of_the_dashboard() -> None:
+    page = (DOCS / "reference" / "http.md").read_text("utf-8")
+    for route in dashboard_routes(perdure.MemoryStore(), authorize=lambda _: None):
+        path = re.sub("/static/.*", "/static/", getattr(route, "path", ""))
+        for method in getattr(route, "methods", set()) - {"HEAD"}:
+            assert f"{method} {path}" in page, f"{method} {path} is not described"
 
 
 def test_the_page_of_the_wire_has_every_event() -> None:

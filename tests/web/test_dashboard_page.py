@@ -13,7 +13,7 @@ from playwright.async_api import BrowserContext, ConsoleMessage, Page, expect
 
 from perdure.store.memory import MemoryStore
 from perdure.testing.samples import HANDLER, ended, manifest, row
-from perdure.web.dashboard import Viewer
+from perdure.web.dashboard import Viewer, search
 from perdure.web.loopback import LoopbackGuard
 from perdure.web.server import StreamingServer
 from tests.web.dashboards import OWNER, SECRET, Desk, desk, eventful, talking
@@ -56,7 +56,7 @@ async def opened(context: BrowserContext, address: str) -> Page:
     page = await context.new_page()
 
     def heard(said: ConsoleMessage) -> None:
-        if said.type == "error" and "the server responded" not in said.text:
+        if said.type == "error" and "Failed to load resource" not in said.text:
             troubles.append(said.text)
 
     page.on("console", heard)
@@ -90,6 +90,18 @@ async def test_a_person_finds_a_run_looks_at_a_step_and_forks_it(
     await dialog.get_by_role("button", name="Fork it").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("second")
     assert await site.store.read_run("second") is not None
+
+
+async def test_a_search_looks_further_and_further_back_by_itself(
+    context: BrowserContext, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "LOOKED", 2)
+    await site.store.enqueue("old", manifest(), handler="rare")
+    for number in range(9):
+        site.desk.clock.advance(1)
+        await site.store.enqueue(f"run-{number}", manifest(), handler=HANDLER)
+    page = await opened(context, f"{site.origin}?handler=rare")
+    await expect(page.get_by_role("link", name="old", exact=True)).to_be_visible()
 
 
 async def test_what_cannot_be_done_is_said_in_the_dialog(

@@ -17,8 +17,9 @@ def saying(*words: str) -> list[list[object]]:
     return [[text(word), upstream_end("stop")] for word in words]
 
 
-async def expect_answers(page: Page, *words: str) -> None:
+async def expect_answers(page: Page, *words: str, going_on: int = 0) -> None:
     await expect(page.locator(".answer > .text")).to_have_text(list(words))
+    await expect(page.locator(".turn.working")).to_have_count(going_on)
 
 
 async def test_an_answer_is_made_again_and_the_first_stays_readable(
@@ -94,7 +95,7 @@ async def test_an_answer_in_the_making_goes_on_while_another_version_is_read(
     await ask(page, "Say something")
     await expect_answers(page, "First")
     await page.get_by_role("button", name="Regenerate").click()
-    await expect_answers(page, "Slow")
+    await expect_answers(page, "Slow", going_on=1)
     await page.get_by_role("button", name="Previous version").click()
     await expect_answers(page, "First")
     go_on.set()

@@ -175,7 +175,8 @@ def _listen(host: str, port: int) -> socket.socket:
     from perdure.web.responses import WRITE_STALL_MS
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends without delay only on sockets that name their protocol.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sys.platform == "linux":
         # A connection inherits it: what waits for a client that takes nothing is thrown away.

@@ -17,7 +17,7 @@ from perdure.web.dashboard.access import Viewer
 
 PAGE: Final = 50
 """So many runs a page has."""
-LOOKED: Final = 20_000
+LOOKED: Final = 4_000
 """So many runs are looked at for one page at most, where no index leads to the wanted ones."""
 STATES: Final[tuple[RunState, ...]] = get_args(RunState)
 DEFAULT_TENANT: Final = "@"
