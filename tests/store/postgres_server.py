@@ -29,8 +29,6 @@ SETTINGS = {
     "shared_buffers": "32MB",
     "logging_collector": "off",
     "log_min_messages": "fatal",
-    # What a power cut takes is not what these tests ask for; a killed server loses nothing.
-    "fsync": "off",
 }
 
 
@@ -50,9 +48,13 @@ def free_port() -> int:
 
 
 class PostgresServer:
-    """One server with an empty database; `stop` and `start` keep the data."""
+    """One server with an empty database; `stop` and `start` keep the data.
 
-    def __init__(self, major: int = MAJOR) -> None:
+    What a power cut takes is not what tests ask for, so nothing is flushed unless it `flushes`.
+    """
+
+    def __init__(self, major: int = MAJOR, *, flushes: bool = False) -> None:
+        self._settings = {**SETTINGS, "fsync": "on" if flushes else "off"}
         self.folder = Path(tempfile.mkdtemp(prefix="perdure-postgres-"))
         self.port = free_port()
         self._home = installed(major)
@@ -94,7 +96,7 @@ class PostgresServer:
         return self.folder / "data"
 
     def start(self) -> None:
-        settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        settings = [part for each in self._settings.items() for part in ("-c", "=".join(each))]
         command = self._command("postgres", "-D", self._data, "-h", "127.0.0.1")
         command += ["-p", str(self.port), "-k", str(self.folder), *settings]
         with (self.folder / "log").open("ab") as log:
@@ -161,9 +163,9 @@ class PostgresServer:
 
 
 @contextmanager
-def running_server(major: int = MAJOR) -> Iterator[PostgresServer]:
+def running_server(major: int = MAJOR, *, flushes: bool = False) -> Iterator[PostgresServer]:
     """Run a server for the block, and take it away with all its data."""
-    server = PostgresServer(major)
+    server = PostgresServer(major, flushes=flushes)
     try:
         server.start()
         yield server

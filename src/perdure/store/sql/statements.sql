@@ -388,10 +388,15 @@ ORDER BY run_id LIMIT CAST(?2 AS INTEGER)
 
 -- locks_of_handler --
 -- Whose deaths would make live leases due.
-SELECT DISTINCT l.liveness FROM durable_runs r
-JOIN perdure_attempts l ON l.run_id = r.run_id AND l.epoch = r.epoch
-WHERE r.handler = ?1 AND r.status = 'running' AND r.manifest_json IS NOT NULL
-  AND r.lease_holder_id = l.holder AND r.lease_expires_at > {now} AND l.liveness IS NOT NULL
+-- Run by run: as a join it would read all the attempts there ever were.
+SELECT DISTINCT liveness FROM (
+  SELECT (
+    SELECT l.liveness FROM perdure_attempts l
+    WHERE l.run_id = r.run_id AND l.epoch = r.epoch AND l.holder = r.lease_holder_id) AS liveness
+  FROM durable_runs r
+  WHERE r.handler = ?1 AND r.status = 'running' AND r.manifest_json IS NOT NULL
+    AND r.lease_expires_at > {now}) AS held
+WHERE liveness IS NOT NULL
 
 -- lock_of_run --
 -- The same of one run, and whoever claims it by name.
@@ -403,11 +408,11 @@ WHERE r.run_id = ?1 AND r.lease_holder_id = l.holder AND l.liveness IS NOT NULL
 -- Under a live lease of somebody who is dead: his liveness lock is among ?3.
 SELECT {due_columns} FROM durable_runs
 WHERE handler = ?1 AND status = 'running' AND manifest_json IS NOT NULL
-  AND lease_expires_at > {now} AND EXISTS (
-    SELECT 1 FROM perdure_attempts l
+  AND lease_expires_at > {now} AND (
+    SELECT l.liveness FROM perdure_attempts l
     WHERE l.run_id = durable_runs.run_id AND l.epoch = durable_runs.epoch
-      AND l.holder = durable_runs.lease_holder_id
-      AND l.liveness IN (SELECT name FROM {rows ?3: name TEXT}))
+      AND l.holder = durable_runs.lease_holder_id)
+    IN (SELECT name FROM {rows ?3: name TEXT})
 ORDER BY run_id LIMIT CAST(?2 AS INTEGER)
 
 -- due_wakes --
