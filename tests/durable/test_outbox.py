@@ -212,3 +212,38 @@ async def test_a_follow_up_of_a_store_that_is_away_is_left_to_a_worker(store: Ru
     trouble.is_down = True
     await within(outbox.follow_up("run", wait_ms=5_000))
     assert await deliveries_of(store) == ["waiting"]
+
+
+async def test_a_hook_that_is_cancelled_from_within_has_failed(store: RunStore) -> None:
+    async def give_up(_: DeliveryRecord) -> None:
+        inner = asyncio.ensure_future(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(inner.cancel)
+        await inner
+
+    waits: list[int] = []
+    await finish(store, "run", delivery())
+    assert await Outbox(store, {"letters": give_up}, on_failure=waits.append).deliver_due() == 1
+    (failed,) = (await store.read_details("run")).deliveries
+    assert (failed.state, failed.token) == ("waiting", None)
+    assert failed.last_error is not None
+    assert failed.last_error.startswith("CancelledError")
+    assert waits == [1_000]
+
+
+async def test_a_delivery_whose_worker_is_cancelled_keeps_its_claim(store: RunStore) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_: DeliveryRecord) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await finish(store, "run", delivery())
+    outbox = Outbox(store, {"letters": hang})
+    (claimed,) = await outbox.claim_due()
+    making = asyncio.ensure_future(outbox.deliver(claimed))
+    await begun.wait()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    (left,) = (await store.read_details("run")).deliveries
+    assert (left.state, left.tries, left.last_error) == ("waiting", 1, None)

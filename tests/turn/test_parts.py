@@ -80,8 +80,11 @@ def test_what_no_reader_could_be_shown_is_refused(item: object, complaint: str) 
 
 def test_an_event_that_is_only_a_delta_becomes_text_that_merges() -> None:
     assert frame_of(updated(delta="a", part=TEXT_PART)) == text("a", "p")
-    thought = {"id": "r", "type": "reasoning"}
-    assert frame_of(updated(delta="a", part=thought)) == reasoning("a", "r")
+
+
+def test_an_event_of_reasoning_stays_one_since_the_reference_takes_it_for_text() -> None:
+    thought = updated(delta="a", part={"id": "r", "type": "reasoning"})
+    assert frame_of(thought) == event(thought)
 
 
 @pytest.mark.parametrize(

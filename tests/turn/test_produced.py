@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from perdure.core.records import RunRecord
-from perdure.errors import LeaseLostError, StoreClosedError
+from perdure.errors import DurableRunError, LeaseLostError, StoreClosedError
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.testing.samples import manifest
@@ -133,3 +133,18 @@ def test_a_loop_that_shuts_down_gives_the_lease_back(tmp_path: Path) -> None:
 
     asyncio.run(begin())
     asyncio.run(look())
+
+
+async def test_a_producer_that_cancels_itself_has_failed(stage: Stage) -> None:
+    async def produce() -> AsyncIterator[str]:
+        yield "word"
+        raise asyncio.CancelledError
+
+    store = await stage.open()
+    with pytest.raises(DurableRunError, match="cancelled itself"):
+        await within(collect(turn(store, produce).stream))
+    run = await store.read_run("run")
+    assert run is not None
+    assert (run.state, run.lease_holder_id) == ("failed", None)
+    (step,) = await store.read_steps("run")
+    assert step.status == "failed"

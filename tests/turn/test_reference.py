@@ -76,7 +76,9 @@ async def free(stage: Stage) -> RunRecord:
 async def test_a_bad_argument_is_a_refusal_of_which_the_hooks_hear(
     stage: Stage, wrong: dict[str, Any]
 ) -> None:
-    hooks, handed, logged = Hooks(), [], []
+    hooks = Hooks()
+    handed: list[Any] = []
+    logged: list[Any] = []
     body = call(
         await stage.open(),
         hooks,
@@ -124,6 +126,72 @@ async def test_hooks_hear_of_a_replay_before_what_was_handed_over_is_done(stage:
     await within(asyncio.gather(*handed))
     assert kinds_of(events) == ["session.run.started", "result", "session.run.completed"]
     assert (again.events, again.flushes, again.calls) == (events, 1, 0)
+
+
+# Several calls for one turn.
+
+
+async def test_a_failed_turn_is_run_again_while_the_trace_of_the_failure_is_flushed(
+    stage: Stage,
+) -> None:
+    store, flushed = await stage.open(), asyncio.Event()
+
+    async def fail() -> AsyncIterator[Any]:
+        yield DELTA
+        raise ValueError("the model is gone")
+
+    failing: Any = ChatTurnHooks(produce=fail, trace_flush=flushed.wait)
+    assert kinds_of(await within(read(call(store, failing))))[-1] == "session.run.failed"
+    hooks = Hooks()
+    hooks.go_on.set()
+    events = await within(read(call(store, hooks)))
+    flushed.set()
+    assert (kinds_of(events)[-1], hooks.calls) == ("session.run.completed", 1)
+
+
+async def test_each_of_the_calls_at_once_hears_that_a_turn_is_in_flight_elsewhere(
+    stage: Stage,
+) -> None:
+    first = Hooks()
+    running = call(await stage.open(), first)
+    await within(first.said.wait())
+    store = await stage.open()
+    bodies = [read(call(store, Hooks())) for _ in range(3)]
+    for events in await within(asyncio.gather(*bodies)):
+        assert kinds_of(events) == REFUSED
+        assert events[1]["data"]["code"] == "lease_held"
+    first.go_on.set()
+    await within(read(running))
+
+
+async def test_the_hooks_of_each_of_the_replays_at_once_hear_of_it(stage: Stage) -> None:
+    store, hooks = await stage.open(), Hooks()
+    hooks.go_on.set()
+    await within(read(call(store, hooks)))
+    several = [Hooks() for _ in range(3)]
+    bodies = [call(store, again) for again in several]
+    replays = await within(asyncio.gather(*map(read, bodies)))
+    await until(lambda: all(again.flushes for again in several))
+    assert [again.events for again in several] == replays
+    assert [(again.calls, again.flushes) for again in several] == [(0, 1)] * 3
+
+
+async def test_whoever_joins_a_turn_flushes_his_own_trace_and_follows_no_events(
+    stage: Stage,
+) -> None:
+    store, first, second = await stage.open(), Hooks(), Hooks()
+    handed: list[Awaitable[None]] = []
+    running = call(store, first)
+    await within(first.said.wait())
+    joined, seen = call(store, second, wait_until=handed.append), b""
+    async for chunk in joined.body:
+        seen += chunk
+        if b"word" in chunk:
+            first.go_on.set()
+    assert b"session.run.completed" in seen
+    await within(read(running))
+    await within(asyncio.gather(*handed))
+    assert (second.calls, second.events, second.flushes) == (0, [], 1)
 
 
 # Closing.
@@ -226,8 +294,9 @@ async def test_a_closed_engine_refuses_a_further_call(stage: Stage) -> None:
 
 async def test_closing_the_store_gives_back_what_an_idle_engine_was_handed(stage: Stage) -> None:
     """A worker may have an engine whose own methods nobody ever called."""
+    from perdure.core.frames import text
     from perdure.durable.worker import Worker
-    from tests.turn.stage import Script, text
+    from tests.turn.stage import Script
 
     first = await stage.worker(Script([text("a"), asyncio.Event()]))
     await first.engine.submit(TURN, "Hi")

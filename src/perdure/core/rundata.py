@@ -30,6 +30,9 @@ from perdure.core.records import (
     UsageRecord,
 )
 
+DELIVERY_LOST = "the worker that made the last try ended before it could say how it went"
+"""The error of a delivery whose tries are used up, though its last one was never settled."""
+
 
 def delivery_backoff_ms(tries: int) -> int:
     """Return how long a delivery waits after its `tries`-th failure: 1 s, doubling to 1 h."""
@@ -117,15 +120,20 @@ class RunData:
         lost = usage.state == "intended" and self.attempts[usage.epoch].ended_at is not None
         return usage._replace(state="unknown") if lost else usage
 
+    def due_delivery(self, handlers: frozenset[str], now: str) -> DeliveryRecord | None:
+        """Return the first waiting delivery, without its payload, if it may be claimed now."""
+        waiting = (d for _, d in sorted(self.deliveries.items()) if d.state == "waiting")
+        first = next(waiting, None)
+        if first is None or first.handler not in handlers or (first.due_at or "") > now:
+            return None
+        return None if self.claimed_until.get(first.position, "") > now else first
+
     def claim_delivery(
         self, handlers: frozenset[str], now: str, *, token: str | None = None
     ) -> Sequence[DeliveryRecord]:
         """Claim the first waiting delivery, if it is due: later ones wait for it."""
-        waiting = (d for _, d in sorted(self.deliveries.items()) if d.state == "waiting")
-        first = next(waiting, None)
-        if first is None or first.handler not in handlers or (first.due_at or "") > now:
-            return ()
-        if self.claimed_until.get(first.position, "") > now:
+        first = self.due_delivery(handlers, now)
+        if first is None:
             return ()
         position = first.position
         self.deliveries[position] = first._replace(
@@ -133,6 +141,13 @@ class RunData:
         )
         self.claimed_until[position] = iso_time(epoch_ms(now) + DELIVERY_CLAIM_MS)
         return (self.delivery(position),)
+
+    def bury_lost(self, handlers: frozenset[str], now: str) -> bool:
+        """Let those be dead whose last try was never settled; return whether there were any."""
+        found = False
+        while (due := self.due_delivery(handlers, now)) and due.tries >= DELIVERY_TRIES_MAX:
+            found = self.settle_delivery(due, now, DELIVERY_LOST)
+        return found
 
     def settle_delivery(self, delivery: DeliveryRecord, now: str, error: str | None) -> bool:
         """Settle a claimed delivery; False if somebody else has claimed it since."""

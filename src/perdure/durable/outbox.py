@@ -86,13 +86,18 @@ class Outbox:
             first_tried.set()
 
     async def deliver(self, delivery: DeliveryRecord) -> None:
-        """Try a claimed delivery once and settle it; only a StoreError is raised."""
+        """Try a claimed delivery once and settle it; only a StoreError is raised.
+
+        If the caller is cancelled, the claim is left to lapse: whoever finds it tries again.
+        """
         error: str | None = None
         try:
             async with asyncio.timeout(DELIVERY_TIMEOUT_MS / 1_000):
                 await self._handlers[delivery.handler](delivery)
-        except Exception as failure:
+        except (Exception, asyncio.CancelledError) as failure:
             # Whatever a product's hook raises, its delivery is tried again.
+            if isinstance(failure, asyncio.CancelledError) and _is_cancelled_by_its_caller():
+                raise
             logger.warning(
                 "delivery %r of run %r failed (try %d)",
                 delivery.topic,
@@ -100,7 +105,18 @@ class Outbox:
                 delivery.tries,
                 exc_info=failure,
             )
-            error = f"{type(failure).__name__}: {failure}"[:_ERROR_CHARS_MAX]
+            error = _text_of(failure)[:_ERROR_CHARS_MAX]
         await self._store.settle_delivery(delivery, error=error)
         if error is not None and self._on_failure is not None:
             self._on_failure(delivery_backoff_ms(delivery.tries))
+
+
+def _is_cancelled_by_its_caller() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _text_of(failure: BaseException) -> str:
+    if isinstance(failure, asyncio.CancelledError):
+        return "CancelledError: the hook was cancelled from within"
+    return f"{type(failure).__name__}: {failure}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from perdure.core import draft, transitions
 from perdure.core.changes import Change, SettleUsage
 from perdure.core.effects import epoch_ms, iso_time, new_token
+from perdure.core.limits import DELIVERY_TRIES_MAX
 from perdure.core.records import (
     DeliveryRecord,
     EventRecord,
@@ -14,7 +15,7 @@ from perdure.core.records import (
     RunRecord,
     Written,
 )
-from perdure.core.rundata import RunData
+from perdure.core.rundata import DELIVERY_LOST, RunData
 from perdure.errors import (
     LeaseLostError,
     PerdureError,
@@ -133,10 +134,15 @@ class FileWork:
             return ()
         with self._data.run_locked(stored_id) as file:
             data = self._data.runs.get(stored_id)
-            if file is None or data is None or not self._may_deliver(data, handlers):
+            if file is None or data is None:
                 return ()
-            delivery = first_waiting(data)
-            assert delivery is not None
+            delivery = first_waiting(data) if self._may_deliver(data, handlers) else None
+            while delivery is not None and delivery.token and delivery.tries >= DELIVERY_TRIES_MAX:
+                lost = SettleDelivery(delivery.position, delivery.token, DELIVERY_LOST)
+                self._data.accept(stored_id, file, self._data.now(), lost)
+                delivery = first_waiting(data) if self._may_deliver(data, handlers) else None
+            if delivery is None:
+                return ()
             operation = ClaimDelivery(delivery.handler, new_token())
             claimed: Sequence[DeliveryRecord] = self._data.accept(
                 stored_id, file, self._data.now(), operation

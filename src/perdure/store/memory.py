@@ -200,6 +200,8 @@ class MemoryStore:
                 if data is None or data.run.state not in transitions.ENDED_STATES:
                     continue
                 if len(claimed) < limit:
+                    if data.bury_lost(frozenset(handlers), now):
+                        self._data.changed(stored_id)
                     claimed.extend(data.claim_delivery(frozenset(handlers), now))
         return claimed
 

@@ -153,7 +153,8 @@ class RunStore(Protocol):
     ) -> Sequence[DeliveryRecord]:
         """Claim due deliveries of runs that ended, per run in order of position, for 60 s.
 
-        `run_id` (a stored id) narrows to one run. `tries` counts this claim.
+        `run_id` (a stored id) narrows to one run. `tries` counts this claim; one whose 20th try
+        was never settled is made `dead` instead, and the next of its run is claimed.
         """
         ...
 

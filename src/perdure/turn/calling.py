@@ -11,7 +11,7 @@ from perdure.core.effects import monotonic_ms
 from perdure.core.limits import HOOK_TIMEOUT_MS
 from perdure.durable.attempt import Attempt
 from perdure.errors import DurableRunError
-from perdure.turn.hooks import call_hook
+from perdure.turn.hooks import ENDS_THE_PROCESS, call_hook
 
 logger = logging.getLogger("perdure.turn")
 
@@ -41,9 +41,9 @@ class HookCalls:
     async def call(self, hook: Callable[..., Any], *values: Any, grace_ms: int = 0) -> Any:
         """Return what the hook returns, plain or async.
 
-        Raises what it raises; DurableRunError if it cancels itself; TimeoutError after 30 s; once
-        it is interrupted it has `grace_ms`, then this raises TimeoutError (a stop) or Drained;
-        LeaseLostError at once.
+        Raises what it raises; DurableRunError if it cancels itself, or raises what is no
+        Exception; TimeoutError after 30 s; once it is interrupted it has `grace_ms`, then this
+        raises TimeoutError (a stop) or Drained; LeaseLostError at once.
         """
         calling = asyncio.get_running_loop().create_task(call_hook(hook, *values))
         calling.add_done_callback(_note_failure)
@@ -59,6 +59,10 @@ class HookCalls:
             calling.cancel()
         if calling.cancelled():
             raise DurableRunError(f"{_name(hook)} cancelled itself")
+        raised = calling.exception()
+        if raised is not None and not isinstance(raised, (Exception, *ENDS_THE_PROCESS)):
+            # Whoever ends the turn handles what is an Exception; the model was paid for.
+            raise DurableRunError(f"{_name(hook)} raised {type(raised).__name__}") from raised
         return calling.result()
 
     @property

@@ -88,14 +88,19 @@ class Closing:
         self._steps = steps
         self._left = left
 
-    async def end(self, status: ending.Status, final_text: str | None = None) -> None:
+    async def end(
+        self, status: ending.Status, final_text: str | None = None, *, transforms: bool = True
+    ) -> None:
         """Record answer, usage, deliveries and end in one write; where that is refused, fail.
 
         A hook may refuse it, or a limit. Raises Drained when a hook was interrupted by a drain.
+        Without `transforms`, hooks get the text as it is.
         """
         text = final_text or self.content.text
         try:
-            status, told = await self._told(text, status)
+            told = text
+            if transforms:
+                status, told = await self._told(text, status)
             finish = self._steps.finish_reason if status == "completed" else None
             changes, follow_ups = await self._ending(status, finish, text=text, told=told)
             await self._leave(changes, last=ending.end_frame(status, finish))

@@ -21,6 +21,8 @@ TRACE_FLUSH_MS: Final = 5_000
 """How long a turn that is over waits for hooks that follow it."""
 EVENTS_WAITING_MAX: Final = 1_024
 """So many events wait for an async `on_event` of one turn; then the oldest is dropped for each."""
+ENDS_THE_PROCESS: Final = (KeyboardInterrupt, SystemExit)
+"""What a hook raises for the process; anything else that it raises is a failure of the hook."""
 NAMES: Final = (
     PERSIST,
     COMPLETE,
@@ -105,8 +107,18 @@ async def flush_trace(hooks: ChatTurnHooks) -> None:
     try:
         async with asyncio.timeout(TRACE_FLUSH_MS / 1_000):
             await call_hook(hooks.trace_flush)
-    except Exception:
+    except ENDS_THE_PROCESS:
+        raise
+    except BaseException:
+        if _is_cancelled():
+            raise
         logger.exception("the hook trace_flush failed")
+
+
+def _is_cancelled() -> bool:
+    """Return whether somebody cancels this task: a hook may raise CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class EventFollower:
@@ -131,13 +143,9 @@ class EventFollower:
     def tell(self, events: Iterable[Mapping[str, JsonValue]]) -> None:
         """Tell the hook of these events, now or when it is done with earlier ones."""
         for event in events:
-            if self._telling is not None:
-                self._wait(event)
-                continue
-            answer = self._call(event)
-            if inspect.isawaitable(answer):
-                loop = asyncio.get_running_loop()
-                self._telling = loop.create_task(self._tell_one_by_one(answer))
+            self._wait(event)
+            if self._telling is None:
+                self._begin()
 
     async def finish(self) -> None:
         """Wait until the hook has been told of everything; what takes too long is given up."""
@@ -145,9 +153,9 @@ class EventFollower:
         if telling is not None:
             await asyncio.wait((telling,), timeout=TRACE_FLUSH_MS / 1_000)
             if not telling.done():
-                self.dropped += len(self._waiting)
-                self._waiting.clear()
                 telling.cancel()
+        self.dropped += len(self._waiting)
+        self._waiting.clear()
         if self.dropped:
             logger.error("the hook on_event was too slow: it missed %d events", self.dropped)
 
@@ -159,21 +167,41 @@ class EventFollower:
             self._waiting.popleft()
         self._waiting.append(event)
 
+    def _begin(self) -> None:
+        """Tell the hook of what waits, until it has to be awaited."""
+        while self._waiting:
+            answer = self._call(self._waiting.popleft())
+            if inspect.isawaitable(answer):
+                loop = asyncio.get_running_loop()
+                self._telling = loop.create_task(self._tell_one_by_one(answer))
+                return
+
     def _call(self, event: Mapping[str, JsonValue]) -> object:
         try:
             return None if self._hook is None else self._hook(event)
-        except Exception:
+        except ENDS_THE_PROCESS:
+            raise
+        except BaseException:
             logger.exception("the hook on_event failed")
             return None
 
     async def _tell_one_by_one(self, answer: object) -> None:
-        while True:
-            try:
+        try:
+            while True:
                 if inspect.isawaitable(answer):
-                    await answer
-            except Exception:
-                logger.exception("the hook on_event failed")
-            if not self._waiting:
-                break
-            answer = self._call(self._waiting.popleft())
-        self._telling = None
+                    await self._finished(answer)
+                if not self._waiting:
+                    break
+                answer = self._call(self._waiting.popleft())
+        finally:
+            self._telling = None
+
+    async def _finished(self, answer: Awaitable[object]) -> None:
+        try:
+            await answer
+        except ENDS_THE_PROCESS:
+            raise
+        except BaseException:
+            if _is_cancelled():
+                raise
+            logger.exception("the hook on_event failed")

@@ -76,6 +76,7 @@ class LiveTurn:
         self._history = {step.step_index: step for step in claim.steps}
         self._draining = False
         self._follower = EventFollower(settings.hooks)
+        self._has_told_start = False
         self._addressee = Addressee(
             self.identity.tenant_id,
             self.identity.session_id,
@@ -196,15 +197,17 @@ class LiveTurn:
     async def _attend(self) -> None:
         closing = self._closing
         await self._inheritance.read()
-        self._follower.tell((started(self._addressee),))
+        # Before any hook is called, which may be what crashes: where the turn does not go on, they
+        # hear of it once its end is recorded.
         refusal = self._refusal()
         if self._stop or self._attempt.stop_requested:
             self._inheritance.keep_everything()
-            await closing.end("stopped")
+            await closing.end("stopped", transforms=not self._has_crashed_too_often)
         elif refusal is not None:
             self._inheritance.keep_everything()
             await closing.park(*refusal)
         else:
+            self._tell(())
             await self._climb()
 
     def _refusal(self) -> tuple[PerdureError, str] | None:
@@ -213,10 +216,14 @@ class LiveTurn:
         if known is not None and known.intent != intent:
             divergence = DivergenceError(f"step 0 is recorded as {known.intent!r}, not {intent!r}")
             return divergence, divergence.code
-        if self.run.strikes >= self._settings.strikes_max:
+        if self._has_crashed_too_often:
             crashes = RunParkedError(f"{self.run.strikes} attempts at the turn crashed")
             return crashes, "attempts_exhausted"
         return None
+
+    @property
+    def _has_crashed_too_often(self) -> bool:
+        return self.run.strikes >= self._settings.strikes_max
 
     async def _climb(self) -> None:
         """Go on by the first rung of the ladder that applies."""
@@ -363,9 +370,14 @@ class LiveTurn:
     # Showing.
 
     def _tell(self, frames: Sequence[Frame]) -> None:
-        if self._follower.is_wanted:
-            for frame in frames:
-                self._follower.tell(events_of(frame, self._addressee))
+        """Tell `on_event` of these frames, the first time behind the start of the attempt."""
+        if not self._follower.is_wanted:
+            return
+        if not self._has_told_start:
+            self._has_told_start = True
+            self._follower.tell((started(self._addressee),))
+        for frame in frames:
+            self._follower.tell(events_of(frame, self._addressee))
 
 
 _WORKING_RUNGS: Final = ("begin", "attach", "rerun_unseen", "rerun", "continue")

@@ -90,7 +90,8 @@ def _delta_of(event: Mapping[str, JsonValue]) -> Frame | None:
     if set(part) != _DELTA_PART or not isinstance(delta, str):
         return None
     kind, part_id = part["type"], part["id"]
-    if kind not in DELTA_KINDS or not isinstance(part_id, str) or not delta:
+    # The reference adds every delta to the final text, those of reasoning too: these stay events.
+    if kind != "text" or not isinstance(part_id, str) or not delta:
         return None
     return Frame(0, 0, kind, {"part": part_id, "delta": delta})
 

@@ -32,6 +32,7 @@ from perdure.durable.live import LiveRun, LiveRuns
 from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import (
     DivergenceError,
+    DurableRunError,
     LeaseLostError,
     PerdureError,
     RunInputMismatchError,
@@ -280,8 +281,7 @@ class ProducedTurn:
             await self._leave(Release("drained"))
             raise StoreClosedError(f"the turn {self._call.run_id!r} was given back: {CLOSED}")
         elif work.cancelled():
-            await self._leave(Release("drained"))
-            raise LeaseLostError(f"the turn {self._call.run_id!r} was given back")
+            await self._fail(DurableRunError("the producer cancelled itself"))
         elif error is not None:
             await self._fail(error)
         else:

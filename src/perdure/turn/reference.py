@@ -54,8 +54,9 @@ class ReferenceChatTurnEngine:
         """Answer a turn with `hooks.produce()` and return its body at once; never raises.
 
         The work starts with this call, read or not, on the store as it is given (no tenant is
-        added). A turn that is live in this process is joined. A finished one replays as a single
-        `result` event. Every failure is an `error` and a `session.run.failed` line, of which
+        added). A turn that is live in this process is joined: `on_event` of the call that
+        began it hears its events, and each call flushes its own trace. A finished one replays as a
+        single `result` event. Every failure is an `error` and a `session.run.failed` line, of which
         `on_event` hears too. Closing the store gives the turn back.
         **A turn that loses its worker is continued only by the same call**, since nobody else
         has its producer: use `ChatTurnEngine.submit` where that matters. Hooks that fail are

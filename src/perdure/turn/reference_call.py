@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 from perdure.core import identity as ids
 from perdure.core.effects import jittered
@@ -28,8 +29,8 @@ from perdure.core.records import (
     RunRecord,
     SessionKey,
 )
+from perdure.core.transitions import RESTING_STATES
 from perdure.durable.claiming import Claiming
-from perdure.durable.live import LiveRun
 from perdure.durable.outbox import Outbox
 from perdure.durable.ring import Ring
 from perdure.errors import (
@@ -64,6 +65,9 @@ Log = Callable[[str, Mapping[str, JsonValue]], None]
 _jobs: Final[set[asyncio.Task[Any]]] = set()
 """The loop holds tasks weakly: what outlives its caller is held here."""
 
+_doors: Final[WeakValueDictionary[tuple[Hashable, str], asyncio.Lock]] = WeakValueDictionary()
+"""The calls for one turn open it one after the other: each finds what the one before has begun."""
+
 
 def _background(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     job = asyncio.get_running_loop().create_task(work)
@@ -96,7 +100,7 @@ class ReferenceCall:
     def __init__(self, request: TurnRequest, *, is_refused: bool) -> None:
         self._request = request
         self._is_refused = is_refused
-        self._is_draining = False
+        self._drained = asyncio.Event()
         self._store = request.store
         self._identity = identity = request.identity
         self._hooks = request.hooks
@@ -107,11 +111,12 @@ class ReferenceCall:
         self._turn: LiveTurn | None = None
         """The turn that this call has begun."""
         self._joined: LiveTurn | None = None
+        """The turn of another call that this one reads along."""
         self._refused: tuple[Event, ...] | None = None
         self._telling: asyncio.Task[None] | None = None
 
     def start(self) -> asyncio.Task[None]:
-        """Begin to open the turn; the task ends when what this call has begun is over."""
+        """Begin to open the turn; the task ends when it is over, or given back."""
         self._opening = _background(self._open())
         return _background(self._over())
 
@@ -139,7 +144,7 @@ class ReferenceCall:
 
     def drain(self) -> None:
         """Have the turn given back, even one that is just being opened."""
-        self._is_draining = True
+        self._drained.set()
         if self._turn is not None:
             self._turn.drain()
 
@@ -201,34 +206,49 @@ class ReferenceCall:
             raise
 
     async def _opened(self) -> RunRecord:
-        """Claim the turn and begin it, join the live one, or find it finished."""
+        """Join the turn that is alive here, claim and begin it, or find it finished."""
         if self._is_refused:
             raise StoreUnavailableError("the engine was closed")
         check_length(self._request.lease_ms, name="lease_ms", least=1)
         manifest = self._request.make_manifest()
         manifest_hash = ids.manifest_hash(manifest)
-        handle, stored_id = self._store.handle, self._stored_id
-        live = live_turns.find(handle, stored_id)
-        if live is not None:
-            return await self._join(live, manifest_hash)
-        live = live_turns.enter(handle, stored_id, manifest_hash)
-        try:
-            return await self._claim(live, manifest)
-        finally:
-            if live.work is None:
-                live_turns.leave(handle, stored_id)
+        async with _doors.setdefault((self._store.handle, self._stored_id), asyncio.Lock()):
+            run = await self._join(manifest_hash)
+            if run is not None:
+                return run
+            try:
+                return await self._claim(manifest, manifest_hash)
+            except LeaseHeldError:
+                # By an engine in this process, perhaps, which claimed it meanwhile.
+                run = await self._join(manifest_hash)
+                if run is None:
+                    raise
+                return run
 
-    async def _join(self, live: LiveRun[LiveTurn], manifest_hash: str) -> RunRecord:
-        if live.manifest_hash != manifest_hash:
-            raise RunInputMismatchError("this turn has another message")
-        await live.opened.wait()
-        self._joined = live.work
-        run = await self._store.read_run(run_id_of(self._identity))
-        if run is None:
-            raise LeaseHeldError("the turn could not be opened")
-        return run
+    async def _join(self, manifest_hash: str) -> RunRecord | None:
+        """Return the turn that is worked on here; None if there is none, or its end is recorded.
 
-    async def _claim(self, live: LiveRun[LiveTurn], manifest: RunManifest) -> RunRecord:
+        What an attempt leaves behind, such as hooks that are still running, is no turn to join.
+        """
+        while (live := live_turns.find(self._store.handle, self._stored_id)) is not None:
+            await live.opened.wait()
+            work = live.work
+            if work is None:
+                continue
+            if work.left.is_set():
+                return None
+            if work.run.manifest_hash != manifest_hash:
+                raise RunInputMismatchError("this turn has another message")
+            run = await self._store.read_run(run_id_of(self._identity))
+            if run is not None and run.state not in RESTING_STATES:
+                self._joined = work
+                self._telling = _background(self._flush_behind(work))
+                return run
+            # Its end is recorded, and will be known here in a moment.
+            await work.left.wait()
+        return None
+
+    async def _claim(self, manifest: RunManifest, manifest_hash: str) -> RunRecord:
         turn, request = self._identity, self._request
         claiming = Claiming(
             self._store,
@@ -239,24 +259,33 @@ class ReferenceCall:
             session=SessionKey(turn.session_id, turn.turn_index, turn.revision),
             retry=True,
         )
-        claim = await claiming.claim()
-        if claim.lease is None:
-            self._telling = _background(self._tell_replay(claim))
-            _background(self._deliver_until_settled(claim.run.run_id))
-            return claim.run
-        work = LiveTurn(self._settings(), self._store, claim, asked_ms=claiming.asked_ms)
-        self._turn = live.work = work
         handle, stored_id = self._store.handle, self._stored_id
+        live = live_turns.share(handle, stored_id, manifest_hash)
+        try:
+            claim = await claiming.claim()
+            if claim.lease is not None:
+                live.work = self._turn = self._begin(claim, asked_ms=claiming.asked_ms)
+                return claim.run
+        finally:
+            if self._turn is None:
+                live_turns.leave(handle, stored_id)
+        self._telling = _background(self._tell_replay(claim))
+        _background(self._deliver_until_settled(claim.run.run_id))
+        return claim.run
+
+    def _begin(self, claim: Claim, *, asked_ms: float) -> LiveTurn:
+        handle, stored_id = self._store.handle, self._stored_id
+        turn = LiveTurn(self._settings(), self._store, claim, asked_ms=asked_ms)
         forget = before_close(handle, partial(self.give_back, drain_ms=0))
 
         def over(_task: asyncio.Task[None]) -> None:
             forget()
             live_turns.leave(handle, stored_id)
 
-        work.start().add_done_callback(over)
-        if self._is_draining:
-            work.drain()
-        return claim.run
+        turn.start().add_done_callback(over)
+        if self._drained.is_set():
+            turn.drain()
+        return turn
 
     def _settings(self) -> TurnSettings:
         def produce(_: Turn) -> Any:
@@ -281,6 +310,15 @@ class ReferenceCall:
         follower = EventFollower(self._hooks)
         follower.tell(told)
         await follower.finish()
+        await flush_trace(self._hooks)
+
+    async def _flush_behind(self, turn: LiveTurn) -> None:
+        """Flush the trace of a call that reads along, once there is nothing more to read."""
+        loop = asyncio.get_running_loop()
+        ends = [loop.create_task(end.wait()) for end in (turn.left, self._drained)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
         await flush_trace(self._hooks)
 
     async def _tell_replay(self, claim: Claim) -> None:

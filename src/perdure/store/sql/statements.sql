@@ -490,8 +490,14 @@ SELECT run_id, position FROM perdure_outbox
 WHERE run_id = ?1 AND state = 'waiting' ORDER BY position LIMIT 1
 
 -- claim_delivery --
--- Whatever was read before, only this gives the right to deliver.
-UPDATE perdure_outbox SET token = ?3, claimed_until = {now+?4}, tries = tries + 1
+-- Whatever was read before, only this gives the right to deliver. One whose last try was never
+-- settled is dead instead.
+UPDATE perdure_outbox SET
+  state = CASE WHEN tries < CAST(?6 AS INTEGER) THEN state ELSE 'dead' END,
+  token = CASE WHEN tries < CAST(?6 AS INTEGER) THEN ?3 END,
+  claimed_until = CASE WHEN tries < CAST(?6 AS INTEGER) THEN {now+?4} END,
+  last_error = CASE WHEN tries < CAST(?6 AS INTEGER) THEN last_error ELSE ?7 END,
+  tries = CASE WHEN tries < CAST(?6 AS INTEGER) THEN tries + 1 ELSE tries END
 WHERE run_id = ?1 AND position = CAST(?2 AS INTEGER) AND state = 'waiting'
   AND handler IN (SELECT handler FROM {rows ?5: handler TEXT})
   AND due_at <= {now} AND (claimed_until IS NULL OR claimed_until <= {now})

@@ -26,7 +26,7 @@ from perdure.core.records import (
     StepRecord,
     Written,
 )
-from perdure.core.rundata import delivery_backoff_ms
+from perdure.core.rundata import DELIVERY_LOST, delivery_backoff_ms
 from perdure.core.transitions import ENDED_STATES
 from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
@@ -219,8 +219,9 @@ class SqlStore:
     async def claim_deliveries(
         self, handlers: Sequence[str], *, limit: int, run_id: str | None = None
     ) -> Sequence[DeliveryRecord]:
-        claim = (new_token(), DELIVERY_CLAIM_MS, json.dumps([[handler] for handler in handlers]))
-        claimed: list[Row] = []
+        names = json.dumps([[handler] for handler in handlers])
+        claim = (new_token(), DELIVERY_CLAIM_MS, names, DELIVERY_TRIES_MAX, DELIVERY_LOST)
+        claimed: list[DeliveryRecord] = []
         for _ in range(_ROUNDS):
             room = max(limit - len(claimed), 0)
             if run_id is None:
@@ -231,12 +232,17 @@ class SqlStore:
             claims = [Statement("claim_delivery", (*place, *claim)) for place in places[:room]]
             if not claims:
                 break
-            won = [row for rows in await self._database.run(claims) for row in rows]
+            found = [row for rows in await self._database.run(claims) for row in rows]
+            decided = list(map(delivery_record, found))
+            won = [one for one in decided if one.state == "waiting"]
             claimed += won
-            # Where others were faster, there may be more; of one run there is only one to claim.
-            if run_id is not None or len(won) == len(claims):
+            for dead in decided:
+                if dead.state == "dead":
+                    self._waiting.changed(dead.run_id, may_be_due=True)
+            # Where others were faster, or one is dead, there may be more; of one run only one.
+            if len(won) == len(claims) or (run_id is not None and not decided):
                 break
-        return sorted(map(delivery_record, claimed), key=_place)
+        return sorted(claimed, key=_place)
 
     async def settle_delivery(self, delivery: DeliveryRecord, *, error: str | None = None) -> None:
         state, later_ms = "delivered", 0

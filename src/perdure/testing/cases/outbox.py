@@ -205,6 +205,35 @@ async def after_the_last_try_a_delivery_is_dead_and_the_next_goes_on(lab: StoreL
 
 
 @case
+async def a_delivery_whose_last_try_was_never_settled_is_dead_and_the_next_goes_on(
+    lab: StoreLab,
+) -> None:
+    store = await lab.open()
+    lease = await finish(store, "run", delivery(0), delivery(1), delivery(2))
+    found = await _one(store)
+    for tries in range(2, DELIVERY_TRIES_MAX + 1):
+        lab.clock.advance(DELIVERY_CLAIM_MS)
+        found = await _one(store)
+        same((found.position, found.tries), (0, tries), "the delivery that is tried")
+    lab.clock.advance(DELIVERY_CLAIM_MS)
+    following = await _one(store)
+    same((following.position, following.tries), (1, 1), "the delivery that goes on")
+    lost = await _stored(store)
+    same((lost.state, lost.tries), ("dead", DELIVERY_TRIES_MAX), "the dead delivery")
+    check(lost.last_error, "a dead delivery should say why it died")
+    same((lost.token, lost.delivered_at), (None, None), "what is left of its claim")
+    await store.settle_delivery(found)
+    same(await _stored(store), lost, "the dead delivery")
+    lab.clock.advance(DELIVERY_CLAIM_MS)
+    for _ in range(1, DELIVERY_TRIES_MAX):
+        await store.claim_deliveries([HANDLER], limit=1, run_id=lease.run_id)
+        lab.clock.advance(DELIVERY_CLAIM_MS)
+    (last,) = await store.claim_deliveries([HANDLER], limit=1, run_id=lease.run_id)
+    same((last.position, last.tries), (2, 1), "the last delivery")
+    same((await _stored(store, 1)).state, "dead", "the one before it")
+
+
+@case
 async def a_stale_token_settles_nothing(lab: StoreLab) -> None:
     first, second = await lab.open(), await lab.open()
     await finish(first, "run", delivery(0))
