@@ -14,8 +14,8 @@ from perdure.cli.arguments import DEFAULT_STORE, STORE_VARIABLE
 from perdure.cli.main import command_line
 
 OPENING: Final = """
-Every command but `serve` works beside the service, on the store that `--store` names, and never
-makes one. With `--json` it prints one JSON object a line, under the names of the [HTTP
+Every command but `serve` and `demo` works beside the service, on the store that `--store` names,
+and never makes one. With `--json` it prints one JSON object a line, under the names of the [HTTP
 service](http.md); moments are UTC. Without, it prints columns, coloured only on a terminal (and
 not with `NO_COLOR`). An error is one line on stderr, and below it the way out. `perdure --version`
 prints the version.

@@ -96,7 +96,7 @@ async def test_readers_get_at_once_what_belongs_to_the_kept_steps(
     store = await stage.store()
     preview = await preview_fork(store, RUN, from_step=from_step)
     assert (preview.new_run_id, preview.handler) == (AGAIN, "chat")
-    assert len(preview.kept) + len(preview.again) == 3
+    assert len(preview.kept) + len(preview.again) == 1 + 3  # Step 0 is the answer.
     forked = await fork(store, RUN, from_step=from_step)
     assert await texts_of(stage) == shown
     assert len(await stage.frames(FORKED)) == preview.frames

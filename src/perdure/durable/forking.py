@@ -41,10 +41,10 @@ class ForkOrigin(NamedTuple):
 class ForkPreview(NamedTuple):
     """What a fork would keep, and what it would do again.
 
-    `kept` replay. `again` is what the original has recorded behind them: the fork executes it
-    again, effects on the outside world included. `events` are the keys of the events that the
-    kept steps have waited for; `frames` counts what readers of a turn get of it at once. `handler`
-    None: nobody goes on with the fork by himself.
+    `kept` replay. `again` is what the original has recorded behind them, and of a turn step 0, its
+    answer: the fork executes it again, effects on the outside world and model calls included.
+    `events` are the keys of the events that the kept steps have waited for; `frames` counts what
+    readers of a turn get of it at once. `handler` None: nobody goes on with the fork by himself.
     """
 
     run: RunRecord
@@ -175,7 +175,10 @@ async def _plan(
 def _cut(
     run: RunRecord, steps: Sequence[StepRecord], first: int, from_step: int
 ) -> tuple[list[StepRecord], list[StepRecord]]:
-    """Return the steps before `from_step`, all of which must have ended, and those behind."""
+    """Return the steps before `from_step`, all of which must have ended, and what is done again.
+
+    That is those behind, and of a turn the answer as a whole: its producer runs once more.
+    """
     by_position = {step.step_index: step for step in steps if step.step_index >= first}
     end = max(by_position, default=first - 1) + 1
     if from_step > end:
@@ -191,7 +194,9 @@ def _cut(
                 f"step {position} of the run {run.run_id!r} {what}: fork it from step {position} "
                 "or earlier"
             )
-    again = [step for position, step in sorted(by_position.items()) if position >= from_step]
+    answer = [step for step in steps if step.step_index < first]
+    behind = [step for position, step in sorted(by_position.items()) if position >= from_step]
+    again = [*answer, *behind]
     return [step for step in kept if step is not None], again
 
 
