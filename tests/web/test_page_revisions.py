@@ -126,3 +126,20 @@ async def test_a_chat_is_deleted_with_everything_in_it(
     assert "cannot be undone" in asked[0]
     gone = await page.request.get(f"{site.origin}/v1/sessions/{session}")
     assert gone.status == 404
+
+
+async def test_a_look_for_news_leaves_the_focus_where_it_is(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve(*saying("One"))
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "first")
+    await expect_answers(page, "One")
+    edit = page.get_by_role("button", name="Edit the message")
+    await edit.focus()
+    async with page.expect_response(lambda response: "/v1/sessions/" in response.url) as news:
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    await (await news.value).finished()
+    await page.evaluate("new Promise(requestAnimationFrame)")
+    await expect(edit).to_be_focused()

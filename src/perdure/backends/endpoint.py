@@ -36,6 +36,17 @@ _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
+def stream_headers(api_key: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the headers of a request whose answer is streamed; the caller's own win."""
+    authorization = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
+    return {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream",
+        **authorization,
+        **(headers or {}),
+    }
+
+
 class Endpoint:
     """One address of a provider, and how it is called.
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from perdure.backends.completion import CompletionReader
-from perdure.backends.endpoint import Answer, Endpoint
+from perdure.backends.endpoint import Answer, Endpoint, stream_headers
 from perdure.backends.protocol import Prompt
 from perdure.backends.retry import BackendRetry
 from perdure.core.frames import Frame
@@ -57,17 +57,11 @@ class OpenAIBackend:
     ) -> None:
         self.name = name
         self.model = model
-        authorization = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
         self._endpoint = Endpoint(
             name,
             base_url,
             path="/chat/completions",
-            headers={
-                "Content-Type": "application/json",
-                "Accept": "text/event-stream",
-                **authorization,
-                **(headers or {}),
-            },
+            headers=stream_headers(api_key, headers),
             retry=retry or BackendRetry(),
             idle_timeout_ms=idle_timeout_ms,
             client=client,

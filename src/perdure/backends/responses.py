@@ -9,7 +9,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from perdure.backends.endpoint import Answer, Endpoint
+from perdure.backends.endpoint import Answer, Endpoint, stream_headers
 from perdure.backends.openai import BASE_URL, CHUNK_TIMEOUT_MS
 from perdure.backends.protocol import Prompt
 from perdure.backends.response_reader import RESPONSE_ID, ResponseReader
@@ -54,17 +54,11 @@ class OpenAIResponsesBackend:
     ) -> None:
         self.name = name
         self.model = model
-        authorization = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
         self._endpoint = Endpoint(
             name,
             base_url,
             path="/responses",
-            headers={
-                "Content-Type": "application/json",
-                "Accept": "text/event-stream",
-                **authorization,
-                **(headers or {}),
-            },
+            headers=stream_headers(api_key, headers),
             retry=retry or BackendRetry(),
             idle_timeout_ms=idle_timeout_ms,
             client=client,

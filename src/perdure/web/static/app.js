@@ -76,6 +76,7 @@ function keepEndInSight() {
 function draw() {
   const line = lines.shown();
   const wanted = new Set(line.map(keyOf));
+  const places = lines.byPlace();
   for (const [key, view] of views) {
     if (wanted.has(key)) continue;
     view.root.remove();
@@ -91,7 +92,7 @@ function draw() {
     if (conversation.children[position] !== view.root) {
       conversation.insertBefore(view.root, conversation.children[position] ?? null);
     }
-    const siblings = lines.siblings(turn);
+    const siblings = places.get(lines.placeOf(turn));
     view.turn = turn;
     view.offerEdit(siblings.indexOf(turn), siblings.length);
   }

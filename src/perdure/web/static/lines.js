@@ -34,9 +34,19 @@ export class Lines {
 
   // The revisions that stand for the same moment: of one index, behind the same parent.
   siblings(turn) {
-    const place = this.placeOf(turn);
-    const found = [...this.turns.values()].filter((other) => this.placeOf(other) === place);
-    return found.sort((one, other) => one.revision - other.revision);
+    return this.byPlace().get(this.placeOf(turn));
+  }
+
+  // All turns, by the place that they share with their siblings, the oldest revision first.
+  byPlace() {
+    const places = new Map();
+    for (const turn of this.turns.values()) {
+      const place = this.placeOf(turn);
+      if (!places.has(place)) places.set(place, []);
+      places.get(place).push(turn);
+    }
+    for (const turns of places.values()) turns.sort((one, other) => one.revision - other.revision);
+    return places;
   }
 
   // The line that is shown: at each place what was chosen, else what is live, else what the

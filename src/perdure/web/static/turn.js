@@ -69,6 +69,9 @@ export class TurnView {
 
   // Below the message: the revisions that stand beside this one, and the way to make another.
   offerEdit(position = 0, count = 1) {
+    // What is there stays: somebody may have its focus while the page looks for news.
+    if (this.offered === `${position}/${count}`) return;
+    this.offered = `${position}/${count}`;
     const tools = [];
     if (count > 1) {
       const { sibling } = this.acting;
