@@ -121,6 +121,29 @@ async def test_a_failed_turn_says_why_and_can_be_tried_again(
         await expect(each.locator(".turn.failed")).to_have_count(0)
 
 
+async def test_a_failed_turn_is_not_tried_again_before_its_stream_has_ended(
+    context: BrowserContext, serve: Serve
+) -> None:
+    failure = BackendTransportError("no", backend="b", status=500)
+    site = await serve([text("Half"), failure], [text("Whole"), upstream_end("stop")])
+    page = await context.new_page()
+    await page.goto(site.origin)
+    may_end = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await may_end.wait()
+        await route.continue_()
+
+    # Behind the stream the page reads what is recorded; until then the turn is a live one.
+    await page.route("**/turns/0?revision=*", hold)
+    await ask(page, "Hi")
+    again = page.get_by_role("button", name="Try again")
+    await expect(again).to_be_disabled()
+    may_end.set()
+    await again.click()
+    await expect(page.locator(".line")).to_contain_text("completed · attempt 2")
+
+
 @pytest.mark.parametrize(
     ("finish", "told"),
     [("length", "cut off at the length limit"), ("content_filter", "by the content filter")],

@@ -84,6 +84,29 @@ async def test_an_edit_can_be_given_up(context: BrowserContext, serve: Serve) ->
     assert len(site.script.turns) == 1
 
 
+async def test_an_edited_message_that_cannot_be_sent_yet_is_kept(
+    context: BrowserContext, serve: Serve
+) -> None:
+    go_on = asyncio.Event()
+    slow = [text("Two"), go_on, upstream_end("stop")]
+    site = await serve(*saying("One"), slow, *saying("One anew"))
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "first")
+    await expect_answers(page, "One")
+    await ask(page, "second")
+    await expect_answers(page, "One", "Two", going_on=1)
+    await page.get_by_role("button", name="Edit the message").first.click()
+    await page.get_by_label("Edited message").fill("first, edited")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("status")).to_contain_text("Wait for this answer")
+    await expect(page.get_by_label("Edited message")).to_have_value("first, edited")
+    go_on.set()
+    await expect(page.locator(".line").nth(1)).to_contain_text("completed")
+    await page.get_by_label("Edited message").press("Enter")
+    await expect_answers(page, "One anew")
+
+
 async def test_an_answer_in_the_making_goes_on_while_another_version_is_read(
     context: BrowserContext, serve: Serve
 ) -> None:

@@ -2,12 +2,11 @@
 
 import { rememberChat, showChats } from "./chats.js";
 import { Lines, isLive, keyOf } from "./lines.js";
-import { Refused, follow, pauseFor, refusalOf } from "./stream.js";
+import { Refused, ask, follow, pauseFor, refusalOf } from "./stream.js";
 import { TurnView } from "./turn.js";
 
 const UNANSWERED_TRIES = 20;
 const POLL_MS = 2000;
-const SUBMIT_PAUSE_MAX_MS = 8000;
 const NEAR_END_PX = 96;
 const CONFLICTS = new Set(["manifest_mismatch", "session_busy"]);
 
@@ -151,10 +150,12 @@ function nextIndex() {
   return Math.max(-1, ...lines.shown().map((turn) => turn.turnIndex)) + 1;
 }
 
-// Asks for another answer to the same message, or to another one in its place.
+// Asks for another answer to the same message, or to another one in its place; says whether it
+// did.
 function revise(view, message) {
-  if (live || message === null || message === undefined) return;
+  if (message === null || message === undefined || !mayBegin()) return false;
   submit(place(view.index, message, view.turn.parent));
+  return true;
 }
 
 async function readTurn(view) {
@@ -212,41 +213,25 @@ async function watch(working, first = null) {
   }
 }
 
-// Sends a turn. The same submit twice is one turn, so it is sent until there is an answer.
-async function send(working, retry) {
-  const { view, controller } = working;
-  const request = {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({
-      turnIndex: view.index,
-      revision: view.revision,
-      message: view.message,
-      retry,
-    }),
-    signal: controller.signal,
-  };
-  for (let pause = 500; ; pause = Math.min(2 * pause, SUBMIT_PAUSE_MAX_MS)) {
-    let isBusy = false;
-    try {
-      const response = await fetch(address("/turns?envelope=1"), request);
-      if (response.status !== 503 && response.status !== 429) return response;
-      isBusy = response.status === 429;
-    } catch (error) {
-      if (controller.signal.aborted) throw error;
-    }
-    say(isBusy ? "The service is busy; trying again…" : "Reconnecting…");
-    await pauseFor(pause);
-  }
+// One turn at a time: says so to whoever asks for another one.
+function mayBegin() {
+  if (live) say("Wait for this answer, or stop it, before you ask for another one.");
+  return !live;
 }
 
 async function submit(view, { retry = false } = {}) {
-  if (live) return;
+  if (!mayBegin()) return;
   const working = begin(view);
   view.clearNotice();
   let response;
   try {
-    response = await send(working, retry);
+    const { index: turnIndex, revision, message } = view;
+    response = await ask({
+      url: address("/turns?envelope=1"),
+      body: { turnIndex, revision, message, retry },
+      connection: say,
+      signal: working.controller.signal,
+    });
   } catch {
     // It may have arrived all the same: then the service is asked to stop it, and what it knows
     // of the turn replaces this notice.

@@ -36,6 +36,28 @@ export function pauseFor(ms) {
   });
 }
 
+// Posts a body until there is an answer: the same submit twice is one turn. An abort throws.
+export async function ask({ url, body, connection, signal }) {
+  const request = {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  };
+  for (let pause = PAUSE_MS; ; pause = Math.min(2 * pause, PAUSE_MAX_MS)) {
+    let isBusy = false;
+    try {
+      const response = await fetch(url, request);
+      if (response.status !== 503 && response.status !== 429) return response;
+      isBusy = response.status === 429;
+    } catch (error) {
+      if (signal.aborted) throw error;
+    }
+    connection(isBusy ? "The service is busy; trying again…" : "Reconnecting…");
+    await pauseFor(pause);
+  }
+}
+
 // Yields the parsed lines of a body. A line ends at "\n" and nowhere else.
 async function* linesOf(body) {
   const reader = body.getReader();

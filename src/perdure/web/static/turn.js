@@ -49,6 +49,7 @@ export class TurnView {
     this.attempt = 1;
     // State and attempt that are on the page: what differs from them has to be shown anew.
     this.shown = "";
+    this.isWorking = false;
     this.retry = retry;
     this.grown = grown;
     this.parts = new Map();
@@ -101,8 +102,8 @@ export class TurnView {
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const message = field.value.trim();
-      close();
-      if (message) this.acting.edit(this, message);
+      // What was written stays until somebody has taken it.
+      if (!message || this.acting.edit(this, message)) close();
     });
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") close();
@@ -240,11 +241,15 @@ export class TurnView {
     this.note(message);
     const again = element("button", "again", "Try again");
     again.type = "button";
+    // The stream tells of the failure before it ends, and only then may another try begin.
+    again.disabled = this.isWorking;
     again.addEventListener("click", () => this.retry(this));
     this.notice.append(" ", again);
   }
 
   working(isWorking) {
+    this.isWorking = isWorking;
+    for (const again of this.notice.querySelectorAll("button")) again.disabled = isWorking;
     this.root.classList.toggle("working", isWorking);
     this.answer.setAttribute("aria-busy", String(isWorking));
     if (isWorking) this.again.hidden = true;
