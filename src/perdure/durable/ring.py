@@ -51,11 +51,10 @@ class Ring:
         self._frames.extend(frames)
         self._weights.extend(weights)
         self._bytes += sum(weights)
-        while self._bytes > RING_BYTES and len(self._frames) > 1:
-            self._frames.popleft()
-            self._bytes -= self._weights.popleft()
-            self._first_seq += 1
         self._wake()
+        if self._bytes > RING_BYTES:
+            # Behind the readers that were just woken: they get the whole batch, however large.
+            asyncio.get_running_loop().call_soon(self._trim)
 
     def close(self) -> None:
         """Say that nothing more will be published here."""
@@ -84,6 +83,12 @@ class Ring:
     def leave(self) -> None:
         """Count a reader out."""
         self.readers -= 1
+
+    def _trim(self) -> None:
+        while self._bytes > RING_BYTES and len(self._frames) > 1:
+            self._frames.popleft()
+            self._bytes -= self._weights.popleft()
+            self._first_seq += 1
 
     def _wake(self) -> None:
         self._news.set()
