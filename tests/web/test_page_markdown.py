@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from playwright.async_api import BrowserContext, expect
+from playwright.async_api import Browser, BrowserContext, expect
 
 from perdure.core.frames import text, upstream_end
 from tests.web.browsing import Serve, ask
@@ -107,3 +107,18 @@ async def test_a_block_of_code_can_be_copied(context: BrowserContext, serve: Ser
     await page.get_by_role("button", name="Copy").click()
     await expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert await page.evaluate("navigator.clipboard.readText()") == "make serve\n"
+
+
+async def test_a_word_in_a_table_is_never_cut_in_pieces(browser: Browser, serve: Serve) -> None:
+    table = "|city|degrees|\n|-|-:|\n|Oslo|3|\n\n|a|degrees|c|\n|-|-|-|\n|x|y|" + "snow " * 40
+    site = await serve([text(f"{table}|\n"), upstream_end("stop")])
+    phone = await browser.new_context(viewport={"width": 375, "height": 700}, is_mobile=True)
+    page = await phone.new_page()
+    await page.goto(site.origin)
+    await ask(page, "The weather")
+    await expect(page.locator(".line")).to_contain_text("completed")
+    headings = await page.get_by_role("columnheader", name="degrees").all()
+    heights = [box["height"] for cell in headings if (box := await cell.bounding_box())]
+    await phone.close()
+    assert len(heights) == 2
+    assert max(heights) < 45, "one line, not several"

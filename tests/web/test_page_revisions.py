@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from playwright.async_api import BrowserContext, Dialog, Page, expect
+from playwright.async_api import Browser, BrowserContext, Dialog, Page, expect
 
 from perdure.core.frames import text, upstream_end
 from tests.web.browsing import Serve, ask
@@ -166,3 +166,27 @@ async def test_a_look_for_news_leaves_the_focus_where_it_is(
     await (await news.value).finished()
     await page.evaluate("new Promise(requestAnimationFrame)")
     await expect(edit).to_be_focused()
+
+
+@pytest.mark.parametrize(("has_touch", "least_px"), [(False, 24), (True, 44)])
+async def test_every_button_is_large_enough_for_who_presses_it(
+    browser: Browser, serve: Serve, has_touch: bool, least_px: int
+) -> None:
+    site = await serve(*saying("```\ncode\n```", "Second"))
+    window = await browser.new_context(has_touch=has_touch, is_mobile=has_touch)
+    page = await window.new_page()
+    await page.goto(site.origin)
+    await ask(page, "Say something")
+    await expect(page.locator(".line")).to_contain_text("completed")
+    names = ("Edit the message", "Regenerate", "Copy")
+    boxes = [await page.get_by_role("button", name=name).bounding_box() for name in names]
+    await page.get_by_role("button", name="Regenerate").click()
+    await expect_answers(page, "Second")
+    versions = [
+        page.get_by_role("button", name=f"{which} version") for which in ("Previous", "Next")
+    ]
+    boxes += [await version.bounding_box() for version in versions]
+    await window.close()
+    sizes = [(box["width"], box["height"]) for box in boxes if box is not None]
+    assert len(sizes) == len(boxes)
+    assert min(map(min, sizes)) >= least_px
