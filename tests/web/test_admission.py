@@ -149,7 +149,9 @@ async def test_a_process_opens_no_more_streams_than_it_may(start: Start) -> None
     assert (await first).status == 201
 
 
-async def test_bodies_that_do_not_end_take_no_more_memory_than_they_may() -> None:
+async def test_bodies_that_do_not_end_take_no_more_memory_than_they_may(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     service = serve(MemoryStore(), limits=AdmissionLimits(bodies_bytes_max=1_000))
     hold = asyncio.Event()
     sent = [b"x" * 600, b"y" * 600]
@@ -173,6 +175,7 @@ async def test_bodies_that_do_not_end_take_no_more_memory_than_they_may() -> Non
     hold.set()
     assert is_too_much(await stuck, "overloaded", 503)
     assert (await service.submit("z" * 900, index=1, target=turns_of("b"))).status == 201
+    assert caplog.records == [], "what is refused at the door does not fill the log"
 
 
 async def test_the_router_has_the_limits_too() -> None:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from perdure.core import effects
-from perdure.errors import PerdureError
+from perdure.errors import OverloadedError, PerdureError
 
 logger = logging.getLogger("perdure.web")
 
@@ -96,7 +96,8 @@ def error_answer(error: PerdureError, *, turn: str | None = None) -> Response:
     if status == 503 or (error.retryable and status in (409, 429)):
         headers["retry-after"] = str(RETRY_AFTER_S_OF.get(error.code, RETRY_AFTER_S))
     told = {"code": error.code, "message": str(error), "hint": error.hint}
-    if status >= 500:
+    # What is refused at the door is no fault: whoever sends too much does not fill the log.
+    if status >= 500 and not isinstance(error, OverloadedError):
         ref = effects.new_reference()
         logger.error("a request failed (reference %s)", ref, exc_info=error)
         summary = (type(error).__doc__ or "It failed.").strip().splitlines()[0]
