@@ -43,6 +43,9 @@ OWN = ["uvicorn", "live:own", "--fd", "{fd}"]
 
 CASES = {
     "uvicorn": Case(UVICORN, codes=(-15,)),
+    "uvicorn, with a time-out of its own": Case(
+        [*UVICORN, "--timeout-graceful-shutdown", "2"], codes=(-15,)
+    ),
     "uvicorn, 2 workers": Case([*UVICORN, "--workers", "2"]),
     "gunicorn, uvicorn's worker": Case([*GUNICORN, "uvicorn_worker.UvicornWorker"]),
     "gunicorn, asgi worker": Case([*GUNICORN, "asgi", "--workers", "2"]),
@@ -185,6 +188,21 @@ def test_the_trap_is_there_without_a_lifespan_that_hears_the_signal(tmp_path: Pa
         for _ in range(150):
             next(lines)
         assert server.process.poll() is None
+
+
+def test_a_time_out_of_the_server_ends_the_trap_and_the_next_process_goes_on(
+    tmp_path: Path,
+) -> None:
+    command = [*OWN, "--timeout-graceful-shutdown", "1"]
+    with serving(command, tmp_path, BARE="1") as (server, client), submitting(client) as lines:
+        seen = [next(lines) for _ in range(5)]
+        server.process.terminate()
+        with pytest.raises(httpx2.RemoteProtocolError):
+            seen += lines
+        assert server.process.wait(PATIENCE_S) == -15
+    assert leased(tmp_path)
+    with serving(UVICORN, tmp_path) as (_, client):
+        assert joined(client, seen[-1]["id"])["id"] > seen[-1]["id"]
 
 
 def test_a_server_that_dies_of_the_signal_loses_no_turn(tmp_path: Path) -> None:
