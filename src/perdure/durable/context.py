@@ -59,6 +59,9 @@ class DurableContext(Protocol):
         crash in the middle it is not executed again but fails (UnfinishedStepError); None means
         "idempotent".
 
+        Cancelled by the task (`wait_for`, a race), the step is recorded as abandoned, and a replay
+        waits here to be cancelled again; a time-out by `timeout_ms` replays at once.
+
         Raises StepFailedError (the original as its cause, when it happened in this attempt) once
         the tries are used up; DivergenceError when another step is recorded at this position.
         """

@@ -82,6 +82,7 @@ class Execution(Generic[T]):
         """Begin, and be in the registry until the end, whoever still waits for it."""
         stored_id = self._attempt.lease.run_id
         self._settled = live.work = asyncio.get_running_loop().create_task(self._run(live))
+        self._steps.attendant = self._settled
         forget = before_close(handle, self._rest)
 
         def over(settled: asyncio.Task[T]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
+from perdure.core.changes import FailStep
 from perdure.core.jsonvalue import encode_value
 from perdure.core.recordjson import step_error_of, step_error_to_json
 from perdure.core.records import AttemptRecord, StepError, StepRecord
@@ -17,6 +19,10 @@ from perdure.errors import (
 _RECORDED_AS_THEMSELVES: Mapping[str, type[StepFailedError]] = {
     kind.code: kind for kind in (StepTimeoutError, AwaitEventTimeoutError, UnfinishedStepError)
 }
+
+_ABANDONED: Final = "abandoned"
+_SHOWN_MAX: Final = 20
+"""How many positions of both histories a divergence shows."""
 
 
 def failure_text(error: BaseException, *, taken: int) -> str:
@@ -45,11 +51,31 @@ def failure_of(known: StepRecord) -> StepFailedError:
     )
 
 
-def unfinished(known: StepRecord) -> UnfinishedStepError:
-    """Return what an interrupted at-most-once step is recorded as."""
-    return UnfinishedStepError(
+def interrupted(known: StepRecord, *, taken: int) -> FailStep:
+    """Return the failure of a begun at-most-once step that may not be executed again."""
+    error = UnfinishedStepError(
         f"the step {known.intent!r} was interrupted: whether it took effect is unknown",
         intent=known.intent,
+    )
+    return _failed(known, failure_text(error, taken=taken))
+
+
+def given_up(known: StepRecord, *, taken: int) -> FailStep:
+    """Return the failure of a begun step that nobody will end."""
+    if known.effect == "at_most_once":
+        return interrupted(known, taken=taken)
+    return _failed(known, abandoned_text("the turn ended before this step did", taken=taken))
+
+
+def _failed(known: StepRecord, error_text: str) -> FailStep:
+    return FailStep(
+        known.step_index,
+        known.intent,
+        error_text,
+        kind=known.kind,
+        input_hash=known.input_hash,
+        tries=known.attempts,
+        effect=known.effect,
     )
 
 
@@ -57,6 +83,20 @@ def is_unfinished(known: StepRecord) -> bool:
     """Return whether the failure says that an at-most-once step was interrupted."""
     code = None if known.error is None else known.error.code
     return code == UnfinishedStepError.code and known.effect == "at_most_once"
+
+
+def abandoned_text(message: str, *, taken: int) -> str:
+    """Return what is recorded of a step that its own task cancelled, or left behind."""
+    return error_text(StepError(message, _ABANDONED, taken=taken))
+
+
+def is_abandoned(known: StepRecord) -> bool:
+    """Return whether the task itself gave the step up.
+
+    What a body raised has a type beside its code, whatever that is.
+    """
+    error = known.error
+    return error is not None and error.code == _ABANDONED and error.type is None
 
 
 def is_settled(known: StepRecord, *, last_position: int) -> bool:
@@ -78,3 +118,13 @@ def was_retried(known: StepRecord, attempts: Sequence[AttemptRecord]) -> bool:
     A failed or parked run goes on only when it is asked to.
     """
     return any(one.ended in ("failed", "parked") for one in attempts if one.epoch >= known.epoch)
+
+
+def side_by_side(history: Mapping[int, StepRecord], asked: Mapping[int, str]) -> str:
+    """Return the steps that are recorded beside those that a task asked for, the last ones."""
+    lines = [f"{'':>6}  recorded | asked for"]
+    for position in sorted(asked)[-_SHOWN_MAX:]:
+        known = history.get(position)
+        recorded = "-" if known is None else known.intent
+        lines.append(f"{position:>6}  {recorded} | {asked[position]}")
+    return "\n".join(lines)

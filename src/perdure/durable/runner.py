@@ -168,6 +168,8 @@ async def _replay(stored_id: str, claim: Claim, task: Task[T]) -> RunResult[T]:
         result = await task(context)
     except StepFailedError as error:
         raise original_of(error) from error.__cause__
+    finally:
+        await steps.close()
     if steps.refusal is not None:
         raise steps.refusal
     return RunResult(result, claim.run, claim.steps)

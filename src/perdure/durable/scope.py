@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Final, NamedTuple, Protocol, TypeVar, cast, get_args
 
 from perdure.core import identity
-from perdure.core.changes import SettleUsage
+from perdure.core.changes import BeginStep, CompleteStep, FailStep, SettleUsage
 from perdure.core.lengths import check_length as check_length
 from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepKind
 from perdure.errors import StepTimeoutError, UsageError
@@ -84,19 +84,57 @@ class StepOwner(Protocol):
 class StepScope:
     """What is known inside the body of a step; `holds_steps`: it may begin steps of its own."""
 
-    __slots__ = ("holds_steps", "owner", "spec", "tries", "usage", "usage_call")
+    __slots__ = ("began_at", "holds_steps", "owner", "spec", "tries", "usage", "usage_call")
 
     def __init__(self, owner: StepOwner, spec: StepSpec, *, holds_steps: bool = False) -> None:
         self.owner = owner
         self.spec = spec
         self.holds_steps = holds_steps
         self.tries = 0
+        self.began_at: str | None = None
+        """When its execution began, on the store's clock."""
         self.usage_call: int | None = None
         self.usage: SettleUsage | None = None
 
     def call(self) -> StepCall:
         key = identity.idempotency_key(self.owner.stored_id, self.spec.position)
         return StepCall(idempotency_key=key, tries=self.tries)
+
+    def begun(self) -> BeginStep:
+        """Return the record that the body is about to run."""
+        spec = self.spec
+        return BeginStep(
+            spec.position, spec.intent, spec.kind, spec.input_hash, self.tries, spec.effect
+        )
+
+    def completed(self, result_text: str, *, frames_to: int | None = None) -> CompleteStep:
+        """Return the record of the body's result."""
+        spec = self.spec
+        return CompleteStep(
+            spec.position,
+            spec.intent,
+            result_text,
+            spec.kind,
+            spec.input_hash,
+            self.tries,
+            spec.effect,
+            self.began_at,
+            frames_to,
+        )
+
+    def failed(self, error_text: str) -> FailStep:
+        """Return the record of what went wrong instead of a result."""
+        spec = self.spec
+        return FailStep(
+            spec.position,
+            spec.intent,
+            error_text,
+            kind=spec.kind,
+            input_hash=spec.input_hash,
+            tries=self.tries,
+            effect=spec.effect,
+            started_at=self.began_at,
+        )
 
     def settled_usage(self) -> tuple[SettleUsage, ...]:
         """Return what is recorded of the model call of this step, if it makes one."""

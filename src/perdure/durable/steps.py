@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
 from perdure.core import effects
-from perdure.core.changes import BeginStep, Change, CompleteStep, FailStep, IntendUsage, SettleUsage
+from perdure.core.changes import Change, CompleteStep, FailStep, IntendUsage, SettleUsage
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import JsonValue, StepRecord, Written
 from perdure.durable.attempt import Attempt, started_at
+from perdure.durable.calls import OpenCalls
 from perdure.durable.failures import (
+    abandoned_text,
     failure_of,
     failure_text,
+    interrupted,
+    is_abandoned,
     is_settled,
     is_unfinished,
-    unfinished,
+    side_by_side,
     was_retried,
 )
 from perdure.durable.scope import StepScope as StepScope
@@ -28,6 +30,7 @@ from perdure.durable.scope import call_body, current_scope
 from perdure.durable.scope import current_step as current_step
 from perdure.durable.scope import inside as inside
 from perdure.durable.scope import report_usage as report_usage
+from perdure.durable.untorn import finish_regardless
 from perdure.errors import (
     DivergenceError,
     LeaseLostError,
@@ -45,8 +48,7 @@ T = TypeVar("T")
 
 AWAITED_KINDS = frozenset({"llm", "tool"})
 """Kinds whose begin is committed before the body runs: it must be visible after a crash."""
-_SHOWN_MAX = 20
-"""How many positions of both histories a divergence shows."""
+_CANCELLED = "the task cancelled this step"
 
 
 class Steps:
@@ -70,12 +72,12 @@ class Steps:
         """Why this attempt may take no more steps; whoever swallowed it meets it again."""
         self.on_unwind: Callable[[], None] | None = None
         """Called when a wait has given the lease away for good: nothing else may go on."""
+        self.attendant: asyncio.Task[Any] | None = None
+        """The asyncio task that waits for this attempt's own."""
         self._history = history
         self._next_position = first_position
         self._asked: dict[int, str] = {}
-        self._open: dict[int, weakref.ref[Coroutine[Any, Any, Any]] | None] = {}
-        """By the position that it took, each call that has not returned."""
-        self._working: dict[int, asyncio.Task[object] | None] = {}
+        self._calls = OpenCalls()
 
     @property
     def history(self) -> Mapping[int, StepRecord]:
@@ -93,26 +95,20 @@ class Steps:
             )
         position = self._next_position
         self._next_position += 1
-        self._open[position] = None
+        self._calls.opened(position)
         return position
 
     @property
     def unanswered(self) -> int:
         """How many calls took a position and have not returned.
 
-        While there are others, no wait may give the lease away. A call that was cancelled, or
-        forgotten, before it began does not count: it never returns.
+        While there are others, no wait may give the lease away.
         """
-        for position, call in list(self._open.items()):
-            if call is not None and _is_dropped(call()):
-                del self._open[position]
-        return len(self._open)
+        return self._calls.count
 
     def watched(self, call: Coroutine[Any, Any, T], *positions: int) -> Coroutine[Any, Any, T]:
         """Return the call that answers for these positions, which may be dropped unbegun."""
-        for position in positions:
-            self._open[position] = weakref.ref(call)
-        return call
+        return self._calls.watched(call, *positions)
 
     def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
         """Return what the step at `spec.position` recorded, or execute `body` and record it."""
@@ -123,9 +119,16 @@ class Steps:
             known = self.history.get(spec.position)
             if known is not None and self.replays(known, spec):
                 return cast(T, known.result)
-            attempt = await self.working(spec, known)
-            tries = 0 if known is None else known.attempts
-            return await self._execute(attempt, spec, body, tries)
+            scope = StepScope(self, spec)
+            scope.tries = 0 if known is None else known.attempts
+            try:
+                attempt = await self.working(spec, known)
+                return await self._execute(attempt, scope, body)
+            except asyncio.CancelledError:
+                recorded = await self.cancelled(spec, scope)
+                if recorded is None:
+                    raise
+                return cast(T, recorded.result)
         finally:
             self.answered(spec)
 
@@ -144,17 +147,11 @@ class Steps:
 
     def answered(self, spec: StepSpec) -> None:
         """Note that the call which took this position returns."""
-        self._open.pop(spec.position, None)
-        self._working.pop(spec.position, None)
+        self._calls.answered(spec.position)
 
     async def close(self) -> None:
         """Cancel what the task left running in asyncio tasks of its own, and wait for it."""
-        stragglers = {task for task in self._working.values() if task is not None}
-        stragglers.discard(cast("asyncio.Task[object]", asyncio.current_task()))
-        for task in stragglers:
-            task.cancel()
-        if stragglers:
-            await asyncio.wait(stragglers)
+        await self._calls.close()
 
     # Replaying.
 
@@ -178,13 +175,8 @@ class Steps:
     def diverged(self, spec: StepSpec, message: str) -> DivergenceError:
         """Return the error, with both histories, after which this attempt takes no more steps."""
         asked = {**self._asked, spec.position: spec.intent}
-        lines = [f"{'':>6}  recorded | asked for"]
-        for position in sorted(asked)[-_SHOWN_MAX:]:
-            known = self.history.get(position)
-            recorded = "-" if known is None else known.intent
-            lines.append(f"{position:>6}  {recorded} | {asked[position]}")
         error = DivergenceError(message)
-        error.add_note("\n".join(lines))
+        error.add_note(side_by_side(self.history, asked))
         self.refusal = error
         return error
 
@@ -194,6 +186,10 @@ class Steps:
         Raises what a step recorded that may not be executed again, and DivergenceError in a
         finished run.
         """
+        self._calls.works(spec.position)
+        if self._is_abandoned(known):
+            logger.debug("%r waits to be cancelled as it was before", spec.intent)
+            await asyncio.get_running_loop().create_future()
         if known is not None and known.status == "failed" and await self._is_final(known):
             raise failure_of(known)
         if self.attempt is None:
@@ -207,9 +203,7 @@ class Steps:
             await self.awake(attempt)
         else:
             attempt.check()
-        self._working[spec.position] = asyncio.current_task()
-        interrupted = known is not None and known.status == "running"
-        if known is not None and interrupted and (known.effect or spec.effect) == "at_most_once":
+        if known is not None and await self._is_in_doubt(attempt, known, spec):
             raise await self._give_up(attempt, known)
         return attempt
 
@@ -227,47 +221,86 @@ class Steps:
     async def _is_final(self, known: StepRecord) -> bool:
         if self.attempt is None or is_settled(known, last_position=max(self.history)):
             return True
-        if not is_unfinished(known):
+        return is_unfinished(known) and not await self._was_retried(self.attempt, known)
+
+    async def _is_in_doubt(self, attempt: Attempt, known: StepRecord, spec: StepSpec) -> bool:
+        """Return whether the step may have taken its one effect, and nobody asked for a retry."""
+        if (known.effect or spec.effect) != "at_most_once":
             return False
+        if is_abandoned(known):
+            return not await self._was_retried(attempt, known)
+        return known.status == "running"
+
+    async def _was_retried(self, attempt: Attempt, known: StepRecord) -> bool:
         try:
-            details = await self.attempt.store.read_details(self.attempt.run.run_id)
+            details = await attempt.store.read_details(attempt.run.run_id)
         except StoreError as error:
             self.refuse(error)
             raise
-        return not was_retried(known, details.attempts)
+        return was_retried(known, details.attempts)
 
     async def _give_up(self, attempt: Attempt, known: StepRecord) -> StepFailedError:
-        failed = FailStep(
-            known.step_index,
-            known.intent,
-            failure_text(unfinished(known), taken=self._next_position),
-            kind=known.kind,
-            tries=known.attempts,
-            effect=known.effect,
-        )
-        return await self.write_failure(attempt, failed)
+        failed = interrupted(known, taken=self._next_position)
+        return failure_of(await self.write_failure(attempt, failed))
+
+    # Being cancelled.
+
+    async def cancelled(self, spec: StepSpec, scope: StepScope) -> StepRecord | None:
+        """Record that the task itself cancelled the call at this position.
+
+        Return the step if its result was recorded before: then that is its answer, since a replay
+        gives the same. None: the cancellation goes on. Nothing is recorded of a step whose whole
+        attempt is interrupted: the next one executes it again.
+        """
+        attempt = self.attempt
+        if attempt is None or self._is_abandoned(self.history.get(spec.position)):
+            return None
+        if self._is_interrupted(attempt):
+            await attempt.settle_late(scope.usage)
+            return None
+        try:
+            known = await finish_regardless(self._record_cancelled(attempt, scope))
+        except PerdureError as error:
+            logger.debug("a cancelled step of %r is not recorded: %s", self.stored_id, error)
+            return None
+        return known if known.status == "completed" and not self._is_interrupted(attempt) else None
+
+    async def _record_cancelled(self, attempt: Attempt, scope: StepScope) -> StepRecord:
+        await self.awake(attempt)
+        failed = scope.failed(abandoned_text(_CANCELLED, taken=self._next_position))
+        return await self.write_failure(attempt, failed, *scope.settled_usage(), scope=scope)
+
+    def _is_interrupted(self, attempt: Attempt) -> bool:
+        """Return whether it is the attempt that is cut off: a stop, a drain, a lost lease."""
+        if self.refusal is not None or attempt.held.lost:
+            return True
+        if self.attendant is not None and self.attendant.cancelling():
+            return True  # With all tasks of an event loop that shuts down.
+        return attempt.is_over and not attempt.is_asleep
+
+    def _is_abandoned(self, known: StepRecord | None) -> bool:
+        """Return whether the step was cancelled, and the task went on without it."""
+        if known is None or known.status != "failed" or not is_abandoned(known):
+            return False
+        return self.attempt is None or is_settled(known, last_position=max(self.history))
 
     # Executing.
 
     async def _execute(
-        self, attempt: Attempt, spec: StepSpec, body: Callable[[], Awaitable[T] | T], tries: int
+        self, attempt: Attempt, scope: StepScope, body: Callable[[], Awaitable[T] | T]
     ) -> T:
-        scope = StepScope(self, spec)
-        scope.tries = tries
+        spec, tries = scope.spec, scope.tries
         last_try = tries + (1 if spec.retry is None else spec.retry.tries_max)
-        began_at = started_at(attempt)
+        scope.began_at = started_at(attempt)
         while True:
             scope.tries += 1
             if spec.kind in AWAITED_KINDS or spec.effect == "at_most_once":
                 await self._begin(attempt, scope)
             else:
-                attempt.begin_lazily(_begin_of(scope))
+                attempt.begin_lazily(scope.begun())
             try:
                 value = await call_body(scope, body)
                 text = encode_value(value, name=f"the result of step {spec.intent!r}")
-            except asyncio.CancelledError:
-                await attempt.settle_late(scope.usage)
-                raise
             except Exception as error:
                 if self.refusal is not None:
                     # The body made something else of the interruption.
@@ -275,16 +308,16 @@ class Steps:
                 if scope.tries < last_try and _may_retry(spec, error):
                     await self._pause(attempt, scope, error, scope.tries - tries)
                     continue
-                raise await self._record_failure(attempt, scope, error, began_at) from error
+                raise await self._record_failure(attempt, scope, error) from error
             if self.refusal is not None:
                 # The body made a result of the interruption: half of it is none.
                 await attempt.settle_late(scope.usage)
                 raise self.refusal
-            return cast(T, await self._record(attempt, scope, text, began_at))
+            return cast(T, await self._record(attempt, scope, text))
 
     async def _begin(self, attempt: Attempt, scope: StepScope) -> None:
         """Record the begin, and that a call may be billed, before the body runs."""
-        begin = _begin_of(scope)
+        begin = scope.begun()
         if scope.spec.kind == "llm":
             scope.usage_call, scope.usage = attempt.usage_calls, None
             attempt.usage_calls += 1
@@ -306,21 +339,9 @@ class Steps:
         await asyncio.sleep(effects.jittered(wait_ms, 0.25) / 1_000)
         attempt.check()
 
-    async def _record(
-        self, attempt: Attempt, scope: StepScope, text: str, began_at: str
-    ) -> JsonValue:
-        spec = scope.spec
-        done = CompleteStep(
-            spec.position,
-            spec.intent,
-            text,
-            spec.kind,
-            spec.input_hash,
-            scope.tries,
-            spec.effect,
-            began_at,
-        )
+    async def _record(self, attempt: Attempt, scope: StepScope, text: str) -> JsonValue:
         try:
+            done = scope.completed(text)
             written = await self.commit(attempt, done, *scope.settled_usage())
         except (LeaseLostError, StoreError, DivergenceError) as error:
             self.refuse(error)
@@ -333,20 +354,12 @@ class Steps:
         return await attempt.write(done, *usage)
 
     async def _record_failure(
-        self, attempt: Attempt, scope: StepScope, error: Exception, began_at: str
+        self, attempt: Attempt, scope: StepScope, error: Exception
     ) -> StepFailedError:
-        spec = scope.spec
-        failed = FailStep(
-            spec.position,
-            spec.intent,
-            failure_text(error, taken=self._next_position),
-            kind=spec.kind,
-            input_hash=spec.input_hash,
-            tries=scope.tries,
-            effect=spec.effect,
-            started_at=began_at,
-        )
-        return await self.write_failure(attempt, failed, *scope.settled_usage(), scope=scope)
+        text = failure_text(error, taken=self._next_position)
+        failed = scope.failed(text)
+        known = await self.write_failure(attempt, failed, *scope.settled_usage(), scope=scope)
+        return failure_of(known)
 
     async def write_failure(
         self,
@@ -354,10 +367,10 @@ class Steps:
         failed: FailStep,
         *others: Change,
         scope: StepScope | None = None,
-    ) -> StepFailedError:
-        """Record a failure; return the error that it raises now and at every replay."""
+    ) -> StepRecord:
+        """Record a failure; return the step as it is recorded, now and for every replay."""
         written = await self.write(attempt, failed, *others, scope=scope)
-        return failure_of(written.steps[0])
+        return written.steps[0]
 
     async def write(
         self, attempt: Attempt, *changes: Change, scope: StepScope | None = None
@@ -372,20 +385,9 @@ class Steps:
             raise
 
 
-def _is_dropped(call: Coroutine[Any, Any, Any] | None) -> bool:
-    return call is None or inspect.getcoroutinestate(call) == inspect.CORO_CLOSED
-
-
 def _seen(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
-
-
-def _begin_of(scope: StepScope) -> BeginStep:
-    spec = scope.spec
-    return BeginStep(
-        spec.position, spec.intent, spec.kind, spec.input_hash, scope.tries, spec.effect
-    )
 
 
 def _may_retry(spec: StepSpec, error: Exception) -> bool:

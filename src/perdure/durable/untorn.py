@@ -24,6 +24,13 @@ async def finish_even_if_cancelled(writing: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+async def finish_regardless(writing: Coroutine[Any, Any, T]) -> T:
+    """Await a write whose caller was cancelled already: no further cancellation is heard."""
+    task = asyncio.get_running_loop().create_task(writing)
+    await _end_of(task)
+    return task.result()
+
+
 async def _end_of(task: asyncio.Task[Any]) -> None:
     while not task.done():
         try:

@@ -11,8 +11,8 @@ from perdure.core.effects import epoch_ms, iso_time
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import EventRecord, JsonValue, RunRecord, Written
 from perdure.durable.attempt import Attempt, patiently
-from perdure.durable.failures import failure_text
-from perdure.durable.steps import Steps, StepSpec
+from perdure.durable.failures import failure_of, failure_text
+from perdure.durable.steps import Steps, StepScope, StepSpec
 from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import AwaitEventTimeoutError, StoreError
 
@@ -76,6 +76,11 @@ class Wait:
                 self._begun_ms = epoch_ms(known.started_at)
             await self._pass(attempt)
             return await self._finish(attempt)
+        except asyncio.CancelledError:
+            recorded = await self._steps.cancelled(self._spec, StepScope(self._steps, self._spec))
+            if recorded is None:
+                raise
+            return recorded.result
         except StoreError as error:
             self._steps.refuse(error)
             raise
@@ -134,7 +139,7 @@ class Wait:
             )
             text = failure_text(error, taken=spec.position + 1)
             failed = FailStep(spec.position, spec.intent, text, kind=spec.kind)
-            raise await self._steps.write_failure(attempt, failed)
+            raise failure_of(await self._steps.write_failure(attempt, failed))
         text = encode_value(None if event is None else event.payload, name="payload")
         begun_at = None if self._begun_ms is None else iso_time(self._begun_ms)
         done = CompleteStep(spec.position, spec.intent, text, kind=spec.kind, started_at=begun_at)

@@ -14,10 +14,11 @@ from perdure.core.frames import (
     part_frame,
 )
 from perdure.durable.attempt import Attempt
+from perdure.durable.failures import given_up
 from perdure.durable.journal import Journal, stored_bytes
 from perdure.turn.parts import Content
 from perdure.turn.recovery import Evidence, gather_evidence, is_remembered, saved_handle
-from perdure.turn.stepping import TurnSteps, given_up
+from perdure.turn.stepping import TurnSteps
 
 
 class Inheritance:

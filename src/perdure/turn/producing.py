@@ -71,6 +71,7 @@ class Producing:
         if self.was_interrupted:
             return
         loop = asyncio.get_running_loop()
+        self._steps.attendant = asyncio.current_task()
         self._work = work = loop.create_task(self._drive(produce, turn))
         work.add_done_callback(_note_failure)
         interrupted = loop.create_task(self._interrupted.wait())

@@ -5,25 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from perdure.core.changes import Change, CompleteStep, FailStep, SettleUsage
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import decode_value, encode_value
-from perdure.core.records import JsonValue, StepError, StepRecord, Written
+from perdure.core.records import JsonValue, StepRecord, Written
 from perdure.durable.attempt import Attempt, patiently, started_at
-from perdure.durable.failures import error_text, failure_text, unfinished
+from perdure.durable.failures import given_up
 from perdure.durable.journal import Journal
 from perdure.durable.steps import Steps, StepScope, StepSpec, inside
-from perdure.errors import StepFailedError
 from perdure.turn.parts import frame_of, spoken_in
 from perdure.turn.recovery import settled_prefix
 
 T = TypeVar("T")
-
-ABANDONED: Final = "abandoned"
-ABANDONED_MESSAGE: Final = "the turn ended before this step did"
 
 
 class TurnSteps(Steps):
@@ -115,10 +111,10 @@ class TurnSteps(Steps):
         failed: FailStep,
         *others: Change,
         scope: StepScope | None = None,
-    ) -> StepFailedError:
-        failure = await super().write_failure(attempt, failed, *others, scope=scope)
+    ) -> StepRecord:
+        known = await super().write_failure(attempt, failed, *others, scope=scope)
         self._settle(failed.position)
-        return failure
+        return known
 
     async def left_behind(self) -> list[FailStep]:
         """Return the failures of what was begun and will never be recorded, at the turn's end.
@@ -160,7 +156,7 @@ class TurnSteps(Steps):
             attempt = await self.working(spec, known)
             scope = StepScope(self, spec)
             scope.tries = 1 if known is None else known.attempts + 1
-            began_at = started_at(attempt)
+            scope.began_at = started_at(attempt)
             await self._begin(attempt, scope)
             self._open_streams[spec.position] = self._journal.last_seq
             frames: list[Frame] = []
@@ -176,13 +172,13 @@ class TurnSteps(Steps):
             except Exception as error:
                 if self.refusal is not None:
                     raise self.refusal from error
-                raise await self._record_failure(attempt, scope, error, began_at) from error
+                raise await self._record_failure(attempt, scope, error) from error
             if self.refusal is not None:
                 # The body made an end of the interruption: half an answer is none.
                 await attempt.settle_late(scope.usage)
                 raise self.refusal
             self._open_streams.pop(spec.position, None)
-            keep(await self._record_stream(attempt, scope, text, began_at))
+            keep(await self._record_stream(attempt, scope, text))
         finally:
             self._open_streams.pop(spec.position, None)
             self.answered(spec)
@@ -231,43 +227,15 @@ class TurnSteps(Steps):
         """Return whether a stream that executes now has just yielded this very frame."""
         return any(item is frame for frame in self._newest.values())
 
-    async def _record_stream(
-        self, attempt: Attempt, scope: StepScope, text: str, began_at: str
-    ) -> JsonValue:
+    async def _record_stream(self, attempt: Attempt, scope: StepScope, text: str) -> JsonValue:
         spec = scope.spec
         before = range(self._settled_to + 1, spec.position)
         if not self._open_streams and all(at in self._held_back for at in before):
-            return await self._record(attempt, scope, text, began_at)
-        self._held_back[spec.position] = CompleteStep(
-            spec.position,
-            spec.intent,
-            text,
-            kind=spec.kind,
-            input_hash=spec.input_hash,
-            tries=scope.tries,
-            effect=spec.effect,
-            started_at=began_at,
-            frames_to=self._journal.last_seq,
-        )
+            return await self._record(attempt, scope, text)
+        held_back = scope.completed(text, frames_to=self._journal.last_seq)
+        self._held_back[spec.position] = held_back
         await self._journal.write(*scope.settled_usage())
         return decode_value(text)
-
-
-def given_up(step: StepRecord, *, taken: int) -> FailStep:
-    """Return the record of a begun step that nobody will end; `taken` positions had been taken."""
-    if step.effect == "at_most_once":
-        text = failure_text(unfinished(step), taken=taken)
-    else:
-        text = error_text(StepError(ABANDONED_MESSAGE, ABANDONED, taken=taken))
-    return FailStep(
-        step.step_index,
-        step.intent,
-        text,
-        kind=step.kind,
-        input_hash=step.input_hash,
-        tries=step.attempts,
-        effect=step.effect,
-    )
 
 
 def usage_of(frame: Frame, call: int) -> SettleUsage:

@@ -1,0 +1,62 @@
+"""The calls of a run that took a position and have not returned."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import weakref
+from collections.abc import Coroutine
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class OpenCalls:
+    """Which positions of a run are waited for, and by which asyncio tasks."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, weakref.ref[Coroutine[Any, Any, Any]] | None] = {}
+        self._tasks: dict[int, asyncio.Task[object] | None] = {}
+
+    def opened(self, position: int) -> None:
+        """Note that a call took this position."""
+        self._calls[position] = None
+
+    def watched(self, call: Coroutine[Any, Any, T], *positions: int) -> Coroutine[Any, Any, T]:
+        """Return the call that answers for these positions, which may be dropped unbegun."""
+        for position in positions:
+            self._calls[position] = weakref.ref(call)
+        return call
+
+    def works(self, position: int) -> None:
+        """Note that the current asyncio task works for this position."""
+        self._tasks[position] = asyncio.current_task()
+
+    def answered(self, position: int) -> None:
+        """Note that the call which took this position returns."""
+        self._calls.pop(position, None)
+        self._tasks.pop(position, None)
+
+    @property
+    def count(self) -> int:
+        """How many calls have not returned.
+
+        One that was cancelled, or forgotten, before it began does not count: it never returns.
+        """
+        for position, call in list(self._calls.items()):
+            if call is not None and _is_dropped(call()):
+                del self._calls[position]
+        return len(self._calls)
+
+    async def close(self) -> None:
+        """Cancel the asyncio tasks that still work, but for the current one, and wait for them."""
+        stragglers = {task for task in self._tasks.values() if task is not None}
+        stragglers.discard(cast("asyncio.Task[object]", asyncio.current_task()))
+        for task in stragglers:
+            task.cancel()
+        if stragglers:
+            await asyncio.wait(stragglers)
+
+
+def _is_dropped(call: Coroutine[Any, Any, Any] | None) -> bool:
+    return call is None or inspect.getcoroutinestate(call) == inspect.CORO_CLOSED
