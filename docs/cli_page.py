@@ -39,9 +39,10 @@ It serves [HTTP](http.md) until it gets SIGINT or SIGTERM. It needs the extra `s
 `openai` needs the extra of that name.
 
 ```text
-backend  scripted (scripted-1)
-store    sqlite:perdure.db (durability full)
-address  http://127.0.0.1:8765/
+backend   scripted (scripted-1)
+store     sqlite:perdure.db (durability full)
+dashboard http://127.0.0.1:8765/dashboard
+address   http://127.0.0.1:8765/
 ```
 
 A signal cuts the streams (clients come back with their cursors, to the next process), lets turns

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import (
     AgentRuntimeError,
+    AttachmentsNotShownError,
     AwaitEventTimeoutError,
     BackendTimeoutError,
     BackendTransportError,
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from perdure.encryption import EnvelopeSealer as EnvelopeSealer
     from perdure.encryption import KeyRing as KeyRing
     from perdure.encryption import LocalKeys as LocalKeys
+    from perdure.store.erasure import erasure_of as erasure_of
     from perdure.store.files import FileStore as FileStore
     from perdure.store.guarding import redact_strings as redact_strings
     from perdure.store.memory import MemoryStore as MemoryStore
@@ -95,6 +97,8 @@ if TYPE_CHECKING:
     from perdure.store.sql.sqlite import Sqlite as Sqlite
     from perdure.store.sql.store import SqlStore as SqlStore
     from perdure.turn.answering import answer_with as answer_with
+    from perdure.turn.answering import attachment_text as attachment_text
+    from perdure.turn.answering import image_part as image_part
     from perdure.turn.attachments import Attachment as Attachment
     from perdure.turn.durable import run_durable_turn as run_durable_turn
     from perdure.turn.engine import ChatTurnEngine as ChatTurnEngine
@@ -153,7 +157,8 @@ _MODULES = {
     "perdure.store.sql.sqlite": ("Sqlite",),
     "perdure.store.sql.store": ("SqlStore",),
     "perdure.turn.attachments": ("Attachment",),
-    "perdure.turn.answering": ("answer_with",),
+    "perdure.store.erasure": ("erasure_of",),
+    "perdure.turn.answering": ("answer_with", "attachment_text", "image_part"),
     "perdure.turn.durable": ("run_durable_turn",),
     "perdure.turn.engine": ("ChatTurnEngine", "SubmittedTurn"),
     "perdure.turn.handout": ("Turn",),
@@ -170,6 +175,7 @@ __all__ = [
     "AgentRuntimeError",
     "AgentTaskSpec",
     "Attachment",
+    "AttachmentsNotShownError",
     "AwaitEventTimeoutError",
     "BackendTimeoutError",
     "BackendTransportError",
@@ -237,6 +243,7 @@ __all__ = [
     "ValueTooLargeError",
     "Worker",
     "answer_with",
+    "attachment_text",
     "canonical_hash",
     "canonical_json",
     "collect_garbage",
@@ -246,9 +253,11 @@ __all__ = [
     "emit_event",
     "erase_session",
     "erase_user",
+    "erasure_of",
     "fork",
     "fork_origin",
     "frames",
+    "image_part",
     "manifest_hash",
     "open_store",
     "preview_fork",

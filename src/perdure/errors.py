@@ -14,7 +14,7 @@ class PerdureError(Exception):
 
     code: ClassVar[str] = "internal"
     retryable: bool = False
-    hint: ClassVar[str] = "Look for the reference id in the server's log."
+    hint: str = "Look for the reference id in the server's log."
 
 
 class UsageError(PerdureError, ValueError):
@@ -22,6 +22,13 @@ class UsageError(PerdureError, ValueError):
 
     code = "bad_request"
     hint = "Correct the named value and call again."
+
+
+class AttachmentsNotShownError(UsageError):
+    """A message has attachments, and its producer cannot show any to the model."""
+
+    code = "attachments_not_shown"
+    hint = "Send it without attachments, or give the producer an `attachment_part`."
 
 
 class DurableRunError(PerdureError):

@@ -306,3 +306,27 @@ def test_it_finds_a_model_that_cannot_be_reached(
 def test_it_finds_that_no_model_is_configured(desk: Desk, configured: pytest.MonkeyPatch) -> None:
     desk.work(nothing)
     assert is_the_only_fault(findings(desk, "--model"), "model", "OPENAI_MODEL")
+
+
+def test_it_asks_the_model_where_no_store_is_yet(
+    desk: Desk, configured: pytest.MonkeyPatch
+) -> None:
+    with model() as url:
+        configured.setenv("OPENAI_BASE_URL", url)
+        configured.setenv("OPENAI_MODEL", "m-1")
+        found = findings(desk, "--model")
+    assert [(check, each["level"]) for check, each in found.items()] == [
+        ("store", "warning"),
+        ("model", "ok"),
+    ]
+    assert not path(desk).exists()
+
+
+def test_without_a_store_and_a_question_for_the_model_it_says_how_to_begin_one(
+    desk: Desk,
+) -> None:
+    ended = desk.run("doctor")
+    assert (ended.code, ended.out) == (2, "")
+    said, way_out = ended.err.splitlines()
+    assert "there is no store at" in said
+    assert way_out.strip() == "Name one with --store, or begin one with `perdure serve`."

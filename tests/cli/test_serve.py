@@ -16,7 +16,7 @@ import pytest
 
 from perdure.cli.main import main
 from perdure.cli.serve import _listen
-from tests.cli.commands import Ended, perdure, serving
+from tests.cli.commands import Ended, Serving, perdure, serving
 
 MEMORY = ("--store", "memory:", "--token-delay-ms", "0")
 
@@ -58,7 +58,8 @@ def is_refusal(ended: Ended, *words: str) -> bool:
 
 def test_it_prints_backend_store_and_address_and_answers_there(tmp_path: Path) -> None:
     with serving("--token-delay-ms", "0", folder=tmp_path) as service:
-        assert list(service.told) == ["backend", "store", "address"]
+        assert list(service.told) == ["backend", "store", "dashboard", "address"]
+        assert service.told["dashboard"] == f"{service.origin}/dashboard"
         assert service.told["backend"].startswith("scripted")
         assert service.told["store"].startswith("sqlite:perdure.db")
         assert service.told["address"].startswith("http://127.0.0.1:")
@@ -88,6 +89,66 @@ def test_it_prints_backend_store_and_address_and_answers_there(tmp_path: Path) -
 def test_auto_chooses_the_backend_by_the_environment(env: dict[str, str], backend: str) -> None:
     with serving(*MEMORY, env=env) as service:
         assert service.told["backend"].startswith(backend)
+
+
+def test_the_responses_backend_is_taken_where_it_is_named() -> None:
+    env = {"OPENAI_API_KEY": "k", "OPENAI_MODEL": "m-1"}
+    with serving(*MEMORY, "--backend", "openai-responses", env=env) as service:
+        assert service.told["backend"] == "openai (m-1, responses)"
+
+
+def submit(service: Serving, turn: int, **fields: object) -> tuple[int, bytes]:
+    """Submit a turn, and return its status and, once it is over, its stream."""
+    asked = urllib.request.Request(
+        f"{service.origin}/v1/sessions/s/turns",
+        data=json.dumps({"turnIndex": turn, "message": "Hi", **fields}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(asked) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+FILE = {"id": "1", "mediaType": "image/png", "url": "https://files.example/1"}
+
+
+def test_attachments_are_refused_unless_it_is_told_how_to_show_them() -> None:
+    with serving(*MEMORY) as service:
+        status, told = submit(service, 0, attachments=[FILE])
+        assert status == 422
+        assert b"attachments_not_shown" in told
+        assert b"--attachments" in told
+    with serving(*MEMORY, "--attachments", "text") as service:
+        assert submit(service, 0, attachments=[FILE])[0] == 201
+        unsafe = {**FILE, "url": "javascript:alert(1)"}
+        assert submit(service, 1, attachments=[unsafe])[0] == 400
+
+
+def begin(service: Serving, turn: int) -> int:
+    """Submit a turn, hang up once it is answered, and return the status."""
+    asked = urllib.request.Request(
+        f"{service.origin}/v1/sessions/s/turns",
+        data=json.dumps({"turnIndex": turn, "message": "Hi"}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(asked) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+@pytest.mark.parametrize(("policy", "status"), [("reject", 409), ("replace", 201), ("queue", 201)])
+def test_a_busy_session_is_treated_as_it_is_told(policy: str, status: int) -> None:
+    slow = ("--store", "memory:", "--token-delay-ms", "60000", "--drain-ms", "0")
+    with serving(*slow, "--busy", policy) as service:
+        assert begin(service, 0) == 201
+        assert begin(service, 1) == status
 
 
 def test_a_key_does_not_matter_where_the_script_is_asked_for() -> None:
@@ -123,6 +184,7 @@ def test_it_shows_the_dashboard_on_loopback_and_lets_nobody_act_unless_told_to()
         assert "read only" not in dashboard(f"{service.origin}/dashboard")
     with serving(*MEMORY, "--dashboard", "off") as service:
         assert get(f"{service.origin}/dashboard") == 404
+        assert "dashboard" not in service.told
 
 
 def test_who_may_see_the_dashboard_is_said_by_a_callable_of_its_own(tmp_path: Path) -> None:

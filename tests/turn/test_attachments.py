@@ -10,9 +10,20 @@ import pytest
 from perdure.backends.protocol import Prompt
 from perdure.core.frames import Frame, text, upstream_end
 from perdure.core.limits import ATTACHMENTS_MAX
-from perdure.errors import NotSerializableError, RunInputMismatchError, UsageError
-from perdure.turn.answering import answer_with
-from perdure.turn.attachments import Attachment, attachments_from_json, attachments_to_json
+from perdure.errors import (
+    AttachmentsNotShownError,
+    NotSerializableError,
+    RunInputMismatchError,
+    UsageError,
+)
+from perdure.turn.answering import answer_with, attachment_text, image_part
+from perdure.turn.attachments import (
+    Attachment,
+    attachments_from_json,
+    attachments_to_json,
+    check_urls,
+    checked_schemes,
+)
 from perdure.turn.identity import chat_manifest
 from tests.turn.stage import FAILED, NEXT, TURN, Reader, Script, Stage, words
 
@@ -143,10 +154,70 @@ async def test_a_model_is_shown_what_is_made_of_them(stage: Stage) -> None:
     ]
 
 
-async def test_a_model_that_cannot_see_them_is_not_asked(stage: Stage) -> None:
-    model = Model()
+async def test_a_message_whose_attachments_no_model_would_see_is_refused(stage: Stage) -> None:
+    engine = await stage.engine(answer_with(Model()))
+    with pytest.raises(AttachmentsNotShownError, match="attachment_part"):
+        await engine.submit(TURN, "Look", attachments=[PLAN])
+    assert await engine.store.list_runs() == []
+
+
+async def test_a_conversation_with_attachments_that_cannot_be_shown_fails_by_name(
+    stage: Stage,
+) -> None:
+    script, model = Script(words("One")), Model()
+    first = await stage.engine(script)
+    await Reader().follow(
+        (await first.submit(TURN, "Look", attachments=[PLAN])).lines(wire="envelope")
+    )
     engine = await stage.engine(answer_with(model))
-    submitted = await engine.submit(TURN, "Look", attachments=[PLAN])
-    reader = await Reader().follow(submitted.lines(wire="envelope"))
-    assert reader.kinds[-1] == FAILED
+    submitted = await engine.submit(NEXT, "And now?")
+    told = b"".join([line async for line in submitted.lines(wire="envelope")]).decode()
+    assert "A message has attachments" in told
+    assert FAILED in told
     assert model.prompts == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)",
+        "JavaScript:alert(1)",
+        "java\tscript:alert(1)",
+        " https://files.example/1",
+        "vbscript:x",
+        "blob:https://files.example/1",
+        "file:///etc/passwd",
+        "s3://bucket/1",
+        "/files/1",
+        "//files.example/1",
+        "https:",
+        "https:files.example",
+        "https:///",
+        "https:\\\\files.example",
+    ],
+)
+async def test_an_address_that_nobody_should_open_is_refused(stage: Stage, url: str) -> None:
+    engine = await stage.engine(Script(words("One")))
+    with pytest.raises(UsageError, match=r"attachments\[1\]\.url"):
+        await engine.submit(TURN, "Look", attachments=[PHOTO, PLAN._replace(url=url)])
+    assert await engine.store.list_runs() == []
+
+
+def test_an_application_declares_further_schemes() -> None:
+    schemes = checked_schemes(["S3"])
+    assert schemes == ("http", "https", "s3")
+    check_urls([PHOTO, PLAN, PLAN._replace(url="s3://bucket/1")], schemes=schemes)
+    for never in ("javascript", "DATA", "s3:", ""):
+        with pytest.raises(UsageError, match="scheme"):
+            checked_schemes([never])
+    with pytest.raises(UsageError, match="list"):
+        checked_schemes("s3")
+
+
+def test_a_model_is_told_of_a_file_and_shown_an_image() -> None:
+    text_of_plan = "[Attachment plan.pdf (application/pdf, 1024 bytes)]"
+    assert attachment_text(PLAN) == image_part(PLAN) == {"type": "text", "text": text_of_plan}
+    assert image_part(PHOTO) == {"type": "image_url", "image_url": {"url": PHOTO.url}}
+    elsewhere = PHOTO._replace(url="s3://b/2")
+    told = "[Attachment file-2 (image/png): s3://b/2]"
+    assert image_part(elsewhere) == {"type": "text", "text": told}

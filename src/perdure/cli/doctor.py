@@ -18,7 +18,7 @@ from perdure.cli.checks import (
 from perdure.cli.exits import DONE, NO
 from perdure.cli.opening import check_is_there, opened, ran
 from perdure.cli.output import as_json, emphasised, one_line, print_json, print_mark
-from perdure.errors import PerdureError, SchemaError
+from perdure.errors import PerdureError, SchemaError, UsageError
 from perdure.store.upkeep import upkeep_of
 
 MODEL_TIMEOUT_MS: Final = 30_000
@@ -31,7 +31,6 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 async def _doctor(options: argparse.Namespace) -> int:
-    check_is_there(options.store)
     faults = 0
     async for finding in _findings(options):
         faults += finding.level == "fault"
@@ -52,6 +51,15 @@ def _print(finding: Finding) -> None:
 
 
 async def _findings(options: argparse.Namespace) -> AsyncGenerator[Finding, None]:
+    try:
+        check_is_there(options.store)
+    except UsageError as error:
+        if not options.model:
+            raise
+        # Whoever asks for the model alone may not have a store yet.
+        yield Finding("warning", "store", str(error), error.hint)
+        yield await _model()
+        return
     can_open = True
     for finding in examine_place(options.store):
         # Neither is opened: a library that is too old, and a place where locks do not hold.

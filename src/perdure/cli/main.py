@@ -101,12 +101,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         default="full",
         help="full survives a power cut, normal the end of the process (%(default)s)",
     )
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "scripted", "openai"),
-        default="auto",
-        help="who answers; auto takes OPENAI_API_KEY or OPENAI_BASE_URL, else the offline script",
-    )
+    _add_answering(parser)
     parser.add_argument(
         "--token-delay-ms",
         type=int,
@@ -136,6 +131,30 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     _add_dashboard(parser)
     add_retention(parser)
+
+
+def _add_answering(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "scripted", "openai", "openai-responses"),
+        default="auto",
+        help="who answers; auto takes OPENAI_API_KEY or OPENAI_BASE_URL, else the offline script; "
+        "openai-responses answers in the background, so that a crash costs no second call",
+    )
+    parser.add_argument(
+        "--attachments",
+        choices=("refuse", "text", "images"),
+        default="refuse",
+        help="attachments of a message: refuse it, name them to the model as text, or also have "
+        "its provider fetch the images among them that have an address (%(default)s)",
+    )
+    parser.add_argument(
+        "--busy",
+        choices=("reject", "queue", "replace"),
+        default="reject",
+        help="a message while its session has a turn in flight: refuse it with 409, answer it "
+        "afterwards, or stop that turn; a request may say otherwise (%(default)s)",
+    )
 
 
 def _add_dashboard(parser: argparse.ArgumentParser) -> None:

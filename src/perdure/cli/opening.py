@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
+from perdure.cli.arguments import without_password
 from perdure.core.effects import monotonic_ms
 from perdure.core.identity import check_tenant, logical_id, stored_id
 from perdure.core.records import RunRecord
@@ -16,6 +17,7 @@ from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.opening import open_store, path_of
 from perdure.store.protocol import RunStore
 
+BEGIN_HINT: Final = "Name one with --store, or begin one with `perdure serve`."
 POLL_MS: Final = 250
 """How long a command waits for a hint that may be lost, before it looks by itself."""
 
@@ -40,15 +42,14 @@ async def opened(
 def check_is_there(url: str) -> None:
     """Raise UsageError if there is no store at the address."""
     if url.startswith("memory:"):
-        raise UsageError(
-            "a store in memory is within the process that made it: name another one with --store"
-        )
+        unseen = UsageError("a store in memory is within the process that made it")
+        unseen.hint = "Name another one with --store."
+        raise unseen
     path = path_of(url)
     if path is not None and not os.path.exists(path):
-        raise UsageError(
-            f"there is no store at {url!r:.200}: name one with --store, or begin one with "
-            "`perdure serve`"
-        )
+        missing = UsageError(f"there is no store at {without_password(url)!r:.200}")
+        missing.hint = BEGIN_HINT
+        raise missing
 
 
 class Place(NamedTuple):

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from perdure.backends.protocol import Backend
 from perdure.cli.arguments import without_password
@@ -19,12 +19,15 @@ from perdure.durable.retention import keep_collecting
 from perdure.errors import UsageError
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
-from perdure.turn.answering import answer_with
+from perdure.turn.answering import answer_with, attachment_text, image_part
 from perdure.turn.engine import ChatTurnEngine
 
 if TYPE_CHECKING:
     from perdure.web.app import Caller
     from perdure.web.dashboard import AuthorizeViewer
+
+
+_ATTACHMENT_PARTS: Final = {"refuse": None, "text": attachment_text, "images": image_part}
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -81,7 +84,10 @@ async def _app(
     backend = _backend(options)
     store = await open_store(options.store, durability=options.durability)
     try:
-        engine = ChatTurnEngine(store, produce=answer_with(backend), lease_ms=options.lease_ms)
+        produce = answer_with(backend, attachment_part=_ATTACHMENT_PARTS[options.attachments])
+        engine = ChatTurnEngine(
+            store, produce=produce, busy=options.busy, lease_ms=options.lease_ms
+        )
         authorize = _loaded(options, "authorize") or _everybody
         limits = AdmissionLimits(options.turns_max, options.tenant_turns_max, options.streams_max)
         app: Any = create_app(
@@ -92,8 +98,10 @@ async def _app(
             add_dashboard(app, store, authorize=viewers)
         if options.authorize is None:
             app = LoopbackGuard(app)
+        named = backend.model or "no model named"
+        kind = ", responses" if options.backend == "openai-responses" else ""
         async with _collecting(store, options):
-            yield app, state, f"{backend.name} ({backend.model or 'no model named'})"
+            yield app, state, f"{backend.name} ({named}{kind})"
     finally:
         await store.close()
         await backend.aclose()
@@ -124,13 +132,19 @@ def _viewers(options: argparse.Namespace) -> AuthorizeViewer | None:
     """Return who says who may see the dashboard; None: there is none."""
     from perdure.web.dashboard import Viewer
 
-    if options.dashboard == "off":
+    if not _has_dashboard(options):
         return None
-    if options.authorize is not None or options.authorize_dashboard is not None:
+    if options.authorize_dashboard is not None:
         authorize: AuthorizeViewer | None = _loaded(options, "authorize_dashboard")
         return authorize
     anybody = Viewer(sees_values=True, may_act=options.dashboard == "act")
     return lambda _: anybody
+
+
+def _has_dashboard(options: argparse.Namespace) -> bool:
+    if options.dashboard == "off":
+        return False
+    return options.authorize is None or options.authorize_dashboard is not None
 
 
 def _backend(options: argparse.Namespace) -> Backend:
@@ -142,14 +156,16 @@ def _backend(options: argparse.Namespace) -> Backend:
         from perdure.backends.scripted import ScriptedBackend
 
         return ScriptedBackend(token_delay_ms=options.token_delay_ms)
-    from perdure.backends.openai import OpenAIBackend
+    from perdure.backends.openai import BASE_URL, OpenAIBackend
+    from perdure.backends.responses import OpenAIResponsesBackend
 
     if not key and not base_url:
-        raise UsageError("the backend 'openai' needs OPENAI_API_KEY or OPENAI_BASE_URL")
+        raise UsageError(f"the backend {chosen!r} needs OPENAI_API_KEY or OPENAI_BASE_URL")
     model = os.environ.get("OPENAI_MODEL")
     if not model:
         raise UsageError("set OPENAI_MODEL to the name of the model that should answer")
-    return OpenAIBackend(key, base_url=base_url or "https://api.openai.com/v1", model=model)
+    kind = OpenAIResponsesBackend if chosen == "openai-responses" else OpenAIBackend
+    return kind(key, base_url=base_url or BASE_URL, model=model)
 
 
 def _loaded(options: argparse.Namespace, option: str) -> Any:
@@ -196,6 +212,10 @@ def _listen(host: str, port: int) -> socket.socket:
 def _announce(options: argparse.Namespace, listener: socket.socket, backend: str) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"backend  {backend}")
-    print(f"store    {without_password(options.store)} (durability {options.durability})")
-    print(f"address  http://{shown}:{port}/", flush=True)
+    print(f"backend   {backend}")
+    print(f"store     {without_password(options.store)} (durability {options.durability})")
+    address = f"http://{shown}:{port}/"
+    if _has_dashboard(options):
+        print(f"dashboard {address}dashboard")
+    # Last of all: what waits for the service waits for this line.
+    print(f"address   {address}", flush=True)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from perdure.backends.protocol import AttachableBackend, Backend, Prompt
 from perdure.core.frames import Frame
 from perdure.core.records import JsonValue
-from perdure.errors import BackendTransportError, UsageError
+from perdure.errors import AttachmentsNotShownError, BackendTransportError
 from perdure.turn.attachments import Attachment, attachments_from_json
 from perdure.turn.handout import Turn
 from perdure.turn.joining import join
@@ -45,8 +45,9 @@ class BackendProducer:
 
     `attachment_part` makes of an attachment the part of a message that the model is shown, such as
     `{"type": "image_url", "image_url": {"url": …}}`; it may be plain or async, and is asked anew in
-    every attempt, so that an address may be short-lived. Without it a turn with attachments fails:
-    a model that does not see them would answer something else.
+    every attempt, so that an address may be short-lived; `attachment_text` and `image_part` are two
+    such. Without it a message with attachments is refused (`shows_attachments` is False): a model
+    that does not see them would answer something else.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class BackendProducer:
         self._backend = backend
         self._instructions = instructions
         self._accepts_prefill = accepts_prefill
+        self.shows_attachments = attachment_part is not None
         self._attachment_part = attachment_part
 
     def __call__(self, turn: Turn) -> AsyncIterator[Frame]:
@@ -109,8 +111,8 @@ class BackendProducer:
         if not attachments:
             return {"role": "user", "content": text}
         if self._attachment_part is None:
-            raise UsageError(
-                "the message has attachments, which this producer cannot show to the model: "
+            raise AttachmentsNotShownError(
+                "the conversation has attachments, which this producer cannot show to the model: "
                 "give answer_with an `attachment_part`"
             )
         parts: list[JsonValue] = [{"type": "text", "text": text}]
@@ -163,6 +165,25 @@ def _tool_messages(
     ]
 
 
+def attachment_text(attachment: Attachment) -> Message:
+    """Return an attachment as a part of text that names it, and where it is if it says so."""
+    size = "" if attachment.size_bytes is None else f", {attachment.size_bytes} bytes"
+    where = "" if attachment.url is None else f": {attachment.url}"
+    named = attachment.name or attachment.id
+    return {"type": "text", "text": f"[Attachment {named} ({attachment.media_type}{size}){where}]"}
+
+
+def image_part(attachment: Attachment) -> Message:
+    """Return an image with an http(s) address as a part that the model's provider fetches.
+
+    Everything else is named by a text, as `attachment_text` does.
+    """
+    url, is_image = attachment.url or "", attachment.media_type.lower().startswith("image/")
+    if is_image and url.lower().startswith(("http://", "https://")):
+        return {"type": "image_url", "image_url": {"url": url}}
+    return attachment_text(attachment)
+
+
 def answer_with(
     backend: Backend,
     *,
@@ -175,7 +196,8 @@ def answer_with(
     `instructions` is the system message. With `on_interrupted="continue"` an interrupted answer is
     gone on with: the model is asked by a user message, unless `accepts_prefill` declares that it
     goes on by itself behind the beginning of its answer. `attachment_part` makes of an Attachment
-    the part of a message that the model is shown; without it a turn with attachments fails.
+    the part of a message that the model is shown, as `attachment_text` and `image_part` do;
+    without it a message with attachments is refused when it is submitted.
     """
     return BackendProducer(
         backend,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
 from perdure.core.jsonvalue import encode_value
@@ -13,6 +14,13 @@ from perdure.errors import UsageError
 _OPTIONAL: Final[dict[str, type]] = {"name": str, "sizeBytes": int, "sha256": str, "url": str}
 _REQUIRED: Final[dict[str, type]] = {"id": str, "mediaType": str}
 _KNOWN: Final = (*_REQUIRED, *_OPTIONAL)
+URL_SCHEMES: Final = ("http", "https")
+"""What the address of an attachment may begin with where nothing else is declared."""
+_NEVER: Final = frozenset({"blob", "data", "javascript", "vbscript"})
+"""Schemes of what carries a file or code itself, or is known to one browser only."""
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*", re.ASCII)
+_UNSAFE: Final = re.compile(r"[\x00-\x20\x7f\\]")
+"""A browser drops some of these, and then sees another scheme than was checked."""
 
 
 class Attachment(NamedTuple):
@@ -20,7 +28,7 @@ class Attachment(NamedTuple):
 
     The product keeps the file, under `id`; what is stored with the turn is only this. `sha256`
     (lower-case hex) makes another file under the same id another message. `url` is for whoever
-    needs one to fetch it; one that carries the data itself (`data:`) is refused.
+    needs one to fetch it: an engine accepts http, https and the `attachment_schemes` it was given.
     """
 
     id: str
@@ -29,6 +37,44 @@ class Attachment(NamedTuple):
     size_bytes: int | None = None
     sha256: str | None = None
     url: str | None = None
+
+
+def checked_schemes(schemes: Collection[str]) -> tuple[str, ...]:
+    """Return http, https and the schemes that an application declares, such as "s3".
+
+    Raises UsageError for one that is none, or that nobody may declare (`javascript`, `data`, …).
+    """
+    if isinstance(schemes, str):
+        raise UsageError("attachment_schemes must be a list of schemes, not one text")
+    known = [*URL_SCHEMES]
+    for scheme in schemes:
+        lower = scheme.lower()
+        if not _SCHEME.fullmatch(lower):
+            raise UsageError(f"{scheme!r:.60} is no scheme: name it without its colon, as 's3'")
+        if lower in _NEVER:
+            raise UsageError(f"addresses of attachments may never have the scheme {scheme!r}")
+        known.append(lower)
+    return tuple(dict.fromkeys(known))
+
+
+def check_urls(attachments: Sequence[Attachment], *, schemes: Sequence[str] = URL_SCHEMES) -> None:
+    """Raise UsageError for the first address that has none of the (lower-case) schemes."""
+    for place, attachment in enumerate(attachments):
+        url = attachment.url
+        if url is None:
+            continue
+        name = f"attachments[{place}].url"
+        if _UNSAFE.search(url):
+            raise UsageError(f"{name} has a space, a control character or a backslash in it")
+        scheme, colon, rest = url.partition(":")
+        if not colon or scheme.lower() not in schemes:
+            raise UsageError(
+                f"{name} must begin with one of {', '.join(f'{each}:' for each in schemes)} "
+                f"and begins with {url[:20]!r}; an application declares further schemes as "
+                "`attachment_schemes` of its engine"
+            )
+        if scheme.lower() in URL_SCHEMES and len(rest.lstrip("/")) in (0, len(rest)):
+            raise UsageError(f"{name} must name a host, as https://files.example/7 does")
 
 
 def attachments_to_json(attachments: Sequence[Attachment]) -> list[JsonValue]:

@@ -23,10 +23,15 @@ from perdure.core.records import Claim, DeliveryRecord, RunRecord
 from perdure.durable.outbox import Outbox
 from perdure.durable.ring import Ring
 from perdure.durable.worker import Worker
-from perdure.errors import RunInputMismatchError, StoreUnavailableError, UsageError
+from perdure.errors import (
+    AttachmentsNotShownError,
+    RunInputMismatchError,
+    StoreUnavailableError,
+    UsageError,
+)
 from perdure.store.closing import before_close
 from perdure.store.protocol import RunStore
-from perdure.turn.attachments import Attachment
+from perdure.turn.attachments import Attachment, check_urls, checked_schemes
 from perdure.turn.closing import Produce, TurnSettings
 from perdure.turn.ending import finished_turn
 from perdure.turn.hooks import ChatTurnHooks, call_hook
@@ -71,7 +76,8 @@ class ChatTurnEngine:
     has another one in flight: "reject" (SessionBusyError), "queue" (it begins in its order, on any
     worker) or "replace" (what is in flight or in line is stopped, and keeps what there is of it).
     A producer is given the messages of at most `history_turns_max` turns before its own, the
-    nearest (None: all). `recover`: from its first use on, the engine looks for turns that nobody
+    nearest (None: all). `attachment_schemes` are those that addresses of attachments may have
+    beside http and https. `recover`: from its first use on, the engine looks for turns that nobody
     works on. `expose_errors` shows readers the message of any exception.
     """
 
@@ -91,6 +97,7 @@ class ChatTurnEngine:
         strikes_max: int = STRIKES_MAX_TURN,
         idle_timeout_ms: int = IDLE_TIMEOUT_MS,
         history_turns_max: int | None = HISTORY_TURNS_MAX,
+        attachment_schemes: Sequence[str] = (),
         recover: bool = True,
         expose_errors: bool = False,
     ) -> None:
@@ -99,6 +106,7 @@ class ChatTurnEngine:
         check_length(lease_ms, name="lease_ms", least=1)
         if history_turns_max is not None:
             ids.check_index(history_turns_max, name="history_turns_max")
+        self._attachment_schemes = checked_schemes(attachment_schemes)
         self._store = store
         self._project_id = project_id
         self._domain = domain
@@ -156,7 +164,8 @@ class ChatTurnEngine:
         such call asks anew. `attachments` are references to files that the product keeps; they are
         part of the message, and others make another one. `busy` stands in for the engine's own.
 
-        Raises UsageError, RunInputMismatchError (the turn has another message),
+        Raises UsageError, AttachmentsNotShownError (the producer says by `shows_attachments` that
+        it shows none), RunInputMismatchError (the turn has another message),
         SessionBusyError (another turn of the session is in flight or in line),
         LeaseHeldError (a worker of another runtime is at it, so there is no stream yet),
         RunNotFoundError (the session is somebody else's), StoreError.
@@ -295,14 +304,16 @@ class ChatTurnEngine:
 
     async def _submit(self, identity: ChatTurnIdentity, asked: Asked, wish: Wish) -> SubmittedTurn:
         message: Any = asked.message
+        attachments = asked.attachments or ()
         manifest = chat_manifest(
             identity,
             message,
             project_id=self._project_id,
             domain=self._domain,
             model=asked.model,
-            attachments=asked.attachments or (),
+            attachments=attachments,
         )
+        self._check_attachments(attachments)
         created, run = await self._turns.open(identity, manifest, wish)
 
         def read(
@@ -311,6 +322,16 @@ class ChatTurnEngine:
             return self._lines(identity, run, after, wire, dialect)
 
         return SubmittedTurn(created, run, read, identity)
+
+    def _check_attachments(self, attachments: Sequence[Attachment]) -> None:
+        if not attachments:
+            return
+        check_urls(attachments, schemes=self._attachment_schemes)
+        if not getattr(self._settings.produce, "shows_attachments", True):
+            raise AttachmentsNotShownError(
+                "the message has attachments, and the producer shows none to its model: give "
+                "answer_with an `attachment_part` (perdure serve: --attachments text or images)"
+            )
 
     async def _read(
         self, identity: ChatTurnIdentity, after: str | None, wire: str, dialect: Dialect

@@ -24,6 +24,7 @@ WRITE_STALL_MS: Final = 30_000
 
 STATUS_OF: Final[Mapping[str, int]] = {
     "bad_request": 400,
+    "attachments_not_shown": 422,
     "bad_cursor": 400,
     "unauthorized": 401,
     "forbidden": 403,
