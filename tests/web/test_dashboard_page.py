@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import BrowserContext, ConsoleMessage, Page, expect
 
 from perdure.store.memory import MemoryStore
-from perdure.testing.samples import HANDLER, ended, manifest, row
+from perdure.testing.samples import HANDLER, ended, hold, manifest, row
 from perdure.web.dashboard import Viewer, search
 from perdure.web.loopback import LoopbackGuard
 from perdure.web.server import StreamingServer
@@ -161,6 +161,22 @@ async def test_a_page_has_landmarks_headers_and_fits_a_phone(
     await page.goto(site.origin)
     await page.keyboard.press("Tab")
     await expect(page.get_by_text("Skip to the content")).to_be_focused()
+
+
+async def test_a_phone_cuts_the_state_of_an_attempt_in_no_pieces(
+    context: BrowserContext, site: Site
+) -> None:
+    lease = await hold(site.store, "run", worker_id="a-host-with-a-long-name:21714:6b89jkhs:1")
+    await site.store.write(lease, ended("completed"))
+    page = await opened(context, f"{site.origin}/run?id=run")
+    await page.set_viewport_size({"width": 360, "height": 740})
+    state = page.get_by_role("cell", name="completed", exact=True).last
+    await expect(state).to_be_visible()
+    lines = await state.evaluate(
+        "cell => { const all = document.createRange(); all.selectNodeContents(cell);"
+        " return all.getClientRects().length }"
+    )
+    assert lines == 1
 
 
 async def test_the_page_works_for_who_has_no_scripts(site: Site, context: BrowserContext) -> None:
