@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from perdure.core.changes import Suspend
 from perdure.core.limits import FRAMES_KEPT_MS
 from perdure.core.records import SessionKey
+from perdure.store.opening import path_of
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import START_MS, ManualClock
 from perdure.testing.samples import completed, delivery, finish, hold, row
@@ -155,3 +160,35 @@ def test_one_thing_is_deleted_at_a_time(desk: Desk, arguments: tuple[str, ...]) 
     told = desk.run("delete", "--yes", *arguments)
     assert (told.code, told.out) == (2, "")
     assert len(desk.work(ids)) == 6
+
+
+def test_a_stop_does_not_wait_for_turns_that_nobody_works_on(each_desk: Desk) -> None:
+    async def leave(store: RunStore) -> None:
+        key = SessionKey("a", 0, 0, "ada")
+        lease = await hold(store, "chat:a:0", session=key)
+        await store.write(lease, Suspend("waiting", wake_key="never"))
+
+    async def lose(store: RunStore) -> None:
+        await hold(store, "chat:b:0", session=SessionKey("b", 0, 0, "ada"))
+
+    each_desk.work(leave)
+    # Its lease lapsed long ago by the clock of the command.
+    each_desk.work(lose, clock=ManualClock(START_MS - FRAMES_KEPT_MS))
+    told = each_desk.run("delete", "--user", "ada", "--stop", "--yes")
+    assert (told.code, told.out) == (0, "deleted: 2 sessions with 2 turns\n")
+    assert each_desk.work(ids) == []
+
+
+@pytest.mark.parametrize("named", [("chat:a:0",), ("--session", "a"), ("--user", "ada")])
+def test_a_scrub_leaves_no_fragment_in_the_file(desk: Desk, named: tuple[str, ...]) -> None:
+    desk.work(three_sessions)
+    told = desk.run("delete", *named, "--scrub", "--yes")
+    assert told.code == 0
+    path = path_of(desk.url)
+    assert path is not None
+    for name in (path, f"{path}-wal"):
+        if Path(name).exists() and len(named) == 2:
+            # The turn behind a single one still names it as its parent.
+            assert b"chat:a:0" not in Path(name).read_bytes()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA freelist_count").fetchone() == (0,)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from perdure.core.changes import CompleteStep, SaveHandle
+from perdure.core.changes import CompleteStep, SaveHandle, Suspend
 from perdure.core.records import RunRecord, SessionKey
 from perdure.durable import erasing
-from perdure.durable.erasing import Erased, erase_session, erase_user
+from perdure.durable.erasing import Erased, erase_session, erase_user, stop_for_good
 from perdure.errors import RunNotFoundError, SessionBusyError, UsageError
 from perdure.store.erasure import erasure_of
 from perdure.store.memory import MemoryStore
@@ -87,6 +87,23 @@ async def test_a_turn_that_nobody_stops_is_not_waited_for_without_end(
     with pytest.raises(SessionBusyError):
         await erase_session(store, "s", stop=ask)
     assert await store.read_run("live") is not None
+
+
+async def test_a_turn_without_an_engine_is_stopped_unless_somebody_works_on_it() -> None:
+    store = MemoryStore()
+    lease = await hold(store, "live", session=turn("s"))
+    live = await store.read_run("live")
+    assert live is not None
+    await stop_for_good(store, live)
+    marked = await store.read_run("live")
+    assert marked is not None
+    assert (marked.state, marked.stop_requested_at is None) == ("running", False)
+    await store.write(lease, Suspend("sleeping", wake_in_ms=1_000_000))
+    await stop_for_good(store, live)
+    stopped = await store.read_run("live")
+    assert stopped is not None
+    assert stopped.state == "stopped"
+    await stop_for_good(store, stopped)
 
 
 async def test_a_user_with_many_sessions_loses_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,12 @@ def _add_cleaning(add: Add) -> None:
     delete.add_argument(
         "--stop", action="store_true", help="of a session or user: stop first what is in flight"
     )
+    delete.add_argument(
+        "--scrub",
+        action="store_true",
+        help="then write the database anew, so that its unused parts hold nothing of it; it "
+        "takes a while, and as much room again",
+    )
     delete.add_argument("--yes", action="store_true", help="do not ask")
     gc = add("gc", "perdure.cli.deleting:gc", "Delete what need not be kept any longer")
     gc.epilog = (

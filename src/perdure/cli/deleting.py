@@ -11,9 +11,10 @@ from perdure.cli.output import print_json
 from perdure.core.identity import check_tenant
 from perdure.core.records import RunRecord
 from perdure.core.transitions import RESTING_STATES
-from perdure.durable.erasing import Erased, erase_session, erase_user
+from perdure.durable.erasing import Erased, erase_session, erase_user, stop_for_good
 from perdure.durable.retention import collect_garbage
 from perdure.errors import SessionBusyError, UsageError
+from perdure.store.erasure import erasure_of
 from perdure.store.protocol import RunStore
 
 
@@ -37,6 +38,8 @@ async def _delete_run(options: argparse.Namespace) -> int:
         if not _is_sure(options, f"delete {place.stored_id} ({run.state}) with all that is its?"):
             return _tell(options, "nothing was deleted", runs=0, code=NO)
         deleted = await place.store.delete(place.run_id)
+        if options.scrub:
+            await erasure_of(place.store).scrub(whole=True)
     return _tell(options, f"{place.stored_id} is deleted", runs=int(deleted))
 
 
@@ -53,14 +56,17 @@ async def _erase(options: argparse.Namespace) -> int:
         try:
             erased = await _erased(store, options)
         except SessionBusyError as error:
-            return _tell(options, f"{error}, or add --stop", runs=0, code=NO)
+            way_out = "wait for whoever works on it" if options.stop else "or add --stop"
+            return _tell(options, f"{error}, {way_out}", runs=0, code=NO)
+        if options.scrub:
+            await erasure_of(store).scrub(whole=True)
     sessions, turns = _number(erased.sessions, "session"), _number(erased.turns, "turn")
     return _tell(options, f"deleted: {sessions} with {turns}", runs=erased.turns)
 
 
 async def _erased(store: RunStore, options: argparse.Namespace) -> Erased:
-    async def stop(run: RunRecord) -> object:
-        return await store.request_stop(run.run_id)
+    async def stop(run: RunRecord) -> None:
+        await stop_for_good(store, run)
 
     if options.session is not None:
         return await erase_session(store, options.session, stop=stop if options.stop else None)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
+from perdure.core.changes import EndRun
 from perdure.core.effects import monotonic_ms
+from perdure.core.identity import derive_worker_id
 from perdure.core.records import RunRecord
 from perdure.core.transitions import RESTING_STATES
-from perdure.errors import RunNotFoundError, SessionBusyError, UsageError
+from perdure.durable.retrying import known_manifest
+from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError, UsageError
 from perdure.store.erasure import busy_text, erasure_of
 from perdure.store.protocol import RunStore
 
@@ -68,6 +71,28 @@ async def erase_user(store: RunStore, owner_id: str, *, stop: Stop | None = None
     if sessions:
         await erasure.scrub()
     return Erased(sessions, turns)
+
+
+async def stop_for_good(store: RunStore, run: RunRecord) -> None:
+    """Stop a turn that is to be erased: at once where nobody works on it, else by its holder.
+
+    It is a `Stop` for whoever has no engine: an end that is recorded here has no last frames and
+    calls no hooks, which nobody would see. Raises RunNotFoundError, StoreError.
+    """
+    run = await store.request_stop(run.run_id)
+    if run.state in RESTING_STATES or run.manifest is None:
+        return
+    try:
+        claim = await store.start_or_resume(
+            run.run_id,
+            known_manifest(run.manifest, run.manifest_hash),
+            worker_id=derive_worker_id(),
+            handler=run.handler,
+        )
+    except LeaseHeldError:
+        return  # Its holder sees the mark, and ends it.
+    if claim.lease is not None:
+        await store.write(claim.lease, EndRun("stopped", reason="erased"))
 
 
 async def _check_idle(store: RunStore, owner_id: str) -> None:

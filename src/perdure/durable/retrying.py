@@ -34,10 +34,15 @@ def _what_goes_on(run: RunRecord) -> tuple[str, RunManifest]:
             f"no worker can go on with {id_of(run)!r}: it was begun by a call that names no "
             "handler. Make the same call again with retry=True"
         )
-    if manifest_hash(run.manifest) == run.manifest_hash:
-        return run.handler, run.manifest
+    return run.handler, known_manifest(run.manifest, run.manifest_hash)
+
+
+def known_manifest(manifest: RunManifest, plain_hash: str) -> RunManifest:
+    """Return the manifest of a stored run as one by which the store recognises that run."""
+    if manifest_hash(manifest) == plain_hash:
+        return manifest
     # Its values are sealed: it is recognised by the hash of the plain ones.
-    return run.handler, SealedManifest.of(run.manifest, run.manifest_hash)
+    return SealedManifest.of(manifest, plain_hash)
 
 
 def _session_of(run: RunRecord) -> SessionKey | None:
