@@ -190,3 +190,40 @@ async def test_every_button_is_large_enough_for_who_presses_it(
     sizes = [(box["width"], box["height"]) for box in boxes if box is not None]
     assert len(sizes) == len(boxes)
     assert min(map(min, sizes)) >= least_px
+
+
+async def test_a_chat_that_is_deleted_elsewhere_goes_out_of_sight(
+    context: BrowserContext, serve: Serve
+) -> None:
+    site = await serve(*saying("One", "Anew"))
+    page = await context.new_page()
+    await page.goto(site.origin)
+    await ask(page, "To be forgotten")
+    await expect_answers(page, "One")
+    session = page.url.partition("=")[2]
+    await page.request.delete(f"{site.origin}/v1/sessions/{session}")
+    await expect(page.locator(".turn")).to_have_count(0)
+    await expect(page.get_by_role("status")).to_have_text("This chat was deleted.")
+    await ask(page, "Another one")
+    await expect_answers(page, "Anew")
+    await expect(page.locator(".user")).to_have_text(["Another one"])
+    assert site.script.turns[-1].history == []
+
+
+async def test_an_edit_in_another_tab_is_followed(context: BrowserContext, serve: Serve) -> None:
+    site = await serve(*saying("One", "One anew", "Two"))
+    first, second = await context.new_page(), await context.new_page()
+    await first.goto(site.origin)
+    await ask(first, "first")
+    await expect_answers(first, "One")
+    await second.goto(first.url)
+    await expect_answers(second, "One")
+    await second.get_by_role("button", name="Edit the message").click()
+    await second.get_by_label("Edited message").fill("first, edited")
+    await second.keyboard.press("Enter")
+    await expect_answers(second, "One anew")
+    await first.bring_to_front()
+    await expect_answers(first, "One anew")
+    await expect(first.get_by_label("Your message")).to_be_visible()
+    await ask(first, "second")
+    await expect_answers(first, "One anew", "Two")

@@ -1,6 +1,6 @@
 // The chat page: one session, its turns, and whoever else writes to it.
 
-import { rememberChat, showChats } from "./chats.js";
+import { forgetChat, rememberChat, showChats } from "./chats.js";
 import { Lines, isLive, keyOf } from "./lines.js";
 import { Refused, ask, follow, pauseFor, refusalOf } from "./stream.js";
 import { TurnView } from "./turn.js";
@@ -264,6 +264,14 @@ async function giveWay(view) {
   await refresh().catch(() => {});
 }
 
+// Somebody has deleted this chat, in another tab or elsewhere: nothing of it stays in sight.
+function dropDeleted() {
+  if (!lines.forget()) return;
+  forgetChat(sessionId);
+  draw();
+  say("This chat was deleted.");
+}
+
 // Shows what the service knows of this session and this page does not.
 async function refresh() {
   if (live || loading || isUnknown) return;
@@ -271,7 +279,10 @@ async function refresh() {
   let inFlight = null;
   try {
     const response = await fetch(address());
-    if (response.status === 404) return;
+    if (response.status === 404) {
+      dropDeleted();
+      return;
+    }
     if (!response.ok) throw await refusalOf(response);
     const session = await response.json();
     if (live) return;

@@ -11,16 +11,31 @@ export class Lines {
     this.turns = new Map();
     // Which of its siblings a person has chosen, by the place that they share.
     this.chosen = new Map();
+    // What was just sent is chosen too, until the service goes on from it by itself.
+    this.sent = new Set();
   }
 
   // Takes in what the service knows. What is only known here, because it was just sent, stays.
   learn(turns) {
-    for (const turn of turns) this.turns.set(keyOf(turn), turn);
+    for (const turn of turns) {
+      this.turns.set(keyOf(turn), turn);
+      if (!turn.isCurrent || !this.sent.delete(keyOf(turn))) continue;
+      const place = this.placeOf(turn);
+      if (this.chosen.get(place) === keyOf(turn)) this.chosen.delete(place);
+    }
+  }
+
+  // Forgets what the service knew, and says whether there was anything.
+  forget() {
+    const known = [...this.turns.values()].filter((turn) => turn.isCurrent !== undefined);
+    for (const turn of known) this.remove(turn);
+    return known.length > 0;
   }
 
   add(turn) {
     this.turns.set(keyOf(turn), turn);
     this.choose(turn);
+    this.sent.add(keyOf(turn));
   }
 
   remove(turn) {
@@ -29,6 +44,7 @@ export class Lines {
   }
 
   choose(turn) {
+    this.sent.delete(keyOf(turn));
     this.chosen.set(this.placeOf(turn), keyOf(turn));
   }
 

@@ -50,6 +50,7 @@ export class TurnView {
     // State and attempt that are on the page: what differs from them has to be shown anew.
     this.shown = "";
     this.isWorking = false;
+    this.tick = () => {};
     this.retry = retry;
     this.grown = grown;
     this.parts = new Map();
@@ -128,6 +129,7 @@ export class TurnView {
       case "session.run.restarted":
         this.forget();
         this.attempt = data.attempt;
+        this.tick();
         this.note(`${REASONS[data.reason] ?? "Again"}: attempt ${data.attempt} answers anew.`);
         break;
       case "session.run.recovering":
@@ -254,17 +256,18 @@ export class TurnView {
     this.answer.setAttribute("aria-busy", String(isWorking));
     if (isWorking) this.again.hidden = true;
     clearInterval(this.ticking);
+    this.tick = () => {};
     if (!isWorking) {
       for (const { markdown } of this.parts.values()) markdown?.finish();
       return;
     }
     const begun = this.begun ?? Date.now();
-    const tick = () => {
+    this.tick = () => {
       const seconds = Math.round((Date.now() - begun) / 1000);
       this.line.textContent = `answering · attempt ${this.attempt} · ${seconds} s`;
     };
-    tick();
-    this.ticking = setInterval(tick, 1000);
+    this.tick();
+    this.ticking = setInterval(this.tick, 1000);
   }
 
   // Writes the line below the answer: state, attempt, tokens and time, as they are recorded.
