@@ -78,6 +78,7 @@ ELSEWHERE: Final = {
         "perdure.web.app.create_app",
         "perdure.web.fastapi.chat_router",
         "perdure.web.lifespan.lifespan_of",
+        "perdure.web.responses.answer_error",
         "perdure.web.app.Caller",
         "perdure.web.admission.AdmissionLimits",
     ),

@@ -12,7 +12,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from perdure import ChatTurnEngine, ChatTurnIdentity, Frame, RunStore, Turn, frames, open_store
+from perdure.errors import PerdureError
 from perdure.turn.reading import is_at_end
+from perdure.web.responses import answer_error
 
 
 async def produce(turn: Turn) -> AsyncIterator[Frame]:
@@ -30,8 +32,7 @@ def create_app(store: RunStore) -> tuple[Starlette, ChatTurnEngine]:
         return ChatTurnIdentity("", request.path_params["chat"], user, request.path_params["turn"])
 
     async def submit(request: Request) -> StreamingResponse:
-        message = (await request.json())["message"]
-        turn = await engine.submit(whose(request), message)
+        turn = await engine.submit(whose(request), (await request.json())["message"])
         lines = turn.lines(wire="sse")
         return StreamingResponse(lines, turn.created + 200, media_type="text/event-stream")
 
@@ -48,15 +49,14 @@ def create_app(store: RunStore) -> tuple[Starlette, ChatTurnEngine]:
     path = "/chats/{chat}/turns/{turn:int}"
     routes = [Route(path, submit, methods=["POST"]), Route(path, rejoin)]
     routes.append(Route(f"{path}/stop", stop, methods=["POST"]))
-    return Starlette(routes=routes), engine
+    return Starlette(routes=routes, exception_handlers={PerdureError: answer_error}), engine
 
 
 async def main() -> None:
     store = await open_store("memory:")
     app, engine = create_app(store)
-    transport = httpx2.ASGITransport(app)
     url, user = "http://service/chats/garden/turns/0", {"x-user": "ada"}
-    async with httpx2.AsyncClient(transport=transport, headers=user) as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), headers=user) as client:
         submitted = await client.post(url, json={"message": "good morning"})
         print(submitted.text)
         rejoined = await client.get(url)

@@ -311,3 +311,53 @@ async def test_closing_the_store_gives_back_what_an_idle_engine_was_handed(stage
     await within(working)
     run = await stage.run()
     assert (run.state, run.lease_holder_id) == ("running", None)
+
+
+# The log.
+
+
+def boom(*_: object) -> None:
+    raise ValueError("the inside")
+
+
+async def fails() -> AsyncIterator[Any]:
+    yield DELTA
+    raise ValueError("the inside")
+
+
+@pytest.mark.parametrize(
+    ("hook", "told"),
+    [
+        ("produce", "turn failed"),
+        ("transform_final_text", "turn failed"),
+        ("persist_assistant_message", "persist_assistant_message failed"),
+        ("on_turn_complete", "on_turn_complete failed"),
+        ("on_event", "on_event failed"),
+        ("trace_flush", "trace_flush failed"),
+    ],
+)
+async def test_the_log_hears_of_each_hook_that_fails_and_of_a_failed_turn(
+    stage: Stage, hook: str, told: str
+) -> None:
+    hooks = Hooks()
+    hooks.go_on.set()
+    setattr(hooks, hook, fails if hook == "produce" else boom)
+    logged: list[Any] = []
+    body = call(
+        await stage.open(),
+        hooks,
+        log=lambda message, meta: logged.append((message, dict(meta))),
+    )
+    await within(read(body))
+    await until(lambda: logged)
+    assert {message for message, _ in logged} == {told}
+    assert logged[0][1] == {"error": "the inside"}
+
+
+async def test_a_log_that_fails_hurts_no_turn(stage: Stage) -> None:
+    hooks = Hooks()
+    hooks.go_on.set()
+    setattr(hooks, "on_event", boom)  # noqa: B010 a method is replaced, which a checker forbids
+    events = await within(read(call(await stage.open(), hooks, log=boom)))
+    assert kinds_of(events)[-1] == "session.run.completed"
+    await until(lambda: hooks.persisted)

@@ -26,7 +26,7 @@ from perdure.errors import LeaseLostError, PerdureError
 from perdure.turn import ending
 from perdure.turn.calling import INTERRUPTED_HOOK_MS, HookCalls
 from perdure.turn.handout import Turn
-from perdure.turn.hooks import ChatTurnHooks, has_hook
+from perdure.turn.hooks import ChatTurnHooks, OnFailure, has_hook, tell_nobody
 from perdure.turn.identity import ChatTurnIdentity, intent_of
 from perdure.turn.parts import Content
 from perdure.turn.recovery import Policy
@@ -43,7 +43,8 @@ class TurnSettings(NamedTuple):
     """What an engine decides for all of its turns.
 
     `follow_up` is awaited with the stored id of a turn whose deliveries have just been recorded,
-    before live readers see the end.
+    before live readers see the end. `on_failure` hears of failed turns and of hooks that failed
+    beside them.
     """
 
     name: str
@@ -56,6 +57,7 @@ class TurnSettings(NamedTuple):
     expose_errors: bool
     follow_up: Callable[[str], Awaitable[None]]
     history_turns_max: int | None = HISTORY_TURNS_MAX
+    on_failure: OnFailure = tell_nobody
 
 
 class Closing:
@@ -134,6 +136,7 @@ class Closing:
         end = EndRun("failed", reason=failure.code, error_text=error_text(recorded))
         await self._leave((*also, failed, *self._usage(), end), last=failure.frame())
         self.ended_as = "failed"
+        self._settings.on_failure("turn", error)
         self._journal.show_last()
 
     async def park(self, error: PerdureError, reason: str) -> None:
@@ -143,6 +146,7 @@ class Closing:
         park = Suspend("parked", reason=reason, error_text=error_text(step_error_of(error)))
         await self._leave((*self._usage(), park), last=failure.frame())
         self.ended_as = "parked"
+        self._settings.on_failure("turn", error)
         self._journal.show_last()
 
     async def release(self, reason: str) -> None:

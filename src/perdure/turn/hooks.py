@@ -21,6 +21,8 @@ TRACE_FLUSH_MS: Final = 5_000
 """How long a turn that is over waits for hooks that follow it."""
 EVENTS_WAITING_MAX: Final = 1_024
 """So many events wait for an async `on_event` of one turn; then the oldest is dropped for each."""
+OnFailure = Callable[[str, BaseException], None]
+"""Hears of what failed beside the stream: the name of a hook, or "turn", and what it raised."""
 ENDS_THE_PROCESS: Final = (KeyboardInterrupt, SystemExit)
 """What a hook raises for the process; anything else that it raises is a failure of the hook."""
 NAMES: Final = (
@@ -102,17 +104,22 @@ async def call_hook(hook: Callable[..., Any], *values: Any) -> Any:
     return await answer if inspect.isawaitable(answer) else answer
 
 
-async def flush_trace(hooks: ChatTurnHooks) -> None:
+def tell_nobody(_name: str, _error: BaseException) -> None:
+    """Be the OnFailure of whoever has none: what failed is in the log of this package."""
+
+
+async def flush_trace(hooks: ChatTurnHooks, on_failure: OnFailure = tell_nobody) -> None:
     """Call the hook `trace_flush`; its failure is logged and ends nothing."""
     try:
         async with asyncio.timeout(TRACE_FLUSH_MS / 1_000):
             await call_hook(hooks.trace_flush)
     except ENDS_THE_PROCESS:
         raise
-    except BaseException:
+    except BaseException as error:
         if _is_cancelled():
             raise
         logger.exception("the hook trace_flush failed")
+        on_failure("trace_flush", error)
 
 
 def _is_cancelled() -> bool:
@@ -128,9 +135,10 @@ class EventFollower:
     is dropped, the oldest first, so that it is told how the turn ended.
     """
 
-    def __init__(self, hooks: ChatTurnHooks) -> None:
+    def __init__(self, hooks: ChatTurnHooks, on_failure: OnFailure = tell_nobody) -> None:
         self.dropped = 0
         """Events that the hook was not told of."""
+        self._on_failure = on_failure
         self._hook = hooks.on_event if has_hook(hooks, "on_event") else None
         self._waiting: deque[Mapping[str, JsonValue]] = deque()
         self._telling: asyncio.Task[None] | None = None
@@ -181,8 +189,8 @@ class EventFollower:
             return None if self._hook is None else self._hook(event)
         except ENDS_THE_PROCESS:
             raise
-        except BaseException:
-            logger.exception("the hook on_event failed")
+        except BaseException as error:
+            self._failed(error)
             return None
 
     async def _tell_one_by_one(self, answer: object) -> None:
@@ -201,7 +209,11 @@ class EventFollower:
             await answer
         except ENDS_THE_PROCESS:
             raise
-        except BaseException:
+        except BaseException as error:
             if _is_cancelled():
                 raise
-            logger.exception("the hook on_event failed")
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        logger.error("the hook on_event failed", exc_info=error)
+        self._on_failure("on_event", error)

@@ -75,7 +75,7 @@ class LiveTurn:
         self._stored_id = claim.lease.run_id
         self._history = {step.step_index: step for step in claim.steps}
         self._draining = False
-        self._follower = EventFollower(settings.hooks)
+        self._follower = EventFollower(settings.hooks, settings.on_failure)
         self._has_told_start = False
         self._addressee = Addressee(
             self.identity.tenant_id,
@@ -169,7 +169,7 @@ class LiveTurn:
             self.ring.close()
             await self._leave_upstream()
             await self._follower.finish()
-            await flush_trace(self._settings.hooks)
+            await flush_trace(self._settings.hooks, self._settings.on_failure)
 
     async def _attend_or_give_back(self) -> None:
         try:

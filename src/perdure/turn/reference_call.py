@@ -187,7 +187,7 @@ class ReferenceCall:
         else:
             failure = ending.failure_of(error, expose=False)
             code, message, retryable = failure.code, failure.message, failure.retryable
-        self._log("turn failed", {"error": message})
+        self._failed("turn", error)
         return events.refused(self._to, code=code, message=message, retryable=retryable)
 
     # The work.
@@ -301,16 +301,17 @@ class ReferenceCall:
             idle_timeout_ms=IDLE_TIMEOUT_MS,
             expose_errors=False,
             follow_up=self._follow_up,
+            on_failure=self._failed,
         )
 
     # What follows.
 
     async def _tell(self, *told: Event) -> None:
         """Tell `on_event` of what no live turn tells it, and flush the trace."""
-        follower = EventFollower(self._hooks)
+        follower = EventFollower(self._hooks, self._failed)
         follower.tell(told)
         await follower.finish()
-        await flush_trace(self._hooks)
+        await flush_trace(self._hooks, self._failed)
 
     async def _flush_behind(self, turn: LiveTurn) -> None:
         """Flush the trace of a call that reads along, once there is nothing more to read."""
@@ -319,7 +320,7 @@ class ReferenceCall:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
-        await flush_trace(self._hooks)
+        await flush_trace(self._hooks, self._failed)
 
     async def _tell_replay(self, claim: Claim) -> None:
         text = ending.final_text_of(claim.steps[0].result if claim.steps else None)
@@ -352,5 +353,12 @@ class ReferenceCall:
         try:
             await call_hook(getattr(self._hooks, delivery.topic), finished)
         except Exception as error:
-            self._log(f"{delivery.topic} failed", {"error": str(error)})
+            self._failed(delivery.topic, error)
             raise
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        """Tell the product's log, which may be broken itself, of a failed turn or hook."""
+        try:
+            self._log(f"{name} failed", {"error": str(error) or type(error).__name__})
+        except Exception:
+            logger.exception("the log of run_turn failed")

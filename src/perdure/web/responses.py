@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -106,6 +107,17 @@ def error_answer(error: PerdureError, *, turn: str | None = None) -> Response:
     if turn is not None:
         told["turn"] = headers["location"] = turn
     return json_answer({"error": told}, status=status, headers=headers)
+
+
+async def answer_error(_request: Request, error: Exception) -> Response:
+    """Answer a request that raised a PerdureError, as `perdure serve` does; for an app of yours.
+
+    `Starlette(routes=…, exception_handlers={PerdureError: answer_error})`: the status fits the
+    error (404 not found, 409 busy or another message, 400 a wrong cursor, 503 with Retry-After …),
+    and the body is `{"error": {"code", "message", "hint"}}`.
+    """
+    assert isinstance(error, PerdureError), "register it for PerdureError"
+    return error_answer(error)
 
 
 def unexpected_answer(error: Exception) -> Response:
