@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
 from perdure.core.records import SessionKey
 from perdure.errors import PerdureError, StoreFullError, UsageError
+from perdure.store import filedata, fileruns
 from perdure.store.files import FileStore
 from perdure.testing.samples import completed, ended, hold, row
 from tests.store.file_folders import log_of
@@ -48,6 +50,24 @@ async def finish_turns(path: str, name: str, count: str) -> None:
         await store.write(lease, completed(0), ended())
         say(done)
         done += 1
+    await store.close()
+
+
+async def erase_and_die(path: str, session_id: str, survived: str) -> None:
+    """Erase a session, and be killed at the deletion of a log, behind so many that went well."""
+    left = int(survived)
+
+    def remove(log: str) -> None:
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        fileruns.remove_log(log)
+
+    filedata.remove_log = remove
+    store = FileStore(path)
+    await store.erasure().remove_session(session_id)
+    say("alive")
     await store.close()
 
 

@@ -31,8 +31,9 @@ class Erasure(Protocol):
 
         With `owner_id`, one that belongs to somebody else is unknown. None: it is not known, and
         nothing was deleted. While a turn is running, sleeping, waiting or (without `queued`)
-        queued, SessionBusyError is raised. It happens whole or not at all, but for files: there
-        a process that dies within may leave some of the turns, which the same call then deletes.
+        queued, SessionBusyError is raised. It happens whole or not at all. In files, what a
+        process that dies within has left goes when the folder is opened again, or before the next
+        turn of such a session begins.
         """
         ...
 

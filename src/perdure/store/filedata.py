@@ -7,17 +7,22 @@ session, and `index` tells which runs there are, and which of them somebody may 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from perdure.core.records import RunRecord
-from perdure.errors import RunNotFoundError, StoreCorruptError
+from perdure.errors import RunNotFoundError, StoreBusyError, StoreCorruptError
 from perdure.store.entry import Opening
+from perdure.store.fileentries import Delete
 from perdure.store.filelog import FileLog, locked, open_for_reading
 from perdure.store.fileruns import FileRuns, FolderOptions, remove_log
+from perdure.store.filetombstones import Tombstone, Tombstones
 from perdure.store.sessiondata import Places, SessionData
+
+logger = logging.getLogger("perdure.store")
 
 SESSIONS_KEPT: Final = 10_000
 """So many sessions are kept in memory."""
@@ -43,7 +48,23 @@ class FileData(FileRuns):
 
     def __init__(self, options: FolderOptions) -> None:
         super().__init__(options)
+        self.tombstones = Tombstones(options.path, durable=options.durable)
         self._sessions: dict[tuple[str, str], SessionFile] = {}
+
+    def prepare(self) -> None:
+        """Make the folder one of runs, and end the erasures that a crash has cut off."""
+        super().prepare()
+        left = self.tombstones.all()
+        for tombstone in left:
+            try:
+                with self.session_locked(tombstone.key):
+                    pass
+            except (OSError, StoreBusyError) as error:
+                # Whoever holds the lock is at it; who may not write here leaves it to others.
+                logger.info("the erasure of a session is left to others: %s", error)
+                return
+        if left:
+            self.index.scrub()
 
     def trim(self) -> None:
         super().trim()
@@ -52,18 +73,28 @@ class FileData(FileRuns):
 
     @contextmanager
     def session_locked(self, key: tuple[str, str] | None) -> Generator[int | None]:
-        """Hold the lock of a session, always before that of a run; of none if `key` is None."""
+        """Hold the lock of a session, always before that of a run; of none if `key` is None.
+
+        An erasure of it that was cut off is ended first.
+        """
         if key is None:
             yield None
             return
-        path = self._session_file(key).log.path
-        with locked(path, create=True, patience_ms=self.options.patience_ms) as descriptor:
-            self._catch_up_session(key, descriptor)
-            try:
-                yield descriptor
-            finally:
-                if descriptor is not None and os.fstat(descriptor).st_size == 0:
-                    remove_log(path)
+        patience_ms = self.options.patience_ms
+        while True:
+            path = self._session_file(key).log.path
+            with locked(path, create=True, patience_ms=patience_ms) as descriptor:
+                self._catch_up_session(key, descriptor)
+                if (tombstone := self.tombstones.of(key)) is not None:
+                    # The log goes with the session: what comes next has one of its own.
+                    self.bury(tombstone)
+                    continue
+                try:
+                    yield descriptor
+                finally:
+                    if descriptor is not None and os.fstat(descriptor).st_size == 0:
+                        remove_log(path)
+                return
 
     def session(self, key: tuple[str, str]) -> SessionData | None:
         """Return the session as it stands in its log now."""
@@ -131,10 +162,25 @@ class FileData(FileRuns):
         self.session(key)
         return self._session_file(key).data
 
-    def remove_session(self, key: tuple[str, str]) -> None:
-        """Delete the log of a session. The caller holds its lock."""
-        remove_log(self._session_file(key).log.path)
-        self._forget_session(key)
+    def bury(self, tombstone: Tombstone) -> list[str]:
+        """Delete a session with its turns; return which there were. The caller holds its lock."""
+        removed = [turn for turn in tombstone.turns if self._bury_turn(tombstone.key, turn)]
+        remove_log(self._session_file(tombstone.key).log.path)
+        self._forget_session(tombstone.key)
+        self.tombstones.remove(tombstone.key)
+        return removed
+
+    def _bury_turn(self, key: tuple[str, str], stored_id: str) -> bool:
+        with self.run_locked(stored_id) as file:
+            data = self.runs.get(stored_id)
+            if file is None or (data is not None and data.run.session_id != key[1]):
+                return False
+            if data is not None:
+                self.accept(stored_id, file, self.now(), Delete())
+            # Without data, a crash came between its last line and this.
+            remove_log(self.file_of(stored_id).log.path)
+            self.forget(stored_id)
+            return True
 
     def owner_of(self, run: RunRecord) -> str | None:
         if run.session_id is None:

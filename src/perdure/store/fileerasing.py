@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from perdure.errors import SessionBusyError
 from perdure.store.erasure import busy_text
 from perdure.store.filedata import FileData
-from perdure.store.filework import FileWork
+from perdure.store.filetombstones import Tombstone
 from perdure.store.memoryerasure import is_theirs, may_be_removed
 
 
 class FileErasing:
     """The deletions of sessions by one handle. Belongs to its thread."""
 
-    def __init__(self, data: FileData, work: FileWork) -> None:
+    def __init__(self, data: FileData) -> None:
         self._data = data
-        self._work = work
 
     def find_sessions(
         self, tenant: str, owner_id: str, after: str | None, limit: int
@@ -40,26 +39,15 @@ class FileErasing:
             turns = [stored_id for _, _, stored_id in self._data.places_of(key)]
             for stored_id in turns:
                 self._check(key, stored_id, queued=queued)
-            removed = [run_id for run_id in turns if self._remove(key, run_id, queued=queued)]
-            # Last of all: what a crash leaves behind can be found, and deleted, by it.
-            self._data.remove_session(key)
-        return removed
+            tombstone = Tombstone(key, turns)
+            self._data.tombstones.put(tombstone)
+            return self._data.bury(tombstone)
 
     def _check(self, key: tuple[str, str], stored_id: str, *, queued: bool) -> None:
         run = self._data.peek(stored_id)
         is_turn = run is not None and run.session_id == key[1]
         if run is not None and is_turn and not may_be_removed(run, queued=queued):
             raise SessionBusyError(busy_text(key[1]))
-
-    def _remove(self, key: tuple[str, str], stored_id: str, *, queued: bool) -> bool:
-        with self._data.run_locked(stored_id) as file:
-            # Nobody begins a turn without the session's lock, but a stop may have done.
-            self._check(key, stored_id, queued=queued)
-            data = self._data.runs.get(stored_id)
-            if file is None or data is None or data.run.session_id != key[1]:
-                return False
-            self._work.remove(stored_id, file, None, None)
-            return True
 
     def scrub(self) -> None:
         self._data.index.scrub()

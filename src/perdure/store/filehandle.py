@@ -58,7 +58,7 @@ class FileHandle:
         self.work = FileWork(data)
         self.reads = FileReads(data)
         self.tending = FileTending(data, self.work)
-        self.erasing = FileErasing(data, self.work)
+        self.erasing = FileErasing(data)
         self.scheduling = FileScheduling(data, self.claims)
         self.waiting = Waiting(self)
         self._data = data

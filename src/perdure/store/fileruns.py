@@ -43,7 +43,17 @@ logger = logging.getLogger("perdure.store")
 CACHE_BYTES: Final = 64 * 1024 * 1024
 """The logs of so many bytes are kept in memory, as what they say."""
 _NAMES: Final = frozenset(
-    ("index", "index.new", "live", "runs", "schedules", "schedules.new", "sessions", "lost+found")
+    (
+        "erasing",
+        "index",
+        "index.new",
+        "live",
+        "runs",
+        "schedules",
+        "schedules.new",
+        "sessions",
+        "lost+found",
+    )
 )
 
 

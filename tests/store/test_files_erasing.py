@@ -1,0 +1,75 @@
+"""Erasing a session of a FileStore by a process that is killed in the middle of it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from perdure.core.records import SessionKey
+from perdure.store.files import FileStore
+from perdure.testing.samples import completed, finish, hold
+from tests.store.file_folders import start
+
+TURNS = 3
+
+
+@pytest.fixture
+async def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "runs"
+    store = FileStore(path)
+    for session, turns in (("s", TURNS), ("other", 1)):
+        for turn in range(turns):
+            key = SessionKey(session, turn, 0, "olga")
+            await finish(store, f"{session}-{turn}", completed(0), session=key)
+    await store.close()
+    return path
+
+
+def erase_and_die(folder: Path, survived: int) -> None:
+    child = start("erase_and_die", folder, "s", survived)
+    out, _ = child.communicate(timeout=30)
+    assert (child.returncode, out) == (-signal.SIGKILL, "")
+
+
+async def ids(store: FileStore) -> list[str]:
+    return [run.run_id for run in await store.list_runs()]
+
+
+@pytest.mark.parametrize("survived", range(TURNS + 1))
+async def test_whoever_opens_the_folder_next_ends_an_erasure(folder: Path, survived: int) -> None:
+    erase_and_die(folder, survived)
+    store = FileStore(folder)
+    assert await ids(store) == ["other-0"]
+    assert list(await store.erasure().find_sessions("olga")) == ["other"]
+    assert await store.erasure().remove_session("s") is None
+    await store.close()
+    assert list((folder / "erasing").iterdir()) == []
+    assert len(list((folder / "runs").iterdir())) == 1
+    assert len(list((folder / "sessions").iterdir())) == 1
+    assert b"s-0" not in (folder / "index").read_bytes()
+
+
+@pytest.mark.parametrize("survived", range(TURNS + 1))
+async def test_a_turn_that_begins_afterwards_begins_a_new_session(
+    folder: Path, survived: int
+) -> None:
+    store = FileStore(folder)
+    assert len(await ids(store)) == TURNS + 1
+    erase_and_die(folder, survived)
+    await hold(store, "new", session=SessionKey("s", 7, 0, "olga"))
+    assert sorted(await ids(store)) == ["new", "other-0"]
+    new = await store.read_run("new")
+    assert new is not None
+    assert (new.turn_index, new.parent_run_id) == (7, None)
+    await store.close()
+
+
+async def test_a_refused_erasure_leaves_no_tombstone(folder: Path) -> None:
+    store = FileStore(folder)
+    assert await store.erasure().remove_session("s", owner_id="eve") is None
+    assert await store.erasure().remove_session("s", owner_id="olga") == TURNS
+    assert list((folder / "erasing").iterdir()) == []
+    assert await ids(store) == ["other-0"]
+    await store.close()
