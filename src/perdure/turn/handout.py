@@ -84,7 +84,9 @@ class Turn(Protocol):
         """Do something once, as `DurableContext.step`.
 
         A step of kind "tool" is "at_most_once" unless `effect` says otherwise: a turn that was
-        interrupted in it fails instead of running the tool again.
+        interrupted in it fails instead of running the tool again. The idle time-out of the engine
+        is one of the model: it does not run while a step does whose kind is not "llm". Give a
+        `timeout_ms` to whatever may hang.
         """
         ...
 
