@@ -78,8 +78,8 @@ class ChatTurnEngine:
     A producer is given the messages of at most `history_turns_max` turns before its own, the
     nearest (None: all). `attachment_schemes` are those that addresses of attachments may have
     beside http and https. `recover`: from its first use on, the engine looks for turns that nobody
-    works on. A turn of which nothing comes for `idle_timeout_ms` fails; the time of steps that ask no
-    model does not count. `expose_errors` shows readers the message of any exception.
+    works on. A turn of which nothing comes for `idle_timeout_ms` fails; while a step runs that asks
+    no model, that time stands still. `expose_errors` shows readers the message of any exception.
     """
 
     def __init__(
