@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -38,6 +39,7 @@ from tests.turn.stage import (
     collect,
     finish,
     is_in,
+    kinds_of,
     until,
     within,
     words,
@@ -187,6 +189,22 @@ async def test_a_turn_that_is_deleted_cuts_its_readers_off(stage: Stage) -> None
     await store.delete(run.run_id)
     with pytest.raises(RunNotFoundError):
         await within(collect(lines(gone, codec_for("ndjson"))))
+
+
+async def test_a_turn_that_is_deleted_behind_its_end_ends_only_once(stage: Stage) -> None:
+    engine = await stage.engine(Script(words("Hello")))
+    submitted = await engine.submit(TURN, "Hi")
+    store = await stage.store()
+    body: list[bytes] = []
+    async with asyncio.timeout(5):
+        async for piece in submitted.lines():
+            body.append(piece)
+            if COMPLETED.encode() in piece:
+                await store.delete(submitted.run.run_id)
+    kinds = kinds_of(json.loads(line) for line in b"".join(body).splitlines())
+    assert kinds[-1] == COMPLETED
+    assert kinds.count(COMPLETED) == 1
+    assert "result" not in kinds
 
 
 async def test_the_ring_spares_the_store(stage: Stage) -> None:

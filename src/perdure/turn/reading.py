@@ -175,6 +175,7 @@ class Tail:
         self._store = reading.store
         self._run_id = reading.run.run_id
         self._after = max(reading.after or 0, reading.run.live_from - 1)
+        self._has_shown_end: bool | None = None
         self._entered: Ring | None = None
         self._looked_ms = 0.0
         self._lease: str | None = None
@@ -198,6 +199,7 @@ class Tail:
                 if frames[-1].kind in TERMINAL_KINDS:
                     await self._look_for_end()
                 shown = [frame for frame in frames if self._is_shown(frame)]
+                self._has_shown_end = bool(shown) and shown[-1].kind in TERMINAL_KINDS
                 if shown:
                     yield shown
             elif self._is_adrift and not told_adrift:
@@ -220,7 +222,12 @@ class Tail:
             self._entered = None
 
     async def has_end(self) -> bool:
-        """Return whether the last frame that the reader has is the turn's end."""
+        """Return whether the last frame that the reader has is the turn's end.
+
+        Of what was shown here the store is not asked: the turn may be deleted by now.
+        """
+        if self._has_shown_end is not None:
+            return self._has_shown_end
         last = await self._store.read_frames(self._run_id, after=self._after - 1, limit=1)
         return bool(last) and last[0].kind in TERMINAL_KINDS
 
