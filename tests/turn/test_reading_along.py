@@ -280,7 +280,7 @@ async def drops(stage: Stage, seed: int) -> None:
     assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
 
 
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32))
 async def test_the_text_of_a_reader_who_comes_and_goes_is_the_final_text(seed: int) -> None:
     data = MemoryData()
