@@ -239,6 +239,10 @@ def sanitize_event(
     return _left(rules, record, options)
 
 
+sanitize_agent_runtime_event = sanitize_event
+sanitize_runtime_stream_event = sanitize_event
+
+
 def sanitize_knowledge_readiness_report(
     report: object, options: RuntimeTelemetryOptions | None = None
 ) -> dict[str, JsonValue]:
