@@ -268,6 +268,72 @@ class AgentRuntimeError(PerdureError):
     code = "agent_runtime"
 
 
+class ValidationError(AgentRuntimeError, UsageError):
+    """A task, an event or an argument of an agent task is not acceptable; the message names it."""
+
+    code = "validation"
+    hint = "Correct the named value and call again."
+
+
+class SessionMismatchError(ValidationError):
+    """A session is to be resumed with another kind of backend than it was begun with."""
+
+    hint = "Resume it with the backend it belongs to, or begin another session."
+
+    def __init__(self, message: str, *, session_backend: str, requested_backend: str) -> None:
+        super().__init__(message)
+        self.session_backend = session_backend
+        self.requested_backend = requested_backend
+
+
+class RuntimeRunStateError(ValidationError):
+    """A method of a run handle was called in a state that forbids it; nothing was changed."""
+
+    hint = "Complete a run once, with one status, before it is persisted."
+
+
+class NotFoundError(AgentRuntimeError):
+    """Something that an agent task names does not exist."""
+
+    code = "not_found"
+    hint = "Check the name."
+
+
+class ConfigError(AgentRuntimeError):
+    """What an agent task needs to be told in advance is missing or malformed."""
+
+    code = "config"
+    hint = "Correct the named setting."
+
+
+class CaptureIntegrityError(AgentRuntimeError):
+    """A run lacks the evidence that a strict check of it needs."""
+
+    code = "capture_integrity"
+    hint = "Run it again with its events kept."
+
+
+class JudgeError(AgentRuntimeError):
+    """Whoever judges a result failed for good."""
+
+    code = "judge"
+    hint = "Judge the result again, or by somebody else."
+
+
+class VerificationError(AgentRuntimeError):
+    """A verifier found that a result does not hold."""
+
+    code = "verification"
+    hint = "Look at what the verifier reports."
+
+
+class ReplayError(AgentRuntimeError):
+    """A record of earlier answers has none for this request."""
+
+    code = "replay"
+    hint = "Record the answers anew."
+
+
 class BackendTransportError(AgentRuntimeError):
     """A call of a backend failed; `status` is 0 when there was no response.
 

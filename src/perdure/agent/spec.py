@@ -8,26 +8,28 @@ from typing import cast
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest
 from perdure.core.wire import from_wire, to_wire
-from perdure.errors import UsageError
+from perdure.errors import ValidationError
 
 
 def check_task(task: AgentTaskSpec) -> None:
-    """Raise UsageError for a task without an id or intent."""
+    """Raise ValidationError for a task without an id or intent."""
     for name, value in (("task.id", task.id), ("task.intent", task.intent)):
         if not value:
-            raise UsageError(f"{name} must not be empty")
+            raise ValidationError(f"{name} must not be empty")
 
 
 def requirements_of(task: AgentTaskSpec) -> tuple[KnowledgeRequirement, ...]:
     """Return what the task needs to know; a requirement may be given in wire form.
 
-    Raises UsageError for what is neither, and for an id that appears twice.
+    Raises ValidationError for what is neither, and for an id that appears twice.
     """
     found: dict[str, KnowledgeRequirement] = {}
     for each in task.required_knowledge:
         requirement = _requirement(each)
         if requirement.id in found:
-            raise UsageError(f"task.required_knowledge has the id {requirement.id!r:.60} twice")
+            raise ValidationError(
+                f"task.required_knowledge has the id {requirement.id!r:.60} twice"
+            )
         found[requirement.id] = requirement
     return tuple(found.values())
 
@@ -36,7 +38,7 @@ def _requirement(value: object) -> KnowledgeRequirement:
     if isinstance(value, KnowledgeRequirement):
         return value
     if not isinstance(value, Mapping):
-        raise UsageError(f"task.required_knowledge has {value!r:.60}, which is no requirement")
+        raise ValidationError(f"task.required_knowledge has {value!r:.60}, which is no requirement")
     return from_wire(KnowledgeRequirement, dict(cast("Mapping[str, JsonValue]", value)))
 
 

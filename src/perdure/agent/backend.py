@@ -1,0 +1,107 @@
+"""What streams a task's work: the protocol of execution backends, and the plainest of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from perdure.agent.cancel import CancelSignal
+from perdure.agent.knowledge import KnowledgeReadinessReport
+from perdure.agent.sessions import RuntimeSession
+from perdure.agent.stream_events import BackendStreamEvent
+from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.errors import ValidationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentBackendInput:
+    """What a backend is asked: a message, a whole conversation, or (neither) the task itself."""
+
+    task: AgentTaskSpec
+    message: str | None = None
+    messages: tuple[Mapping[str, JsonValue], ...] = ()
+    inputs: Mapping[str, JsonValue] | None = None
+
+    @property
+    def last_message(self) -> str:
+        """The message, else the last one of the conversation, else the task's intent."""
+        if self.message is not None:
+            return self.message
+        content = self.messages[-1].get("content") if self.messages else None
+        return content if isinstance(content, str) else self.task.intent
+
+    @property
+    def conversation(self) -> tuple[Mapping[str, JsonValue], ...]:
+        """The conversation, else the message or the task's intent as one of the user."""
+        return self.messages or ({"role": "user", "content": self.last_message},)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStartContext:
+    """What a backend knows when a session is to be begun or resumed.
+
+    The ids and headers belong to the request that the task serves, where there is one.
+    """
+
+    task: AgentTaskSpec
+    knowledge: KnowledgeReadinessReport
+    signal: CancelSignal
+    requested_session_id: str | None = None
+    run_id: str | None = None
+    turn_id: str | None = None
+    parent_turn_id: str | None = None
+    propagated_headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentBackendContext(AgentStartContext):
+    """What a backend knows when it streams."""
+
+    session: RuntimeSession
+
+
+class AgentExecutionBackend(Protocol):
+    """Who does the work of a streamed task. Its methods may also be, plain or async,
+
+    - `start(input, context)` -> the RuntimeSession that is begun (else a new one of this kind)
+    - `resume(session, input, context)` -> the session as it goes on (else active again)
+    - `stop(session, reason)`: clean up after a failure, or because nobody listens any more
+    """
+
+    @property
+    def kind(self) -> str:
+        """The identity by which sessions are matched with their backend."""
+        ...
+
+    def stream(
+        self, input: AgentBackendInput, context: AgentBackendContext, /
+    ) -> AsyncIterator[BackendStreamEvent]:
+        """Yield what happens. To raise is to fail; the signal of the context asks to end early."""
+        ...
+
+
+class IterableBackend:
+    """A backend made of functions: `stream` is any that returns an async iterator of events."""
+
+    def __init__(
+        self,
+        kind: str,
+        stream: Callable[
+            [AgentBackendInput, AgentBackendContext], AsyncIterator[BackendStreamEvent]
+        ],
+        *,
+        start: Callable[[AgentBackendInput, AgentStartContext], Any] | None = None,
+        resume: Callable[[RuntimeSession, AgentBackendInput, AgentStartContext], Any] | None = None,
+        stop: Callable[[RuntimeSession, str], Any] | None = None,
+    ) -> None:
+        if not kind:
+            raise ValidationError("the kind of a backend must not be empty")
+        self.kind = kind
+        self.stream = stream
+        self.start = start
+        self.resume = resume
+        self.stop = stop
+
+
+create_iterable_backend = IterableBackend

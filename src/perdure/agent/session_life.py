@@ -1,0 +1,164 @@
+"""The life of one session within a stream: begun or resumed, told event by event, and ended."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeVar
+
+from perdure.agent.adapter import optional_method, resolve
+from perdure.agent.backend import (
+    AgentBackendInput,
+    AgentExecutionBackend,
+    AgentStartContext,
+)
+from perdure.agent.sessions import (
+    ComparingSessionStore,
+    InMemoryRuntimeSessionStore,
+    RuntimeSession,
+    RuntimeSessionStore,
+    SessionStatus,
+    new_session,
+    touched,
+)
+from perdure.agent.stream_events import RuntimeStreamEvent
+from perdure.errors import SessionBusyError, SessionMismatchError, ValidationError
+
+logger = logging.getLogger("perdure.agent")
+
+RESUME_MISSED: Final = "resume_missed"
+"""The key in a session's metadata that says: it was to be resumed, but nothing was found."""
+
+E = TypeVar("E", bound=RuntimeStreamEvent)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChoice:
+    """Which session a stream works in. Without an id it gets a new one.
+
+    `resume`: take up the session of this id, if the store has it. Else `on_existing` says whether
+    a session that has the id already is an error or is replaced.
+    """
+
+    store: RuntimeSessionStore | None = None
+    session_id: str | None = None
+    resume: bool = False
+    on_existing: Literal["raise", "replace"] = "raise"
+
+
+class SessionLife:
+    """One session of one stream. `session` is None until it was opened; `resumed` says how."""
+
+    def __init__(self, backend: AgentExecutionBackend, choice: SessionChoice) -> None:
+        self.session: RuntimeSession | None = None
+        self.resumed = False
+        self.store_error: str | None = None
+        self._backend = backend
+        self._choice = choice
+        self._store = choice.store or InMemoryRuntimeSessionStore()
+
+    @property
+    def wanted_id(self) -> str | None:
+        """The id that the session was asked for by."""
+        return self._choice.session_id
+
+    async def open(self, input: AgentBackendInput, context: AgentStartContext) -> None:
+        """Resume the session, or begin and store it.
+
+        Raises SessionMismatchError, ValidationError for an id that is taken, SessionBusyError if
+        somebody else was faster, and what the backend and the store raise.
+        """
+        wanted = self._choice
+        found = await self._store.get(wanted.session_id) if wanted.session_id else None
+        if found is not None and wanted.resume:
+            session, self.resumed = await self._resume(found, input, context), True
+        elif found is not None and wanted.on_existing == "raise":
+            raise ValidationError(
+                f"there is a session {found.id!r} already: resume it, or have it replaced"
+            )
+        else:
+            session = await self._start(input, context)
+            if wanted.session_id and wanted.resume:
+                metadata = {**(session.metadata or {}), RESUME_MISSED: True}
+                session = replace(session, metadata=metadata)
+        await self._put_first(session, found)
+        self.session = session
+
+    async def told(self, event: E) -> E:
+        """Append the event to the session, then return it."""
+        assert self.session is not None
+        await self._store.append_event(self.session.id, event)
+        return event
+
+    async def told_last(self, event: E) -> E:
+        """Append an event of the end, which is told even if the store fails."""
+        if self.session is not None:
+            await self._despite_failure(self._store.append_event(self.session.id, event))
+        return event
+
+    async def end(self, status: SessionStatus) -> None:
+        """Give the session its last status and store it. Raises what the store raises."""
+        if self.session is not None:
+            self.session = touched(self.session, status=status)
+            await self._store.put(self.session)
+
+    async def end_anyway(self, status: SessionStatus) -> None:
+        """End the session although something has failed, or is about to."""
+        await self._despite_failure(self.end(status))
+
+    async def stop_backend(self, reason: str) -> str | None:
+        """Have the backend clean up; return what of that failed."""
+        stop = optional_method(self._backend, "stop")
+        if stop is None or self.session is None:
+            return None
+        try:
+            await resolve(stop(self.session, reason))
+        except Exception as error:
+            logger.warning("the backend %s could not be stopped: %s", self._backend.kind, error)
+            return str(error) or type(error).__qualname__
+        return None
+
+    async def _resume(
+        self, found: RuntimeSession, input: AgentBackendInput, context: AgentStartContext
+    ) -> RuntimeSession:
+        kind = self._backend.kind
+        if found.backend != kind:
+            raise SessionMismatchError(
+                f"the session {found.id!r} belongs to the backend {found.backend!r}, not {kind!r}",
+                session_backend=found.backend,
+                requested_backend=kind,
+            )
+        resume = optional_method(self._backend, "resume")
+        if resume is None:
+            return touched(found, status="active")
+        return self._checked(await resolve(resume(found, input, context)), "resume")
+
+    async def _start(self, input: AgentBackendInput, context: AgentStartContext) -> RuntimeSession:
+        start = optional_method(self._backend, "start")
+        if start is None:
+            wanted = self._choice.session_id
+            return new_session(self._backend.kind, session_id=wanted)
+        return self._checked(await resolve(start(input, context)), "start")
+
+    def _checked(self, session: Any, method: str) -> RuntimeSession:
+        kind = self._backend.kind
+        if not isinstance(session, RuntimeSession) or session.backend != kind:
+            raise ValidationError(f"{method} of the backend {kind!r} must return its session")
+        return session
+
+    async def _put_first(self, session: RuntimeSession, found: RuntimeSession | None) -> None:
+        store = self._store
+        # A backend may have its own id for a session that was asked for by another.
+        if not isinstance(store, ComparingSessionStore) or (
+            self._choice.session_id and session.id != self._choice.session_id
+        ):
+            await store.put(session)
+        elif not await store.put_if(session, found):
+            raise SessionBusyError(f"somebody else has just taken the session {session.id!r}")
+
+    async def _despite_failure(self, writing: Any) -> None:
+        try:
+            await writing
+        except Exception as error:
+            logger.warning("the store of a session failed at its end: %s", error)
+            self.store_error = str(error) or type(error).__qualname__
