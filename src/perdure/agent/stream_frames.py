@@ -1,0 +1,175 @@
+"""A streamed task as the producer of durable turns: one table makes frames of its events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from itertools import count
+from typing import Any, Final, Protocol
+
+from perdure.agent.adapter import AgentKnowledgeProvider
+from perdure.agent.backend import AgentBackendInput, AgentExecutionBackend
+from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.session_life import SessionChoice
+from perdure.agent.sessions import RuntimeSessionStore
+from perdure.agent.stream import run_agent_task_stream
+from perdure.agent.stream_events import RuntimeStreamEvent
+from perdure.core import frames, identity
+from perdure.core.frames import Frame
+from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.observe.sanitize import sanitize_event
+from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_client
+
+DATA_PREFIX: Final = "agent."
+"""How the name of a `data` frame begins that tells an event of a task."""
+BLOCKED_FINISH: Final = "blocked"
+"""The finish reason of a turn whose task does not know enough to begin."""
+
+
+class _Identity(Protocol):
+    @property
+    def tenant_id(self) -> str: ...
+    @property
+    def session_id(self) -> str: ...
+
+
+class TaskTurn(Protocol):
+    """What this producer reads of a turn."""
+
+    @property
+    def identity(self) -> _Identity: ...
+    @property
+    def user_message(self) -> str: ...
+    @property
+    def history(self) -> Any: ...
+
+
+class FrameMaker:
+    """Makes frames of the events of one stream; `options` say what leaves of those told as data."""
+
+    def __init__(self, options: RuntimeTelemetryOptions) -> None:
+        self._options = options
+        self._numbers = count(1)
+        self._calls: dict[str, str] = {}
+
+    def frames(self, event: RuntimeStreamEvent) -> list[Frame]:
+        """Return the frames that stand for the event, in order; mostly one, for some none."""
+        return FRAMES[event.type](self, event)
+
+    def told(self, event: Any) -> list[Frame]:
+        value = sanitize_event(event, self._options)
+        said = {name: each for name, each in value.items() if name not in ("type", "task")}
+        return [frames.data(DATA_PREFIX + event.type, said)]
+
+    def text(self, event: Any) -> list[Frame]:
+        return [frames.text(event.text)]
+
+    def reasoning(self, event: Any) -> list[Frame]:
+        return [frames.reasoning(event.text)]
+
+    def tool_call(self, event: Any) -> list[Frame]:
+        call = event.tool_call_id or f"call-{next(self._numbers)}"
+        self._calls[event.tool_name] = call
+        return [frames.tool_call(call, event.tool_name, event.args)]
+
+    def tool_result(self, event: Any) -> list[Frame]:
+        """A result without an id belongs to the last call of its tool."""
+        call = event.tool_call_id or self._calls.get(event.tool_name)
+        return [frames.tool_result(call or f"call-{next(self._numbers)}", event.result)]
+
+    def usage(self, event: Any) -> list[Frame]:
+        return [
+            frames.usage(model=event.model, tokens_in=event.tokens_in, tokens_out=event.tokens_out)
+        ]
+
+    def final(self, event: Any) -> list[Frame]:
+        """What has failed is raised by the stream, behind this."""
+        if event.status == "blocked":
+            return [*self.told(event), frames.upstream_end(BLOCKED_FINISH)]
+        return [frames.upstream_end("stop")] if event.status == "completed" else []
+
+    def nothing(self, event: Any) -> list[Frame]:
+        return []
+
+
+FRAMES: Final[Mapping[str, Callable[[FrameMaker, Any], list[Frame]]]] = {
+    "task_start": FrameMaker.nothing,
+    "readiness_start": FrameMaker.nothing,
+    "readiness_end": FrameMaker.told,
+    "questions_start": FrameMaker.told,
+    "questions_end": FrameMaker.told,
+    "acquisition_start": FrameMaker.told,
+    "acquisition_end": FrameMaker.told,
+    "session_created": FrameMaker.told,
+    "session_resumed": FrameMaker.told,
+    "backend_start": FrameMaker.nothing,
+    "text_delta": FrameMaker.text,
+    "reasoning_delta": FrameMaker.reasoning,
+    "tool_call": FrameMaker.tool_call,
+    "tool_result": FrameMaker.tool_result,
+    "llm_call": FrameMaker.usage,
+    "artifact": FrameMaker.told,
+    "proposal_created": FrameMaker.told,
+    "backend_error": FrameMaker.nothing,
+    "backend_end": FrameMaker.nothing,
+    "task_end": FrameMaker.nothing,
+    "final": FrameMaker.final,
+}
+"""What becomes of each event in a turn."""
+
+
+class AgentTaskProducer:
+    """A producer that answers each turn by a streamed task (`ChatTurnEngine(produce=…)`).
+
+    `task_of` makes the task of a turn; its backend gets the conversation with the user's message.
+    All turns of a chat work in one session of the backend, kept in `sessions` (best a
+    `DurableSessionStore` on the store of the turns): each begins it or resumes it, and so does an
+    attempt after a crash. Text, reasoning, tools and usage become frames of their own; the other
+    events are `data` frames named `agent.<type>`, of which `telemetry` says what leaves. A blocked
+    task ends its turn with the finish reason `blocked`; a failed one fails it with its error.
+    """
+
+    shows_attachments = False
+
+    def __init__(
+        self,
+        backend: AgentExecutionBackend,
+        *,
+        task_of: Callable[[Any], AgentTaskSpec],
+        sessions: RuntimeSessionStore,
+        knowledge: AgentKnowledgeProvider | None = None,
+        readiness: ReadinessPolicy | None = None,
+        telemetry: RuntimeTelemetryOptions | None = None,
+    ) -> None:
+        self.provider = backend.kind
+        self._backend = backend
+        self._task_of = task_of
+        self._sessions = sessions
+        self._knowledge = knowledge
+        self._readiness = readiness
+        self._telemetry = telemetry or telemetry_client()
+
+    async def __call__(self, turn: TaskTurn) -> AsyncIterator[Frame]:
+        task = self._task_of(turn)
+        asked: dict[str, JsonValue] = {"role": "user", "content": turn.user_message}
+        stream = run_agent_task_stream(
+            task,
+            self._backend,
+            input=AgentBackendInput(
+                task=task, message=turn.user_message, messages=(*turn.history, asked)
+            ),
+            knowledge=self._knowledge,
+            session=SessionChoice(self._sessions, session_id_of(turn), resume=True),
+            readiness=self._readiness,
+            raise_errors=True,
+        )
+        maker = FrameMaker(self._telemetry)
+        async with aclosing(stream) as events:
+            async for event in events:
+                for frame in maker.frames(event):
+                    yield frame
+
+
+def session_id_of(turn: TaskTurn) -> str:
+    """Return the id of the session in which the turns of a chat work; no two tenants share one."""
+    return identity.stored_id(turn.identity.tenant_id, f"chat:{turn.identity.session_id}")
