@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src"
-DRIVERS = {"postgres"}
+DRIVERS = {"postgres", "otel"}
 """Folders of lower floors that need an extra, and are imported only by whoever asks for it."""
 LOWER_FLOORS = [
     "errors",

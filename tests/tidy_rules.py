@@ -29,6 +29,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/backends/responses": {"httpx2"},
     "src/perdure/durable/cron": {"cronsim"},
     "src/perdure/encryption": {"cryptography"},
+    "src/perdure/observe/otel": {"opentelemetry"},
     "src/perdure/store/sql/postgres": {"psycopg"},
     "src/perdure/pytest_plugin": {"pytest"},
     "src/perdure/web": {"starlette"},

@@ -91,6 +91,10 @@ def test_an_event_of_a_stream_shows_the_owner_its_text_and_a_log_nothing() -> No
     assert "Hello" not in runtime_stream_server_sent_event(event, telemetry_log())
 
 
+def text_of(event: Any) -> str:
+    return str(event["text"])
+
+
 async def test_a_stream_of_events_is_sent_as_it_comes_and_closed_with_its_reader() -> None:
     closed: list[bool] = []
 
@@ -102,9 +106,9 @@ async def test_a_stream_of_events_is_sent_as_it_comes_and_closed_with_its_reader
             closed.append(True)
 
     parser = SSEParser()
-    stream = sse_stream(events(), id_of=lambda event: event["text"], retry=50)  # type: ignore[index]
+    stream: Any = sse_stream(events(), id_of=text_of, retry=50)
     [first] = parser.feed(await anext(stream))
     [second] = parser.feed(await anext(stream))
     assert (first.id, second.id, parser.retry_ms) == ("a", "b", 50)
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     assert closed == [True]

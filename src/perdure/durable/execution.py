@@ -18,6 +18,7 @@ from perdure.durable.context import DurableContext, RunContext
 from perdure.durable.live import LiveRun, LiveRuns
 from perdure.durable.steps import Steps
 from perdure.durable.waits import Suspended
+from perdure.durable.watched import watched
 from perdure.errors import (
     DivergenceError,
     DurableRunError,
@@ -81,7 +82,8 @@ class Execution(Generic[T]):
     def start(self, live: LiveRun[Any], handle: Hashable) -> None:
         """Begin, and be in the registry until the end, whoever still waits for it."""
         stored_id = self._attempt.lease.run_id
-        self._settled = live.work = asyncio.get_running_loop().create_task(self._run(live))
+        work = watched(self._attempt, self._run(live))
+        self._settled = live.work = asyncio.get_running_loop().create_task(work)
         self._steps.attendant = self._settled
         forget = before_close(handle, self._rest)
 

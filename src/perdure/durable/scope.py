@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import re
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Final, NamedTuple, Protocol, TypeVar, cast, get_args
 
-from perdure.core import identity
+from perdure.core import identity, observing
 from perdure.core.changes import BeginStep, CompleteStep, FailStep, SettleUsage
 from perdure.core.lengths import check_length as check_length
+from perdure.core.observing import StepSeen, Watch
 from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepKind
 from perdure.errors import StepTimeoutError, UsageError
+
+logger = logging.getLogger("perdure.steps")
 
 T = TypeVar("T")
 
@@ -84,7 +88,16 @@ class StepOwner(Protocol):
 class StepScope:
     """What is known inside the body of a step; `holds_steps`: it may begin steps of its own."""
 
-    __slots__ = ("began_at", "holds_steps", "owner", "spec", "tries", "usage", "usage_call")
+    __slots__ = (
+        "began_at",
+        "holds_steps",
+        "owner",
+        "spec",
+        "tries",
+        "usage",
+        "usage_call",
+        "watch",
+    )
 
     def __init__(self, owner: StepOwner, spec: StepSpec, *, holds_steps: bool = False) -> None:
         self.owner = owner
@@ -95,6 +108,8 @@ class StepScope:
         """When its execution began, on the store's clock."""
         self.usage_call: int | None = None
         self.usage: SettleUsage | None = None
+        self.watch: Watch | None = None
+        """Who watches the body of a stream, which is entered again for each of its frames."""
 
     def call(self) -> StepCall:
         key = identity.idempotency_key(self.owner.stored_id, self.spec.position)
@@ -151,9 +166,35 @@ def inside(scope: StepScope) -> Generator[None, None, None]:
     """Make `scope` the step whose body is running."""
     mark = current_scope.set(scope)
     try:
-        yield
+        if scope.watch is None:
+            yield
+        else:
+            with scope.watch.active():
+                yield
     finally:
         current_scope.reset(mark)
+
+
+@contextmanager
+def watching(scope: StepScope) -> Generator[Watch | None, None, None]:
+    """Have the body of the step, which runs inside, watched if somebody watches."""
+    observer = observing.observer
+    if observer is None:
+        yield None
+        return
+    spec = scope.spec
+    try:
+        watch = observer.step(StepSeen(spec.position, spec.intent, spec.kind, scope.tries))
+    except Exception:
+        logger.exception("the step %r cannot be watched", spec.intent)
+        yield None
+        return
+    try:
+        yield watch
+    except BaseException as error:
+        watch.end(error=error, usage=scope.usage)
+        raise
+    watch.end(usage=scope.usage)
 
 
 def current_step() -> StepCall:
@@ -209,6 +250,13 @@ def report_usage(
 
 async def call_body(scope: StepScope, body: Callable[[], Awaitable[T] | T]) -> T:
     """Run the body with its scope set, within its time-out."""
+    if observing.observer is None:
+        return await _call_body(scope, body)
+    with watching(scope) as watch, nullcontext() if watch is None else watch.active():
+        return await _call_body(scope, body)
+
+
+async def _call_body(scope: StepScope, body: Callable[[], Awaitable[T] | T]) -> T:
     mark = current_scope.set(scope)
     try:
         answer = body()

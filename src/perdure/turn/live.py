@@ -16,6 +16,7 @@ from perdure.durable.attempt import Attempt
 from perdure.durable.journal import Journal
 from perdure.durable.ring import Ring
 from perdure.durable.steps import StepScope, StepSpec
+from perdure.durable.watched import watched
 from perdure.errors import (
     DivergenceError,
     LeaseLostError,
@@ -39,6 +40,7 @@ from perdure.turn.producing import Producing
 from perdure.turn.recovery import Evidence, Rung, choose_rung, last_kept_position, partial_of
 from perdure.turn.stepping import TurnSteps
 from perdure.turn.upstream import Upstream
+from perdure.turn.watching import asked_model, watched_call
 from perdure.turn.wire.events import Addressee, events_of, started
 
 logger = logging.getLogger("perdure.turn")
@@ -104,6 +106,7 @@ class LiveTurn:
             self._attempt, journal=self._journal, steps=self._steps, content=self._closing.content
         )
         self._upstream = Upstream(settings.produce, self._calls)
+        self._asked = asked_model(settings.produce, self.run.manifest)
         self._past: Sequence[Mapping[str, JsonValue]] | None = None
         self._turn: AttemptedTurn | None = None
         self._producing = self._make_producing()
@@ -128,7 +131,13 @@ class LiveTurn:
 
     def start(self) -> asyncio.Task[None]:
         """Begin to work; the task never raises."""
-        self.task = asyncio.get_running_loop().create_task(self._run())
+        work = watched(
+            self._attempt,
+            self._run(),
+            agent=self._settings.name,
+            outcome=lambda: self._closing.ended_as or "given_back",
+        )
+        self.task = asyncio.get_running_loop().create_task(work)
         return self.task
 
     def stop(self) -> None:
@@ -298,15 +307,8 @@ class LiveTurn:
             input_hash=self._closing.input_hash,
             tries=self._closing.tries,
         )
-        produce, manifest = self._settings.produce, self.run.manifest
-        asked = None if manifest is None else manifest.input.get("model")
-        intend = IntendUsage(
-            0,
-            step_index=0,
-            provider=getattr(produce, "provider", None),
-            model=asked or getattr(produce, "model", None),
-        )
-        return begin, intend
+        provider, model = self._asked
+        return begin, IntendUsage(0, step_index=0, provider=provider, model=model)
 
     # Producing, and how it ended.
 
@@ -317,7 +319,12 @@ class LiveTurn:
         elif rung == "continue" and self._upstream.continue_partial is not None:
             produce = self._upstream.continue_partial
         try:
-            await self._producing.run(produce, await self._hand_out(rung))
+            await watched_call(
+                self._producing.run(produce, await self._hand_out(rung)),
+                self._asked,
+                usage=self._closing.known_usage,
+                error=lambda: self._producing.error,
+            )
         except asyncio.CancelledError:
             # The loop shuts down, and takes this turn for a reader's business.
             self._draining = True

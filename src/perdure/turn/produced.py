@@ -30,6 +30,7 @@ from perdure.durable.attempt import Attempt, error_text
 from perdure.durable.claiming import Claiming
 from perdure.durable.live import LiveRun, LiveRuns
 from perdure.durable.untorn import finish_even_if_cancelled
+from perdure.durable.watched import watched
 from perdure.errors import (
     DivergenceError,
     DurableRunError,
@@ -223,7 +224,8 @@ class ProducedTurn:
         self._tries = claim.steps[0].attempts + 1 if claim.steps else 1
         live.work = self
         forget = before_close(call.store.handle, self._drain)
-        settled = asyncio.get_running_loop().create_task(self._run(claim))
+        work = watched(self._attempt, self._run(claim), agent=claim.run.project_id)
+        settled = asyncio.get_running_loop().create_task(work)
 
         def over(task: asyncio.Task[None]) -> None:
             forget()

@@ -15,6 +15,7 @@ from perdure.core.records import JsonValue, StepRecord, Written
 from perdure.durable.attempt import Attempt, patiently, started_at
 from perdure.durable.failures import given_up
 from perdure.durable.journal import Journal
+from perdure.durable.scope import watching
 from perdure.durable.steps import Steps, StepScope, StepSpec, inside
 from perdure.turn.parts import frame_of, spoken_in
 from perdure.turn.recovery import settled_prefix
@@ -195,6 +196,7 @@ class TurnSteps(Steps):
         it is inside its step: a generator shares its context with whoever drives it.
         """
         async with AsyncExitStack() as stack:
+            scope.watch = stack.enter_context(watching(scope))
             with inside(scope):
                 body = aiter(open_stream())
             close = getattr(body, "aclose", None)
