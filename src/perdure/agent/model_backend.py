@@ -148,8 +148,8 @@ def create_openai_compatible_backend(
 ) -> ModelBackend:
     """Return a backend for any endpoint that speaks OpenAI's chat completions.
 
-    `client`, an `httpx2.AsyncClient`, replaces the HTTP client. Close the backend with `aclose`. Needs
-    `pip install 'perdure[openai]'`; raises UsageError for a value that cannot be used.
+    `client`, an `httpx2.AsyncClient`, replaces the HTTP client. Close the backend with `aclose`.
+    Needs `pip install 'perdure[openai]'`; raises UsageError for a value that cannot be used.
     """
     from perdure.backends.openai import OpenAIBackend
 

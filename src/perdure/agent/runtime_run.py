@@ -1,0 +1,266 @@
+"""The run handle: one record for each production run, of what it was for, cost and came to."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, cast
+
+from perdure.agent.adapter import resolve
+from perdure.agent.stream_events import FinalEvent
+from perdure.core.effects import Clock, iso_time, new_uuid, system_clock
+from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.errors import RuntimeRunStateError, ValidationError
+
+RuntimeRunStatus = Literal["running", "completed", "failed", "cancelled"]
+
+ENDED: Final = ("completed", "failed", "cancelled")
+_OVERRIDES: Final = ("tokens_in", "tokens_out", "cost_usd", "llm_calls")
+_OF_FINAL: Final[Mapping[str, RuntimeRunStatus]] = {
+    "completed": "completed",
+    "aborted": "cancelled",
+    "failed": "failed",
+    "blocked": "failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeRunCost:
+    """What a run used. A sum is what is known of it: the flags say whether that is all."""
+
+    tokens_in: float = 0
+    tokens_out: float = 0
+    cost_usd: float = 0
+    wall_ms: float = 0
+    llm_calls: float = 0
+    tokens_known: bool = True
+    cost_known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeRunRow:
+    """A run as it is persisted; `to_wire` gives its wire form."""
+
+    id: str
+    workspace_id: str
+    task_id: str
+    status: RuntimeRunStatus
+    cost: RuntimeRunCost
+    started_at: str
+    session_id: str | None = None
+    agent_id: str | None = None
+    domain: str | None = None
+    scenario_id: str | None = None
+    result_summary: str | None = None
+    error: str | None = None
+    completed_at: str | None = None
+    metadata: Mapping[str, JsonValue] | None = None
+
+
+class RuntimeRunPersistenceAdapter(Protocol):
+    """Where rows go. `upsert` is plain or async, and may get a row of one id again."""
+
+    def upsert(self, row: RuntimeRunRow) -> Any:
+        """Keep the row, in place of what was kept under its id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Completion:
+    """How a run was completed; nothing of it changes any more."""
+
+    at_ms: int
+    result_summary: str | None
+    error: str | None
+    metadata: Mapping[str, JsonValue] | None
+
+
+class RuntimeRun:
+    """The handle of one run; `start_runtime_run` makes it.
+
+    As an async context manager it completes the run by itself: `completed` at the end of the
+    block, `failed` with an exception's message, `cancelled` with a cancellation; then it persists.
+    """
+
+    def __init__(
+        self, row: RuntimeRunRow, *, task: AgentTaskSpec, adapter: Any, now: Clock
+    ) -> None:
+        self.task_spec = task
+        self.late_events = 0
+        self._row = row
+        self._adapter: RuntimeRunPersistenceAdapter | None = adapter
+        self._now = now
+        self._begun_ms = now()
+        self._cost = RuntimeRunCost()
+        self._completion: _Completion | None = None
+
+    @property
+    def id(self) -> str:
+        return self._row.id
+
+    @property
+    def workspace_id(self) -> str:
+        return self._row.workspace_id
+
+    @property
+    def session_id(self) -> str | None:
+        return self._row.session_id
+
+    @property
+    def status(self) -> RuntimeRunStatus:
+        return self._row.status
+
+    def observe(self, event: object) -> None:
+        """Add what an `llm_call` used; other events change nothing.
+
+        An event that comes after the completion only counts in `late_events`.
+        """
+        if getattr(event, "type", None) != "llm_call":
+            return
+        if self._completion is not None:
+            self.late_events += 1
+            return
+        given = cast("Any", event)
+        used = {
+            name: getattr(given, name, None) for name in ("tokens_in", "tokens_out", "cost_usd")
+        }
+        known = {name: value for name, value in used.items() if _is_amount(value)}
+        cost = self._cost
+        self._cost = replace(
+            cost,
+            **{name: getattr(cost, name) + value for name, value in known.items()},
+            llm_calls=cost.llm_calls + 1,
+            tokens_known=cost.tokens_known and {"tokens_in", "tokens_out"} <= known.keys(),
+            cost_known=cost.cost_known and "cost_usd" in known,
+        )
+
+    def cost(self) -> RuntimeRunCost:
+        """Return what the run used so far, or in all."""
+        end_ms = self._now() if self._completion is None else self._completion.at_ms
+        return replace(self._cost, wall_ms=end_ms - self._begun_ms)
+
+    def complete(
+        self,
+        status: RuntimeRunStatus,
+        *,
+        result_summary: str | None = None,
+        cost: Mapping[str, float] | None = None,
+        error: str | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+    ) -> None:
+        """End the run; `cost` overrides what was added up, except for `wall_ms`.
+
+        Again with the same status this changes nothing. Raises RuntimeRunStateError with another
+        one, ValidationError for what is no end.
+        """
+        if status not in ENDED:
+            raise ValidationError(f"a run is completed as {', '.join(ENDED)}, not {status!r:.40}")
+        if self._completion is not None:
+            if status != self.status:
+                raise RuntimeRunStateError(
+                    f"the run {self.id!r} is {self.status}, and cannot become {status}"
+                )
+            return
+        self._completion = _Completion(self._now(), result_summary, error, metadata)
+        self._row = replace(self._row, status=status)
+        self._override(cost or {})
+
+    def complete_from(self, final: FinalEvent, *, result_summary: str | None = None) -> None:
+        """End the run as a stream has ended; the reason of a failure is its error."""
+        status = _OF_FINAL[final.status]
+        error = final.reason if status == "failed" else None
+        self.complete(status, result_summary=result_summary, error=error)
+
+    def to_row(self, metadata: Mapping[str, JsonValue] | None = None) -> RuntimeRunRow:
+        """Return the run as it stands; `metadata` lies over that of the completion."""
+        ended = self._completion
+        if ended is None:
+            return replace(self._row, cost=self.cost(), metadata=metadata)
+        merged = {**(ended.metadata or {}), **(metadata or {})}
+        given = ended.metadata is not None or metadata is not None
+        return replace(
+            self._row,
+            cost=self.cost(),
+            result_summary=ended.result_summary,
+            error=ended.error,
+            completed_at=iso_time(ended.at_ms),
+            metadata=merged if given else None,
+        )
+
+    async def persist(self, metadata: Mapping[str, JsonValue] | None = None) -> None:
+        """Give the row to the adapter, if there is one; again writes it again.
+
+        Raises RuntimeRunStateError while the run is running, and what the adapter raises.
+        """
+        if self._completion is None:
+            raise RuntimeRunStateError(f"the run {self.id!r} is running: complete it first")
+        if self._adapter is not None:
+            await resolve(self._adapter.upsert(self.to_row(metadata)))
+
+    async def __aenter__(self) -> RuntimeRun:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._completion is None:
+            if error is None:
+                self.complete("completed")
+            elif isinstance(error, asyncio.CancelledError):
+                self.complete("cancelled")
+            else:
+                self.complete("failed", error=str(error) or type(error).__qualname__)
+        await self.persist()
+
+    def _override(self, given: Mapping[str, float]) -> None:
+        known = {name: given[name] for name in _OVERRIDES if _is_amount(given.get(name))}
+        if {"tokens_in", "tokens_out"} <= known.keys():
+            self._cost = replace(self._cost, tokens_known=True)
+        if "cost_usd" in known:
+            self._cost = replace(self._cost, cost_known=True)
+        self._cost = replace(self._cost, **cast("dict[str, Any]", known))
+
+
+def start_runtime_run(
+    *,
+    workspace_id: str,
+    task_spec: AgentTaskSpec,
+    session_id: str | None = None,
+    agent_id: str | None = None,
+    scenario_id: str | None = None,
+    adapter: RuntimeRunPersistenceAdapter | None = None,
+    id: str | None = None,
+    now: Callable[[], int] = system_clock,
+) -> RuntimeRun:
+    """Begin a run and return its handle; its id is `<task id>:<random>` unless it is given.
+
+    `now` gives milliseconds since the epoch. Raises ValidationError for an empty workspace or
+    task id.
+    """
+    for name, value in (("workspace_id", workspace_id), ("task_spec.id", task_spec.id)):
+        if not value:
+            raise ValidationError(f"{name} must not be empty")
+    row = RuntimeRunRow(
+        id=id or f"{task_spec.id}:{new_uuid()}",
+        workspace_id=workspace_id,
+        session_id=session_id,
+        agent_id=agent_id,
+        domain=task_spec.domain,
+        task_id=task_spec.id,
+        scenario_id=scenario_id,
+        status="running",
+        cost=RuntimeRunCost(),
+        started_at=iso_time(now()),
+    )
+    return RuntimeRun(row, task=task_spec, adapter=adapter, now=now)
+
+
+def _is_amount(value: object) -> bool:
+    return (
+        type(value) in (int, float)
+        and math.isfinite(cast("float", value))
+        and cast("float", value) >= 0
+    )

@@ -1,0 +1,215 @@
+"""A run handle adds up what is known, is completed once, and is persisted as its row."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.agent.runtime_run import RuntimeRun, RuntimeRunRow, start_runtime_run
+from perdure.agent.stored_rows import DurableRunRows
+from perdure.agent.stream_events import FinalEvent, LlmCallEvent, TextDeltaEvent
+from perdure.core.records import AgentTaskSpec
+from perdure.core.wire import to_wire
+from perdure.errors import RuntimeRunStateError, ValidationError
+from perdure.store.opening import open_store
+
+TASK = AgentTaskSpec("intake", "Answer a question", domain="support")
+NOON = "1970-01-01T00:00:00.100Z"
+
+
+def ticking(*moments: int) -> Callable[[], int]:
+    """Return a clock that shows each moment once, and the last one for ever."""
+    left = list(moments)
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.rows: list[RuntimeRunRow] = []
+
+    def upsert(self, row: RuntimeRunRow) -> None:
+        self.rows.append(row)
+
+
+def started(**options: Any) -> RuntimeRun:
+    return start_runtime_run(workspace_id="ws-7", task_spec=TASK, **options)
+
+
+def call(**used: Any) -> LlmCallEvent:
+    return LlmCallEvent(model="m", **used)
+
+
+def test_10_r3_r4_the_wall_time_is_frozen_by_the_first_completion() -> None:
+    run = started(now=ticking(100, 100, 350, 9_999))
+    run.complete("completed", result_summary="first")
+    assert run.cost().wall_ms == 250
+    run.complete("completed", result_summary="second")
+    row = run.to_row()
+    assert (row.cost.wall_ms, row.result_summary) == (250, "first")
+    assert (row.started_at, row.completed_at) == (NOON, "1970-01-01T00:00:00.350Z")
+    with pytest.raises(RuntimeRunStateError, match="completed"):
+        run.complete("failed")
+
+
+async def test_10_r5_a_running_run_cannot_be_persisted() -> None:
+    rows = Rows()
+    run = started(adapter=rows)
+    with pytest.raises(RuntimeRunStateError):
+        await run.persist()
+    run.complete("completed")
+    await run.persist()
+    await run.persist({"route": "chat"})
+    assert [row.metadata for row in rows.rows] == [None, {"route": "chat"}]
+
+
+async def test_10_r5_without_an_adapter_nothing_is_persisted() -> None:
+    run = started()
+    run.complete("failed", error="no")
+    await run.persist()
+    assert run.to_row().error == "no"
+
+
+def test_10_r4_a_run_is_not_completed_as_running() -> None:
+    with pytest.raises(ValidationError):
+        started().complete("running")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workspace_id": "", "task_spec": TASK},
+        {"workspace_id": "w", "task_spec": TASK._replace(id="")},
+    ],
+)
+def test_10_r1_workspace_and_task_have_ids(options: Any) -> None:
+    with pytest.raises(ValidationError):
+        start_runtime_run(**options)
+
+
+def test_10_r2_only_llm_calls_count() -> None:
+    run = started()
+    run.observe(TextDeltaEvent(text="a"))
+    run.observe(call(tokens_in=900, tokens_out=140, cost_usd=0.25))
+    run.observe(call(tokens_in=100, tokens_out=60, cost_usd=0.25))
+    cost = run.cost()
+    assert (cost.tokens_in, cost.tokens_out, cost.cost_usd, cost.llm_calls) == (1_000, 200, 0.5, 2)
+    assert cost.tokens_known
+    assert cost.cost_known
+
+
+@pytest.mark.parametrize("amount", [None, -5, math.inf, math.nan, True, "7"])
+def test_10_r2_bb_13_what_is_no_amount_is_unknown_not_zero(amount: Any) -> None:
+    run = started()
+    run.observe(call(tokens_in=amount, tokens_out=2, cost_usd=amount))
+    cost = run.cost()
+    assert (cost.tokens_in, cost.tokens_out, cost.cost_usd, cost.llm_calls) == (0, 2, 0, 1)
+    assert (cost.tokens_known, cost.cost_known) == (False, False)
+
+
+def test_bb_15_late_events_are_counted_apart() -> None:
+    run = started()
+    run.complete("completed")
+    run.observe(call(tokens_in=1, tokens_out=1))
+    assert (run.cost().llm_calls, run.late_events) == (0, 1)
+
+
+def test_10_r4_overrides_replace_the_sums_but_not_the_wall_time() -> None:
+    run = started(now=ticking(0, 0, 10))
+    run.observe(call())
+    run.complete(
+        "completed",
+        cost={"tokens_in": 5, "tokens_out": 6, "cost_usd": 0.1, "llm_calls": 3, "wall_ms": 99},
+    )
+    cost = run.cost()
+    assert (cost.tokens_in, cost.tokens_out, cost.cost_usd, cost.llm_calls) == (5, 6, 0.1, 3)
+    assert (cost.wall_ms, cost.tokens_known, cost.cost_known) == (10, True, True)
+
+
+def test_10_the_row_in_wire_form() -> None:
+    run = started(
+        id="intake:k3f9a2qz", session_id="th-1", agent_id="bot", now=ticking(100, 100, 350)
+    )
+    run.observe(call(tokens_in=900, tokens_out=140, cost_usd=0.5))
+    run.complete("completed", result_summary="answered", metadata={"route": "chat", "a_b": 1})
+    assert to_wire(run.to_row({"route": "mail"})) == {
+        "id": "intake:k3f9a2qz",
+        "workspaceId": "ws-7",
+        "sessionId": "th-1",
+        "agentId": "bot",
+        "domain": "support",
+        "taskId": "intake",
+        "status": "completed",
+        "resultSummary": "answered",
+        "cost": {
+            "tokensIn": 900,
+            "tokensOut": 140,
+            "costUsd": 0.5,
+            "wallMs": 250,
+            "llmCalls": 1,
+            "tokensKnown": True,
+            "costKnown": True,
+        },
+        "startedAt": NOON,
+        "completedAt": "1970-01-01T00:00:00.350Z",
+        "metadata": {"route": "mail", "a_b": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("completed", ("completed", None)),
+        ("aborted", ("cancelled", None)),
+        ("failed", ("failed", "why")),
+        ("blocked", ("failed", "why")),
+    ],
+)
+def test_10_a_run_ends_as_its_stream(status: Any, expected: tuple[str, str | None]) -> None:
+    run = started()
+    run.complete_from(FinalEvent(task=TASK, timestamp=NOON, status=status, reason="why"))
+    row = run.to_row()
+    assert (row.status, row.error) == expected
+
+
+async def _work(run: RuntimeRun, work: Callable[[], None]) -> None:
+    async with run:
+        work()
+
+
+def _raise(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+async def test_10_as_a_context_manager_it_completes_and_persists() -> None:
+    rows = Rows()
+    await _work(started(adapter=rows), lambda: None)
+    with pytest.raises(OSError, match="no room"):
+        await _work(started(adapter=rows), _raise(OSError("no room")))
+    with pytest.raises(asyncio.CancelledError):
+        await _work(started(adapter=rows), _raise(asyncio.CancelledError()))
+    assert [(row.status, row.error) for row in rows.rows] == [
+        ("completed", None),
+        ("failed", "no room"),
+        ("cancelled", None),
+    ]
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:{}/runs.db", "file:{}/runs"])
+async def test_10_r5_rows_live_in_the_database_of_the_runs(url: str, tmp_path: Path) -> None:
+    store = await open_store(url.format(tmp_path))
+    rows = DurableRunRows(store)
+    run = started(adapter=rows, id="intake:1")
+    assert await rows.get("intake:1") is None
+    run.complete("completed")
+    await run.persist()
+    await run.persist({"route": "chat"})
+    assert await rows.get("intake:1") == run.to_row({"route": "chat"})
+    await store.close()
