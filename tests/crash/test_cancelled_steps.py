@@ -11,7 +11,7 @@ from perdure.testing.contract import NewLab
 from perdure.testing.faults import crash_everywhere
 from perdure.testing.samples import manifest
 
-Outcome = tuple[object, str, list[tuple[str, str, object]]]
+Outcome = tuple[object, str, list[tuple[object, ...]]]
 
 
 async def story(context: DurableContext) -> list[object]:
@@ -36,7 +36,9 @@ async def test_a_run_that_cancels_steps_ends_the_same_wherever_its_process_dies(
 ) -> None:
     async def scenario(store: RunStore) -> Outcome:
         done = await run_durable(store, run_id="run", manifest=manifest(), task=story)
-        steps = [(step.intent, step.status, step.result) for step in done.steps]
+        steps: list[tuple[object, ...]] = [
+            (step.intent, step.status, step.result) for step in done.steps
+        ]
         return done.result, done.record.state, steps
 
     report = await crash_everywhere(scenario, new_lab)

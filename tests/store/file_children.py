@@ -57,14 +57,14 @@ async def erase_and_die(path: str, session_id: str, survived: str) -> None:
     """Erase a session, and be killed at the deletion of a log, behind so many that went well."""
     left = int(survived)
 
-    def remove(log: str) -> None:
+    def remove(path: str) -> None:
         nonlocal left
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
-        fileruns.remove_log(log)
+        fileruns.remove_log(path)
 
-    filedata.remove_log = remove
+    setattr(filedata, "remove_log", remove)  # noqa: B010 what a module imports is not its own
     store = FileStore(path)
     await store.erasure().remove_session(session_id)
     say("alive")

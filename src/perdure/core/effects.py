@@ -7,21 +7,27 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+_dice = random.Random()
 _TOKEN_BYTES: Final = 16
 _TOKENS_DRAWN: Final = 64
 _tokens: Final[list[str]] = []
 if hasattr(os, "register_at_fork"):
     # A child must not draw what its parent draws.
     os.register_at_fork(after_in_child=_tokens.clear)
+    os.register_at_fork(after_in_child=_dice.seed)
 
 Clock = Callable[[], int]
 """Milliseconds since the epoch."""
+Dice = random.Random
+"""What draws the same from the same seed."""
 
 
 def system_clock() -> int:
@@ -37,8 +43,13 @@ def monotonic_ms() -> float:
 def iso_time(epoch_ms: int) -> str:
     """Return `epoch_ms` as `2026-01-31T09:05:07.042Z`, the form in which moments are stored."""
     seconds, milliseconds = divmod(epoch_ms, 1_000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"
+    return f"{_to_the_second(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _to_the_second(seconds: int) -> str:
+    """Most moments that are written are of the same few seconds."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def epoch_ms(moment: str) -> int:
@@ -78,16 +89,27 @@ def new_reference() -> str:
 
 def random_float() -> float:
     """Return a random number from 0.0 up to, not including, 1.0."""
-    return random.random()
+    return _dice.random()
 
 
 def jittered(length_ms: float, fraction: float = 0.5) -> float:
     """Return a random length of `length_ms` ± `fraction` of it, so that workers do not march."""
-    return length_ms * (1 + fraction * (2 * random.random() - 1))
+    return length_ms * (1 + fraction * (2 * _dice.random() - 1))
 
 
 def shuffled(items: Iterable[T]) -> list[T]:
     """Return the items in random order, so that workers do not fight for the same one."""
     mixed = list(items)
-    random.shuffle(mixed)
+    _dice.shuffle(mixed)
     return mixed
+
+
+@contextmanager
+def reproducible(seed: int) -> Generator[Dice, None, None]:
+    """Draw all lengths and orders from `seed` within it, for a simulation; tokens stay secret."""
+    global _dice
+    before, _dice = _dice, Dice(seed)
+    try:
+        yield _dice
+    finally:
+        _dice = before
