@@ -55,14 +55,6 @@ EXCEPTIONS = {
         "src/perdure/store/sql/store.py:SqlStore",
     ): "the 20 of the contract, and the openers of the lease keeper's handle and the upkeep",
     (
-        "class_has_few_public_methods",
-        "src/perdure/store/protected.py:ProtectedStore",
-    ): "the 20 of the contract, and the opener of the upkeep",
-    (
-        "class_has_few_public_methods",
-        "src/perdure/testing/crashing.py:CrashingStore",
-    ): "the 20 of the contract, and the opener of the schedules",
-    (
         "function_takes_few_parameters",
         "src/perdure/turn/engine.py:ChatTurnEngine.__init__",
     ): "settings of an engine, each with its default; a signature of the design",

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, NoReturn, TypeVar
 
-from perdure.core.changes import Change, SettleUsage
-from perdure.core.frames import Frame
-from perdure.core.limits import LEASE_MS
-from perdure.core.records import (
-    Claim,
-    DeliveryRecord,
-    EventRecord,
-    JsonValue,
-    Lease,
-    RunDetails,
-    RunManifest,
-    RunRecord,
-    RunState,
-    SessionKey,
-    StepRecord,
-    Written,
-)
+from perdure.core.records import Lease
 from perdure.errors import StoreUnavailableError
+from perdure.store.forwarding import ForwardingStore
 from perdure.store.protocol import Renewer, RunStore, ThreadRenewal
 from perdure.store.scheduling import schedules_of
 from perdure.testing.crashingschedules import CrashingSchedules
@@ -88,148 +72,21 @@ def crashing(store: RunStore, process: Process) -> CrashingStore:
     return CrashingStore(store, process)
 
 
-class CrashingStore:
+class CrashingStore(ForwardingStore):
     """A whole RunStore that passes every call on while its process lives.
 
     Once the process is dead every call raises Crash, on the views for tenants too.
     """
 
     def __init__(self, inner: RunStore, process: Process) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._process = process
 
-    @property
-    def tenant(self) -> str:
-        return self._inner.tenant
-
-    @property
-    def handle(self) -> Hashable:
-        return self._inner.handle
-
-    async def start_or_resume(
-        self,
-        run_id: str,
-        manifest: RunManifest,
-        *,
-        worker_id: str,
-        lease_ms: int = LEASE_MS,
-        handler: str | None = None,
-        session: SessionKey | None = None,
-        retry: bool = False,
-        token: str | None = None,
-    ) -> Claim:
-        call = partial(
-            self._inner.start_or_resume,
-            run_id,
-            manifest,
-            worker_id=worker_id,
-            lease_ms=lease_ms,
-            handler=handler,
-            session=session,
-            retry=retry,
-            token=token,
-        )
-        return await self._process.write("start_or_resume", call)
-
-    async def enqueue(
-        self,
-        run_id: str,
-        manifest: RunManifest,
-        *,
-        handler: str,
-        session: SessionKey | None = None,
-        retry: bool = False,
-    ) -> RunRecord:
-        call = partial(
-            self._inner.enqueue, run_id, manifest, handler=handler, session=session, retry=retry
-        )
-        return await self._process.write("enqueue", call)
-
-    async def write(self, lease: Lease, *changes: Change) -> Written:
-        return await self._process.write("write", partial(self._inner.write, lease, *changes))
-
-    async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
-        return await self._process.write("renew", partial(self._inner.renew, leases, lease_ms))
-
-    async def claim_due(
-        self, handlers: Sequence[str], *, worker_id: str, lease_ms: int, limit: int
-    ) -> Sequence[Claim]:
-        call = partial(
-            self._inner.claim_due, handlers, worker_id=worker_id, lease_ms=lease_ms, limit=limit
-        )
-        return await self._process.write("claim_due", call)
-
-    async def emit_event(
-        self, run_id: str, key: str, payload: JsonValue
-    ) -> tuple[bool, EventRecord]:
-        call = partial(self._inner.emit_event, run_id, key, payload)
-        return await self._process.write("emit_event", call)
-
-    async def request_stop(self, run_id: str) -> RunRecord:
-        return await self._process.write("request_stop", partial(self._inner.request_stop, run_id))
-
-    async def settle_usage(self, lease: Lease, usage: SettleUsage) -> None:
-        call = partial(self._inner.settle_usage, lease, usage)
-        await self._process.write("settle_usage", call)
-
-    async def claim_deliveries(
-        self, handlers: Sequence[str], *, limit: int, run_id: str | None = None
-    ) -> Sequence[DeliveryRecord]:
-        call = partial(self._inner.claim_deliveries, handlers, limit=limit, run_id=run_id)
-        return await self._process.write("claim_deliveries", call)
-
-    async def settle_delivery(self, delivery: DeliveryRecord, *, error: str | None = None) -> None:
-        call = partial(self._inner.settle_delivery, delivery, error=error)
-        await self._process.write("settle_delivery", call)
-
-    async def read_run(self, run_id: str) -> RunRecord | None:
-        return await self._process.read(partial(self._inner.read_run, run_id))
-
-    async def list_runs(
-        self,
-        *,
-        state: RunState | None = None,
-        session_id: str | None = None,
-        turn_index: int | None = None,
-        ancestors_of: str | None = None,
-        after: str | None = None,
-        limit: int = 50,
-        with_answer: bool = False,
-    ) -> Sequence[RunRecord]:
-        call = partial(
-            self._inner.list_runs,
-            state=state,
-            session_id=session_id,
-            turn_index=turn_index,
-            ancestors_of=ancestors_of,
-            after=after,
-            limit=limit,
-            with_answer=with_answer,
-        )
+    async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
         return await self._process.read(call)
 
-    async def read_steps(self, run_id: str) -> Sequence[StepRecord]:
-        return await self._process.read(partial(self._inner.read_steps, run_id))
-
-    async def load_event(self, run_id: str, key: str) -> EventRecord | None:
-        return await self._process.read(partial(self._inner.load_event, run_id, key))
-
-    async def read_frames(
-        self, run_id: str, *, after: int = -1, limit: int = 1_000
-    ) -> Sequence[Frame]:
-        call = partial(self._inner.read_frames, run_id, after=after, limit=limit)
-        return await self._process.read(call)
-
-    async def read_details(self, run_id: str) -> RunDetails:
-        return await self._process.read(partial(self._inner.read_details, run_id))
-
-    async def delete(self, run_id: str, *, frames_only: bool = False) -> bool:
-        call = partial(self._inner.delete, run_id, frames_only=frames_only)
-        return await self._process.write("delete", call)
-
-    async def wait_for_change(self, run_id: str | None, *, timeout_ms: int) -> None:
-        call = partial(self._inner.wait_for_change, run_id, timeout_ms=timeout_ms)
-        await self._process.read(call)
+    async def _write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        return await self._process.write(name, call)
 
     def schedules(self) -> CrashingSchedules:
         """Return the schedules of the store beneath, which die with this one."""
@@ -239,18 +96,13 @@ class CrashingStore:
         """Return the view of another tenant, which dies with this one."""
         return crashing(self._inner.for_tenant(tenant), self._process)
 
-    async def close(self) -> None:
-        await self._process.read(self._inner.close)
-
 
 class _ThreadedCrashingStore(CrashingStore):
     """A crashing store over one that renews leases from a thread."""
 
     def open_renewer(self) -> Renewer:
         """Return a renewer that reaches the store while the process lives."""
-        if not isinstance(self._inner, ThreadRenewal):
-            raise TypeError("the store beneath does not renew from threads")
-        return _CrashingRenewer(self._inner.open_renewer(), self._process)
+        return _CrashingRenewer(self._open_inner_renewer(), self._process)
 
 
 class _CrashingRenewer:
