@@ -260,6 +260,42 @@ async def test_a_result_that_is_recorded_already_is_the_answer_of_a_cancelled_st
     assert (await within(run(store, task))).result == ["whole", 1]
 
 
+async def test_a_time_limit_around_many_quick_steps_holds(store: RunStore) -> None:
+    count = 0
+
+    async def task(context: DurableContext) -> str:
+        nonlocal count
+        count = 0
+        try:
+            async with asyncio.timeout(0.1):
+                while count < 20_000:
+                    await context.step("quick", lambda: asyncio.sleep(0, 1))
+                    count += 1
+        except TimeoutError:
+            return f"late after {count}"
+        return "whole"
+
+    done = await within(run(store, task), 60)
+    assert done.result.startswith("late")
+    assert (await within(run(store, task), 60)).result == done.result
+
+
+async def test_a_body_that_is_cancelled_from_within_hangs_no_replay(store: RunStore) -> None:
+    async def cancels_itself() -> None:
+        raise asyncio.CancelledError
+
+    async def task(context: DurableContext) -> int:
+        ends = await asyncio.gather(
+            context.step("odd", cancels_itself),
+            context.step("plain", lambda: 1),
+            return_exceptions=True,
+        )
+        return len(ends)
+
+    assert (await within(run(store, task))).result == 2
+    assert ("odd", "failed", "abandoned") not in await codes_of(store)
+
+
 async def test_a_body_that_raises_with_the_same_code_is_a_failure_like_any_other(
     store: RunStore,
 ) -> None:

@@ -98,6 +98,11 @@ def test_an_answer_without_text_is_no_message(answer: Any) -> None:
     assert messages_of([run_of(0, answer=answer)]) == [said("user", "m0")]
 
 
+def test_a_turn_that_failed_before_one_that_was_stopped_in_line_is_no_message() -> None:
+    line = [run_of(0, state="failed"), run_of(1, state="stopped", parent="chat:s:0")]
+    assert messages_of(line) == [said("user", "m1")]
+
+
 def test_a_turn_without_a_manifest_has_only_its_answer() -> None:
     run = run_of(0, answer={"finalText": "yes"})._replace(manifest=None)
     assert messages_of([run]) == [said("assistant", "yes")]

@@ -17,6 +17,7 @@ class OpenCalls:
     def __init__(self) -> None:
         self._calls: dict[int, weakref.ref[Coroutine[Any, Any, Any]] | None] = {}
         self._tasks: dict[int, asyncio.Task[object] | None] = {}
+        self._owed: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def opened(self, position: int) -> None:
         """Note that a call took this position."""
@@ -29,8 +30,22 @@ class OpenCalls:
         return call
 
     def works(self, position: int) -> None:
-        """Note that the current asyncio task works for this position."""
-        self._tasks[position] = asyncio.current_task()
+        """Note that the current asyncio task works for this position.
+
+        Raises the CancelledError that it is owed: a step whose result was recorded already has
+        kept it back, but the time limit around it still holds.
+        """
+        self._tasks[position] = task = asyncio.current_task()
+        if task is not None and task in self._owed:
+            self._owed.discard(task)
+            if is_cancelled():
+                raise asyncio.CancelledError
+
+    def owe_cancellation(self) -> None:
+        """Note that the current asyncio task was cancelled, and goes on for now."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._owed.add(task)
 
     def answered(self, position: int) -> None:
         """Note that the call which took this position returns."""
@@ -56,6 +71,12 @@ class OpenCalls:
             task.cancel()
         if stragglers:
             await asyncio.wait(stragglers)
+
+
+def is_cancelled() -> bool:
+    """Return whether somebody cancels this asyncio task: a body may raise the error by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _is_dropped(call: Coroutine[Any, Any, Any] | None) -> bool:

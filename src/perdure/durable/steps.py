@@ -12,7 +12,7 @@ from perdure.core.changes import Change, CompleteStep, FailStep, IntendUsage, Se
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import JsonValue, StepRecord, Written
 from perdure.durable.attempt import Attempt, started_at
-from perdure.durable.calls import OpenCalls
+from perdure.durable.calls import OpenCalls, is_cancelled
 from perdure.durable.failures import (
     abandoned_text,
     failure_of,
@@ -255,7 +255,7 @@ class Steps:
         attempt = self.attempt
         if attempt is None or self._is_abandoned(self.history.get(spec.position)):
             return None
-        if self._is_interrupted(attempt):
+        if self._is_interrupted(attempt) or not is_cancelled():
             await attempt.settle_late(scope.usage)
             return None
         try:
@@ -263,7 +263,10 @@ class Steps:
         except PerdureError as error:
             logger.debug("a cancelled step of %r is not recorded: %s", self.stored_id, error)
             return None
-        return known if known.status == "completed" and not self._is_interrupted(attempt) else None
+        if known.status != "completed" or self._is_interrupted(attempt):
+            return None
+        self._calls.owe_cancellation()
+        return known
 
     async def _record_cancelled(self, attempt: Attempt, scope: StepScope) -> StepRecord:
         await self.awake(attempt)

@@ -92,7 +92,7 @@ class FileClaims:
             operations.append(created)
             parent = self._data.parent_for(created.run)
         else:
-            parent = self._data.parent_for(data.run)
+            parent = self._data.parent_for(data.run, out_of_line=opening.session is None)
         operations.append(
             Grant(
                 wish.worker_id,

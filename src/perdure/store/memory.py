@@ -371,7 +371,7 @@ class MemoryStore:
             data = self._data.create(opening, now)
         grant = Grant(
             *(worker_id, lease_ms, lease_token, opening.handler, self._code_version),
-            parent_run_id=self._data.parent_for(data.run),
+            parent_run_id=self._data.parent_for(data.run, out_of_line=opening.session is None),
         )
         self._data.grant(data, grant, now)
         self._data.changed(opening.stored_id)

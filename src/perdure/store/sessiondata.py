@@ -150,10 +150,11 @@ class Sessions:
         """Return the turns of a session; some may not be there (any more)."""
         return self._places.get(session) or Places()
 
-    def parent_for(self, run: RunRecord) -> str | None:
+    def parent_for(self, run: RunRecord, *, out_of_line: bool = False) -> str | None:
         """Return the parent of a turn that is about to begin, unless it has begun before.
 
-        It is the newest revision of the highest earlier turn that has an answer.
+        It is the newest revision of the highest earlier turn that has an answer. One that is
+        claimed `out_of_line`, to be stopped, comes behind what may still be answered too.
         """
         if run.epoch > 0 or run.parent_run_id is not None:
             return None
@@ -163,7 +164,8 @@ class Sessions:
             earlier = self.run_at(stored_id)
             if earlier is None or earlier.session_id != run.session_id:
                 continue
-            if earlier.state in transitions.TERMINAL_STATES:
+            may_be_answered = out_of_line and not _rests(earlier)
+            if earlier.state in transitions.TERMINAL_STATES or may_be_answered:
                 return earlier.run_id
         return None
 

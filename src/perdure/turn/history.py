@@ -80,13 +80,16 @@ def conversation_of(runs: Sequence[RunRecord]) -> Conversation:
 
 
 def messages_of(runs: Sequence[RunRecord]) -> list[Mapping[str, JsonValue]]:
-    """Return turns as messages `{role, content}`, without what nobody knows.
+    """Return answered turns as messages `{role, content}`, without what nobody knows.
 
-    An answer that is empty is left out, and so is the message of a turn that a TypeScript worker
-    has answered: its row does not say what it was.
+    A turn that was stopped in line may stand behind one that failed later. An answer that is empty
+    is left out, and so is the message of a turn that a TypeScript worker has answered: its row does
+    not say what it was.
     """
     messages: list[Mapping[str, JsonValue]] = []
     for run in runs:
+        if run.state not in ("completed", "stopped"):
+            continue
         if run.manifest is not None:
             asked = run.manifest.input
             said = {"role": "user", "content": asked.get("userMessage", "")}

@@ -70,6 +70,7 @@ RETURNING {run_columns}
 -- The same token of the same worker is the same claim, whose reply was lost. A live lease is taken
 -- from a holder whose liveness lock is among ?11, those of the dead; a TypeScript worker that took
 -- over has another name than the attempt. Columns that a TypeScript worker leaves empty are filled.
+-- Who names no session (?9) stops a turn in line: it comes behind what may still be answered too.
 -- No row: the run is not to be had.
 UPDATE durable_runs SET
   epoch = CASE WHEN status = 'running' AND token = ?5 AND lease_holder_id = ?3
@@ -91,7 +92,9 @@ UPDATE durable_runs SET
   parent_run_id = CASE WHEN epoch > 0 THEN parent_run_id ELSE coalesce(parent_run_id, (
     SELECT p.run_id FROM durable_runs p
     WHERE p.tenant = durable_runs.tenant AND p.session_id = durable_runs.session_id
-      AND p.turn_index < durable_runs.turn_index AND p.status = 'completed'
+      AND p.turn_index < durable_runs.turn_index
+      AND (p.status = 'completed' OR (?9 IS NULL AND (p.status IN ('pending', 'running')
+        OR (p.status = 'suspended' AND coalesce(p.state, '') <> 'parked'))))
     ORDER BY p.turn_index DESC, p.revision DESC LIMIT 1)) END
 WHERE run_id = ?1 AND manifest_hash = ?2
   AND (status IN ('pending', 'running')

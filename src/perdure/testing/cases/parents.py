@@ -75,6 +75,25 @@ async def the_parent_of_a_queued_turn_is_chosen_when_it_begins(lab: StoreLab) ->
 
 
 @case
+async def a_turn_that_is_stopped_in_line_stands_behind_the_one_in_flight(lab: StoreLab) -> None:
+    store = await lab.open()
+    await finish(store, "first", session=_turn(0))
+    lease = await hold(store, "second", session=_turn(1))
+    await store.enqueue("third", manifest(), handler=HANDLER, session=_turn(2))
+    await store.enqueue("fourth", manifest(), handler=HANDLER, session=_turn(3))
+    # Who stops it does not wait for the session: it names none.
+    await store.write(await hold(store, "fourth"), ended("stopped"))
+    await store.write(await hold(store, "third"), ended("stopped"))
+    await store.write(lease, ended())
+    await finish(store, "fifth", session=_turn(4))
+    parents = [
+        (await read(store, run_id)).parent_run_id
+        for run_id in ("second", "third", "fourth", "fifth")
+    ]
+    same(parents, ["first", "second", "third", "fourth"], "the line of parents")
+
+
+@case
 async def a_parent_that_was_named_for_a_queued_turn_is_kept(lab: StoreLab) -> None:
     store = await lab.open()
     await finish(store, "a", session=_turn(0))
