@@ -60,6 +60,23 @@ def test_lineage_follows_the_parents() -> None:
     assert lineage(runs, "chat:other:0") == []
 
 
+def test_the_answer_that_a_failed_revision_was_to_replace_keeps_its_place() -> None:
+    runs = [
+        run_of(0),
+        run_of(1, parent="chat:s:0"),
+        run_of(1, revision=1, parent="chat:s:0", state="failed"),
+        run_of(1, revision=2, parent="chat:s:0", state="failed"),
+        run_of(1, revision=3, parent="chat:s:0"),
+        run_of(2, parent="chat:s:1~2", state="stopped"),
+    ]
+    found = [run.run_id for run in lineage(runs, "chat:s:2")]
+    assert found == ["chat:s:0", "chat:s:1", "chat:s:2"]
+    # A turn that failed without an earlier answer has nobody to stand in for it.
+    runs[1] = run_of(1, parent="chat:s:0", state="failed")
+    found = [run.run_id for run in lineage(runs, "chat:s:2")]
+    assert found == ["chat:s:0", "chat:s:1~2", "chat:s:2"]
+
+
 def test_a_lineage_that_bites_its_tail_ends() -> None:
     runs = [run_of(0, parent="chat:s:1"), run_of(1, parent="chat:s:0")]
     assert len(lineage(runs, "chat:s:1")) == 2

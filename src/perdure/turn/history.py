@@ -27,14 +27,37 @@ async def read_session(store: RunStore, session_id: str) -> list[RunRecord]:
 
 
 def lineage(runs: Sequence[RunRecord], last: str | None) -> list[RunRecord]:
-    """Return the turns that lead to the run `last`, that one included, oldest first."""
+    """Return the turns that lead to the run `last`, that one included, oldest first.
+
+    In the place of a revision that failed stands the answer that it was to replace.
+    """
     by_id = {run.run_id: run for run in runs}
     chain: list[RunRecord] = []
     while last is not None and last in by_id and len(chain) < len(by_id):
-        chain.append(by_id[last])
-        last = by_id[last].parent_run_id
+        run = by_id[last]
+        if _lost_its_place(run):
+            run = _answered_before(run, runs) or run
+        chain.append(run)
+        last = run.parent_run_id
     chain.reverse()
     return chain
+
+
+def _lost_its_place(run: RunRecord) -> bool:
+    """A turn that was stopped in line stands behind a revision that had not failed yet."""
+    return run.revision > 0 and run.state not in ("completed", "stopped")
+
+
+def _answered_before(run: RunRecord, runs: Sequence[RunRecord]) -> RunRecord | None:
+    """Return the newest answer of the same turn that is older than the revision `run`."""
+    older = [
+        other
+        for other in runs
+        if other.turn_index == run.turn_index
+        and other.revision < run.revision
+        and other.state in ("completed", "stopped")
+    ]
+    return max(older, key=lambda other: other.revision, default=None)
 
 
 def newest_answered(runs: Sequence[RunRecord]) -> str | None:
@@ -117,9 +140,28 @@ async def history_of(
     while at.parent_run_id is not None and room != 0:
         limit = _PAGE if room is None else min(_PAGE, room)
         page = await store.list_runs(ancestors_of=at.run_id, limit=limit, with_answer=True)
-        line.extend(page)
-        if len(page) < limit:
+        found = await _up_to_a_stand_in(store, page)
+        line.extend(found)
+        if found is page and len(page) < limit:
             break
-        at, room = page[-1], None if room is None else room - limit
+        at, room = found[-1], None if room is None else room - len(found)
     line.reverse()
     return messages_of(line)
+
+
+async def _up_to_a_stand_in(store: RunStore, page: Sequence[RunRecord]) -> Sequence[RunRecord]:
+    """Return ancestors as they are, or up to the first one that another has to stand in for."""
+    for place, run in enumerate(page):
+        if not _lost_its_place(run):
+            continue
+        # Revisions follow each other without a gap, so these are all that are older.
+        older = await store.list_runs(
+            session_id=run.session_id,
+            turn_index=run.turn_index,
+            limit=run.revision,
+            with_answer=True,
+        )
+        stand_in = _answered_before(run, older)
+        if stand_in is not None:
+            return [*page[:place], stand_in]
+    return page
