@@ -208,12 +208,15 @@ class OwnedTurns:
     async def _make_way(self, store: RunStore, turn: ChatTurnIdentity, mine: RunRecord) -> None:
         """Stop what is in flight in the session, and what is queued before the turn.
 
-        The line goes first, so that nothing of it begins meanwhile.
+        The line goes first, so that nothing of it begins meanwhile. What came later stays, also
+        where it has begun by now: else turns that replace each other could all be stopped.
         """
         for state in _UNFINISHED:
             runs = await store.list_runs(session_id=turn.session_id, state=state, limit=_LINE_MAX)
             for run in runs:
-                is_behind = state == "queued" and queue_order(run) > queue_order(mine)
+                # A retry is older than what it replaces.
+                has_order = state == "queued" or mine.epoch == 0
+                is_behind = has_order and queue_order(run) > queue_order(mine)
                 if run.run_id == mine.run_id or is_behind:
                     continue
                 other = turn._replace(turn_index=run.turn_index or 0, revision=run.revision)
