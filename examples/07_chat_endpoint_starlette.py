@@ -14,7 +14,8 @@ from starlette.routing import Route
 from perdure import ChatTurnEngine, ChatTurnIdentity, Frame, RunStore, Turn, frames, open_store
 from perdure.errors import PerdureError
 from perdure.turn.reading import is_at_end
-from perdure.web.responses import answer_error
+from perdure.web.requests import message_of, session_id_of, turn_index_of
+from perdure.web.responses import Unauthorized, answer_error
 
 
 async def produce(turn: Turn) -> AsyncIterator[Frame]:
@@ -28,11 +29,12 @@ def create_app(store: RunStore) -> tuple[Starlette, ChatTurnEngine]:
     engine = ChatTurnEngine(store, produce=produce)
 
     def whose(request: Request) -> ChatTurnIdentity:
-        user = request.headers["x-user"]
-        return ChatTurnIdentity("", request.path_params["chat"], user, request.path_params["turn"])
+        if not (user := request.headers.get("x-user")):
+            raise Unauthorized("the header x-user is missing")
+        return ChatTurnIdentity("", session_id_of(request), user, turn_index_of(request))
 
     async def submit(request: Request) -> StreamingResponse:
-        turn = await engine.submit(whose(request), (await request.json())["message"])
+        turn = await engine.submit(whose(request), await message_of(request))
         lines = turn.lines(wire="sse")
         return StreamingResponse(lines, turn.created + 200, media_type="text/event-stream")
 
@@ -46,7 +48,7 @@ def create_app(store: RunStore) -> tuple[Starlette, ChatTurnEngine]:
     async def stop(request: Request) -> JSONResponse:
         return JSONResponse({"state": (await engine.stop(whose(request))).state})
 
-    path = "/chats/{chat}/turns/{turn:int}"
+    path = "/chats/{session_id}/turns/{turn_index}"
     routes = [Route(path, submit, methods=["POST"]), Route(path, rejoin)]
     routes.append(Route(f"{path}/stop", stop, methods=["POST"]))
     return Starlette(routes=routes, exception_handlers={PerdureError: answer_error}), engine

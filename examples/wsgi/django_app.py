@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django.conf import settings
@@ -11,14 +10,21 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpRe
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
-from perdure import ChatTurnIdentity, PerdureError, answer_with
+from perdure import ChatTurnIdentity, PerdureError, UsageError, answer_with
 from perdure.backends.scripted import ScriptedBackend
 from perdure.sync import Items, SyncEngine
+from perdure.web.bodies import message_in
 
 settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1"], SECRET_KEY="an example")
 
 backend = ScriptedBackend(token_delay_ms=20)
 engine = SyncEngine("sqlite:chat.db", produce=answer_with(backend), drain_ms=500)
+
+
+def whose(request: HttpRequest, chat: str, turn: int) -> ChatTurnIdentity:
+    if "x-user" not in request.headers:
+        raise UsageError("the header x-user is missing")
+    return ChatTurnIdentity("", chat, request.headers["x-user"], turn)
 
 
 def streamed(lines: Items[bytes], status: int = 200) -> StreamingHttpResponse:
@@ -28,10 +34,10 @@ def streamed(lines: Items[bytes], status: int = 200) -> StreamingHttpResponse:
 @csrf_exempt
 def turn(request: HttpRequest, chat: str, turn: int) -> Any:
     """Submit a turn, or read it from behind a cursor."""
-    identity = ChatTurnIdentity("", chat, request.headers["x-user"], turn)
     try:
+        identity = whose(request, chat, turn)
         if request.method == "POST":
-            submitted = engine.submit(identity, json.loads(request.body)["message"])
+            submitted = engine.submit(identity, message_in(request.body))
             return streamed(submitted.lines(wire="envelope"), 201 if submitted.created else 200)
         after = request.GET.get("after")
         # What is wrong is said before the answer begins.
@@ -43,9 +49,8 @@ def turn(request: HttpRequest, chat: str, turn: int) -> Any:
 
 @csrf_exempt
 def stop(request: HttpRequest, chat: str, turn: int) -> HttpResponse:
-    identity = ChatTurnIdentity("", chat, request.headers["x-user"], turn)
     try:
-        return JsonResponse({"state": engine.stop(identity).state})
+        return JsonResponse({"state": engine.stop(whose(request, chat, turn)).state})
     except PerdureError as error:
         return refused(error)
 

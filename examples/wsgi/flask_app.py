@@ -6,9 +6,10 @@ from typing import Any
 
 from flask import Flask, Response, request
 
-from perdure import ChatTurnIdentity, PerdureError, answer_with
+from perdure import ChatTurnIdentity, PerdureError, UsageError, answer_with
 from perdure.backends.scripted import ScriptedBackend
 from perdure.sync import Items, SyncEngine
+from perdure.web.bodies import message_in
 
 backend = ScriptedBackend(token_delay_ms=20)
 engine = SyncEngine("sqlite:chat.db", produce=answer_with(backend), drain_ms=500)
@@ -16,6 +17,8 @@ app = Flask(__name__)
 
 
 def whose(chat: str, turn: int) -> ChatTurnIdentity:
+    if "x-user" not in request.headers:
+        raise UsageError("the header x-user is missing")
     return ChatTurnIdentity("", chat, request.headers["x-user"], turn)
 
 
@@ -25,7 +28,7 @@ def streamed(lines: Items[bytes], status: int = 200) -> Response:
 
 @app.post("/chats/<chat>/turns/<int:turn>")
 def submit(chat: str, turn: int) -> Response:
-    submitted = engine.submit(whose(chat, turn), request.get_json()["message"])
+    submitted = engine.submit(whose(chat, turn), message_in(request.get_data()))
     return streamed(submitted.lines(wire="envelope"), 201 if submitted.created else 200)
 
 

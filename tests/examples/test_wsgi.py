@@ -80,6 +80,11 @@ def test_a_turn_goes_on_without_its_reader_and_is_rejoined_and_stopped(
         assert client.get("/chats/garden/turns/7").status_code == 404
         assert client.get(TURN, params={"after": "nonsense"}).status_code == 400
         assert client.post(TURN, json={"message": "Other"}).status_code == 409
+        # So is what is wrong with a body, and with whoever says not who it is.
+        for body in (b"no JSON", b"[]", b"{}", b'{"message": 5}'):
+            assert client.post("/chats/garden/turns/1", content=body).status_code == 400
+        anonymous = httpx2.post(str(client.base_url) + TURN, json={"message": "Hi"})
+        assert anonymous.status_code == 400
 
 
 @pytest.mark.parametrize("name", APPS)

@@ -38,10 +38,10 @@ except ImportError as error:
     raise ImportError("the web app needs Starlette: pip install 'perdure[serve]'") from error
 
 from perdure.web.admission import DEFAULT_LIMITS, Admission, AdmissionLimits
+from perdure.web.bodies import Submission
 from perdure.web.page import page_routes
 from perdure.web.requests import (
     NO_SLASH,
-    Submission,
     cursor_of,
     format_of,
     has_encoded_slash,

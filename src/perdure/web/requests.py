@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, cast, get_args
+from collections.abc import Callable
+from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.requests import Request
 
 from perdure.core import identity
-from perdure.core.jsonvalue import encode_value, parse_json
-from perdure.core.limits import BODY_BYTES_MAX, MANIFEST_BYTES_MAX
-from perdure.core.records import JsonValue
+from perdure.core.limits import BODY_BYTES_MAX
 from perdure.errors import UsageError, ValueTooLargeError
-from perdure.turn.attachments import Attachment, attachments_from_json, attachments_to_json
 from perdure.turn.identity import ChatTurnIdentity
-from perdure.turn.owning import Busy
 from perdure.turn.wire.events import Dialect
+from perdure.web.bodies import Submission, message_in, submission_in
 from perdure.web.responses import UnsupportedMediaType
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _INDEX = re.compile("0|[1-9][0-9]{0,15}", re.ASCII)
 _QUALITY = re.compile("0(?:\\.[0-9]{0,3})?|1(?:\\.0{0,3})?", re.ASCII)
-_RECORD_BYTES_MAX: Final = MANIFEST_BYTES_MAX - 16 * 1024
-"""The rest of a manifest is for the ids, each of which stands in it several times."""
 _NDJSON: Final = "application/x-ndjson"
-_FIELDS: Final = (
-    "turnIndex",
-    "message",
-    "model",
-    "attachments",
-    "retry",
-    "revision",
-    "regenerate",
-    "busy",
-)
-
-
-class Submission(NamedTuple):
-    """The body of a submit."""
-
-    turn_index: int
-    message: str | None
-    model: str | None
-    retry: bool
-    revision: int = 0
-    regenerate: bool = False
-    busy: Busy | None = None
-    attachments: Sequence[Attachment] | None = None
 
 
 class Format(NamedTuple):
@@ -73,7 +45,10 @@ def _raw_path(request: Request) -> bytes:
 
 
 def session_id_of(request: Request) -> str:
-    """Return the session id of the path: printable, at most 200 bytes, without a slash."""
+    """Return the path's `{session_id}`: printable, at most 200 bytes, without a slash.
+
+    Raises UsageError that names what is wrong.
+    """
     text = str(request.path_params["session_id"])
     if has_encoded_slash(request):
         raise UsageError(NO_SLASH)
@@ -91,7 +66,7 @@ def session_id_of(request: Request) -> str:
 
 
 def turn_index_of(request: Request) -> int:
-    """Return the turn index of the path."""
+    """Return the path's `{turn_index}`, a number from 0 on. Raises UsageError."""
     text = request.path_params["turn_index"]
     # One turn has one address: no sign, no leading zeros.
     if not _INDEX.fullmatch(text):
@@ -168,73 +143,36 @@ def media_type_of(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-async def submission_of(
-    request: Request, received: Callable[[int], None] = lambda size: None
-) -> Submission:
+def _nobody(_size: int) -> None:
+    """Be told of a piece, and do nothing."""
+
+
+async def submission_of(request: Request, received: Callable[[int], None] = _nobody) -> Submission:
     """Return the checked body of a submit; `received` is told the size of each piece.
 
     Raises UsageError, ValueTooLargeError.
     """
+    return submission_in(await _read_body(request, received))
+
+
+async def message_of(request: Request) -> str:
+    """Return the `message` of a JSON body, for an endpoint of yours; its other fields are yours.
+
+    Raises a PerdureError that names what is wrong (no JSON, no object, no such text, another
+    content type, too long), which `answer_error` answers with 4xx.
+    """
+    return message_in(await _read_body(request))
+
+
+async def _read_body(request: Request, received: Callable[[int], None] = _nobody) -> bytes:
+    """Read a body of JSON, and refuse one that is too long as soon as that is known."""
     content_type = media_type_of(request.headers.get("content-type", ""))
     if content_type != "application/json":
         raise UnsupportedMediaType(
             f"the content type must be application/json, not {content_type!r}"
         )
-    sent: object = parse_json(await _read_body(request, received), name="body")
-    if not isinstance(sent, dict):
-        raise UsageError("the body must be an object")
-    body = cast("dict[str, JsonValue]", sent)
-    for field in body:
-        if field not in _FIELDS:
-            raise UsageError(f"there is no field {field!r:.60} (known: {', '.join(_FIELDS)})")
-    if "turnIndex" not in body:
-        raise UsageError("the field `turnIndex` is missing")
-    index = identity.check_index(body["turnIndex"], name="the field `turnIndex`")
-    revision = identity.check_index(body.get("revision", 0), name="the field `revision`")
-    retry, regenerate = _flag(body, "retry"), _flag(body, "regenerate")
-    if regenerate and (retry or "revision" in body):
-        raise UsageError("the field `regenerate` goes without `revision` and `retry`")
-    message = _text(body, "message")
-    if message is None and not regenerate:
-        raise UsageError("the field `message` is missing (only `regenerate` goes without it)")
-    model = _text(body, "model")
-    # The record escapes what is not ASCII, so it may be too long though the body was not.
-    attachments = _attachments(body)
-    together = [message, model, body.get("attachments")]
-    encode_value(together, name="message, model and attachments", bytes_max=_RECORD_BYTES_MAX)
-    busy = body.get("busy")
-    if busy is not None and busy not in get_args(Busy):
-        raise UsageError("the field `busy` must be 'reject', 'queue' or 'replace'")
-    return Submission(index, message, model, retry, revision, regenerate, busy, attachments)
-
-
-def _attachments(body: Mapping[str, JsonValue]) -> Sequence[Attachment] | None:
-    """Return the attachments of a body, each checked; None: it does not say."""
-    if body.get("attachments") is None:
-        return None
-    attachments = attachments_from_json(body["attachments"], name="the field attachments")
-    attachments_to_json(attachments)
-    return attachments
-
-
-def _flag(body: Mapping[str, JsonValue], name: str) -> bool:
-    value = body.get(name, False)
-    if not isinstance(value, bool):
-        raise UsageError(f"the field `{name}` must be true or false")
-    return value
-
-
-def _text(body: Mapping[str, JsonValue], name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and (not isinstance(value, str) or not value):
-        raise UsageError(f"the field `{name}` must be a text that is not empty")
-    return value
-
-
-async def _read_body(request: Request, received: Callable[[int], None]) -> bytes:
-    """Read the body, and refuse one that is too long as soon as that is known."""
     declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared) > BODY_BYTES_MAX:
+    if declared.isascii() and declared.isdigit() and float(declared) > BODY_BYTES_MAX:
         raise ValueTooLargeError(f"the body is over {BODY_BYTES_MAX} bytes")
     pieces: list[bytes] = []
     size = 0

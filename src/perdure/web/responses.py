@@ -61,7 +61,10 @@ STREAM_HEADERS: Final[Mapping[str, str]] = {
 
 
 class Unauthorized(PerdureError):
-    """Nobody is known to have asked."""
+    """Nobody is known to have asked.
+
+    An endpoint of yours may raise it too: `answer_error` answers 401 with its message.
+    """
 
     code = "unauthorized"
     hint = "Send the credentials that this service asks for."
@@ -114,10 +117,10 @@ async def answer_error(_request: Request, error: Exception) -> Response:
 
     `Starlette(routes=…, exception_handlers={PerdureError: answer_error})`: the status fits the
     error (404 not found, 409 busy or another message, 400 a wrong cursor, 503 with Retry-After …),
-    and the body is `{"error": {"code", "message", "hint"}}`.
+    and the body is `{"error": {"code", "message", "hint"}}`. Registered for `Exception` as well, it
+    answers whatever else is raised with 500 and a reference to the log.
     """
-    assert isinstance(error, PerdureError), "register it for PerdureError"
-    return error_answer(error)
+    return error_answer(error) if isinstance(error, PerdureError) else unexpected_answer(error)
 
 
 def unexpected_answer(error: Exception) -> Response:
