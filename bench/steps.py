@@ -1,8 +1,11 @@
 """What a durable step, many short runs and a replay cost, in turn with the floor (A B A B).
 
     python -m bench.steps [--rounds 5] [--steps 1000] [--runs 1000] [--durability full|normal]
+                          [--postgres [URL]]
 
-Prints medians and the ratio to the floor. Ratios travel between machines, times do not.
+Prints medians and the ratio to the floor. Ratios travel between machines, times do not. With
+`--postgres`, on a server of its own that flushes, unless it is given the address of an empty
+database.
 """
 
 from __future__ import annotations
@@ -15,13 +18,23 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import perdure
 from bench.floor import Floor
+from bench.postgres_floor import PostgresFloor
+from tests.store.postgres_server import running_server
 
 MANIFEST = perdure.RunManifest("bench", perdure.AgentTaskSpec("bench", "Measure"))
 AT_ONCE = 64
+
+
+class Lowest(Protocol):
+    """What both floors do."""
+
+    async def run_steps(self, run_id: str, count: int) -> None: ...
+    async def replay(self, run_id: str) -> list[Any]: ...
+    async def close(self) -> None: ...
 
 
 class Measured(NamedTuple):
@@ -62,11 +75,21 @@ async def many(one: Callable[[str], Awaitable[None]], runs: int, mark: str) -> l
     return sorted(lengths)
 
 
-async def compare(options: argparse.Namespace, folder: Path) -> None:
+async def on_sqlite(options: argparse.Namespace, folder: Path) -> None:
     floor = Floor(str(folder / "floor.db"), synchronous=options.durability)
     store = await perdure.open_store(
         f"sqlite:{folder / 'perdure.db'}", durability=options.durability
     )
+    await compare(options, floor, store)
+
+
+async def on_postgres(options: argparse.Namespace, url: str) -> None:
+    floor = await PostgresFloor.open(url, synchronous=options.durability)
+    store = await perdure.open_store(url, durability=options.durability, migrate=True)
+    await compare(options, floor, store)
+
+
+async def compare(options: argparse.Namespace, floor: Lowest, store: perdure.RunStore) -> None:
     await floor.run_steps("warm", 50)
     await run(store, "warm", 50)
     steps: dict[str, list[Measured]] = {"floor": [], "perdure": []}
@@ -115,7 +138,8 @@ def report(
 
     count, runs = options.steps, options.runs
     ours, floors = wall(steps["perdure"]) / count * 1e3, wall(steps["floor"]) / count * 1e3
-    print(f"SQLite, durability {options.durability}, median of {options.rounds} rounds in turn")
+    where = "SQLite" if options.postgres is None else "PostgreSQL"
+    print(f"{where}, durability {options.durability}, median of {options.rounds} rounds in turn")
     print(f"{'':<28}{'perdure':>10}{'floor':>10}")
     print(line("a durable step", ours, floors, "us", ours / floors))
     ours, floors = cpu(steps["perdure"]) / count * 1e3, cpu(steps["floor"]) / count * 1e3
@@ -136,9 +160,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--runs", type=int, default=1_000)
     parser.add_argument("--durability", choices=("full", "normal"), default="full")
+    parser.add_argument("--postgres", nargs="?", const="", metavar="URL")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(compare(options, Path(folder)))
+    if options.postgres:
+        asyncio.run(on_postgres(options, options.postgres))
+    elif options.postgres is not None:
+        with running_server(flushes=True) as server:
+            asyncio.run(on_postgres(options, server.url))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            asyncio.run(on_sqlite(options, Path(folder)))
 
 
 if __name__ == "__main__":
