@@ -354,6 +354,21 @@ async def test_the_log_hears_of_each_hook_that_fails_and_of_a_failed_turn(
     assert logged[0][1] == {"error": "the inside"}
 
 
+async def test_the_log_hears_of_a_final_text_that_fails_for_a_stopped_turn(stage: Stage) -> None:
+    hooks, store = Hooks(), await stage.open()
+    setattr(hooks, "transform_final_text", boom)  # noqa: B010 a method is replaced
+    logged: list[Any] = []
+    body = call(store, hooks, log=lambda message, meta: logged.append((message, dict(meta))))
+    reading = asyncio.create_task(read(body))
+    await within(hooks.said.wait())
+    await store.request_stop("chat:s:0")
+    events = await within(reading)
+    assert kinds_of(events)[-1] == "session.run.stopped"
+    assert logged == [("transform_final_text failed", {"error": "the inside"})]
+    await until(lambda: hooks.persisted)
+    assert hooks.persisted == ["word"], "a stop keeps what there is"
+
+
 async def test_a_log_that_fails_hurts_no_turn(stage: Stage) -> None:
     hooks = Hooks()
     hooks.go_on.set()

@@ -203,10 +203,11 @@ class Closing:
                 raise TypeError(f"transform_final_text returned {type(told).__name__}, not str")
         except LeaseLostError:
             raise
-        except Exception:
+        except Exception as error:
             if not self._attempt.stop_requested and status != "stopped":
                 raise
             logger.exception("transform_final_text failed for a stopped turn")
+            self._settings.on_failure("transform_final_text", error)
             return "stopped", text
         return status, told
 

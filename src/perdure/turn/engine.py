@@ -105,6 +105,11 @@ class ChatTurnEngine:
         check_policy(on_interrupted, produce)
         self.name = ids.check_id(name, name="name")
         check_length(lease_ms, name="lease_ms", least=1)
+        check_length(idle_timeout_ms, name="idle_timeout_ms", least=1)
+        if ids.check_index(strikes_max, name="strikes_max") < 1:
+            raise UsageError("strikes_max is 0, but must be 1 or more")
+        if replay not in get_args(Replay):
+            raise UsageError(f"replay must be 'frames' or 'result', it is {replay!r:.40}")
         if history_turns_max is not None:
             ids.check_index(history_turns_max, name="history_turns_max")
         self._attachment_schemes = checked_schemes(attachment_schemes)
