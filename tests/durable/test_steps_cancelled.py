@@ -16,8 +16,6 @@ from tests.durable.handles import (
     MANIFEST,
     Body,
     Broken,
-    Trouble,
-    TroubledStore,
     is_in,
     read,
     run,
@@ -226,58 +224,6 @@ async def test_a_loop_that_shuts_down_cancels_no_step_in_the_name_of_its_task(
 
 async def _forgiving(task: Task, context: DurableContext) -> object:
     return await task(context)
-
-
-class LateAnswers(Trouble):
-    """A process whose store has written, and takes its time to say so."""
-
-    late_from = -1
-
-    async def write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
-        written = await super().write(name, call)
-        if self.writes == self.late_from:
-            self.held_up.set()
-            await asyncio.Event().wait()
-        return written
-
-
-async def test_a_result_that_is_recorded_already_is_the_answer_of_a_cancelled_step(
-    store: RunStore,
-) -> None:
-    answers = LateAnswers()
-
-    async def task(context: DurableContext) -> list[object]:
-        await context.step("before", lambda: 0)
-        # Behind the begin, which a tool writes by itself.
-        answers.late_from = answers.writes + 2
-        asking = asyncio.ensure_future(context.step("asked", lambda: "whole", kind="tool"))
-        await answers.held_up.wait()
-        await asyncio.sleep(0)  # In a replay it has not begun yet.
-        asking.cancel()
-        return [await asking, await context.step("behind", lambda: 1)]
-
-    assert (await within(run(TroubledStore(store, answers), task))).result == ["whole", 1]
-    assert (await within(run(store, task))).result == ["whole", 1]
-
-
-async def test_a_time_limit_around_many_quick_steps_holds(store: RunStore) -> None:
-    count = 0
-
-    async def task(context: DurableContext) -> str:
-        nonlocal count
-        count = 0
-        try:
-            async with asyncio.timeout(0.1):
-                while count < 20_000:
-                    await context.step("quick", lambda: asyncio.sleep(0, 1))
-                    count += 1
-        except TimeoutError:
-            return f"late after {count}"
-        return "whole"
-
-    done = await within(run(store, task), 60)
-    assert done.result.startswith("late")
-    assert (await within(run(store, task), 60)).result == done.result
 
 
 async def test_a_body_that_is_cancelled_from_within_hangs_no_replay(store: RunStore) -> None:

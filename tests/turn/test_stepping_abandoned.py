@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from perdure.core.frames import Frame, text, usage
+from perdure.errors import StepFailedError
 from perdure.turn.handout import Turn
 from tests.turn.agents import Model, Produce, Tool, crash_when, joined, steps_of, was_shown
 from tests.turn.stage import FAILED, TURN, Stage, finish, until, within
@@ -93,6 +94,50 @@ async def test_a_stream_that_was_broken_off_is_made_again_after_a_crash(stage: S
     assert reader.text == "a-!" == (await stage.answer())["finalText"]
     assert (model.calls, await code_of(stage, "ask")) == (2, "abandoned")
     assert (await steps_of(stage))["look"].status == "completed"
+
+
+async def test_a_stream_that_a_time_limit_cut_off_is_cut_off_again_after_a_crash(
+    stage: Stage,
+) -> None:
+    model, tool = Model("a", "b", hangs_at=1), Tool(hangs=True)
+
+    async def produce(turn: Turn) -> AsyncIterator[Any]:
+        end = "whole"
+        try:
+            async with asyncio.timeout(0.1):
+                async for frame in turn.stream("ask", model, result=joined):
+                    yield frame
+        except TimeoutError:
+            end = "late"
+        await turn.step(end, tool, kind="tool", effect="idempotent")
+        yield text(f"{end}!")
+
+    await crash_when(stage, produce, lambda: tool.calls)
+    model.hangs_at = None
+    await finish(await stage.engine(produce))
+    assert (await stage.answer())["finalText"] == "late!"
+    assert (model.calls, await code_of(stage, "ask")) == (1, "abandoned")
+
+
+async def test_a_model_that_cancels_itself_has_failed_like_any_other(stage: Stage) -> None:
+    calls = 0
+
+    async def model() -> AsyncIterator[Frame]:
+        nonlocal calls
+        calls += 1
+        yield text("a")
+        raise asyncio.CancelledError
+
+    async def produce(turn: Turn) -> AsyncIterator[Any]:
+        try:
+            async for frame in turn.stream("ask", model, result=joined):
+                yield frame
+        except StepFailedError as error:
+            yield text(f" {error.original_type}")
+
+    reader = await finish(await stage.engine(produce))
+    assert reader.text == "a CancelledError"
+    assert calls == 1
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ class _Page:
                     step.attempts,
                     self._took(step.started_at, step.completed_at),
                     step.epoch,
-                    _message(step.error) if step.error else self._result(step),
+                    _message(step.error) if step.status == "failed" else self._result(step),
                 )
                 for step in steps
             ),

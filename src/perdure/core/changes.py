@@ -37,7 +37,10 @@ class CompleteStep(NamedTuple):
 
 
 class FailStep(NamedTuple):
-    """Record that a step failed; an earlier result stays."""
+    """Record that a step failed; an earlier result stays.
+
+    With `beside_result`, the error is kept beside such a result, instead of nothing.
+    """
 
     position: int
     intent: str
@@ -47,6 +50,7 @@ class FailStep(NamedTuple):
     tries: int = 1
     effect: Effect | None = None
     started_at: str | None = None
+    beside_result: bool = False
 
 
 class AppendFrames(NamedTuple):

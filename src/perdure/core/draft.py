@@ -170,6 +170,8 @@ class Draft:
         if isinstance(change, CompleteStep):
             self.run = self.run._replace(strikes=0)
         if known is not None and known.status == "completed":
+            if isinstance(change, FailStep) and change.beside_result:
+                self._keep_beside_result(known, change)
             return
         fresh = known or self._fresh_step(change)
         done = fresh._replace(
@@ -183,6 +185,12 @@ class Draft:
             self._steps[change.position] = (done, change.result_text)
         else:
             self._steps[change.position] = (done, change.error_text)
+
+    def _keep_beside_result(self, known: StepRecord, change: FailStep) -> None:
+        error = step_error_from_json(decode_value(change.error_text))
+        staged = self._steps.get(change.position)
+        text = staged[1] if staged else self.data.step_texts.get(change.position)
+        self._steps[change.position] = (known._replace(error=error), text)
 
     def _fresh_step(self, change: BeginStep | CompleteStep | FailStep) -> StepRecord:
         started_at = self.now if isinstance(change, BeginStep) else change.started_at

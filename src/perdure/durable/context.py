@@ -115,7 +115,8 @@ class DurableContext(Protocol):
     def sleep(self, duration_ms: int) -> Awaitable[None]:
         """Return after `duration_ms`, counted from the first attempt at it.
 
-        The run gives its lease back meanwhile, unless other steps of it are still open.
+        The run gives its lease back meanwhile, unless other steps of it are still open. In a
+        worker that ends the attempt, and with it an asyncio time limit around the call.
         """
         ...
 
@@ -123,7 +124,8 @@ class DurableContext(Protocol):
         """Return the payload of the event `key` as soon as it has been emitted.
 
         The time-out counts from the first attempt at the wait; None waits for ever. Raises
-        AwaitEventTimeoutError, which is final: a later attempt gets it too.
+        AwaitEventTimeoutError, which is final: a later attempt gets it too. An asyncio time limit
+        around the call has no effect in a worker, which gives the run back meanwhile.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -20,6 +21,7 @@ _RECORDED_AS_THEMSELVES: Mapping[str, type[StepFailedError]] = {
     kind.code: kind for kind in (StepTimeoutError, AwaitEventTimeoutError, UnfinishedStepError)
 }
 
+CANCELLED_WITHIN: Final = "it was cancelled from within"
 _ABANDONED: Final = "abandoned"
 _SHOWN_MAX: Final = 20
 """How many positions of both histories a divergence shows."""
@@ -27,7 +29,10 @@ _SHOWN_MAX: Final = 20
 
 def failure_text(error: BaseException, *, taken: int) -> str:
     """Return the stored form of what a step raised after `taken` positions had been taken."""
-    return error_text(step_error_of(error)._replace(taken=taken))
+    recorded = step_error_of(error)
+    if isinstance(error, asyncio.CancelledError):
+        recorded = recorded._replace(message=recorded.message or CANCELLED_WITHIN)
+    return error_text(recorded._replace(taken=taken))
 
 
 def error_text(error: StepError) -> str:

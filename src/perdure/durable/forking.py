@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from perdure.core import identity
@@ -286,7 +286,7 @@ async def _copy(store: RunStore, plan: _Plan) -> None:
         )
     for key, payload in _events_of(plan.kept).items():
         await store.emit_event(claim.run.run_id, key, payload)
-    changes: list[Change] = [_again(step, plan) for step in plan.kept]
+    changes: list[Change] = [change for step in plan.kept for change in _again(step, plan)]
     await store.write(claim.lease, *changes, *plan.prefix.rows(), Release(FORKED))
 
 
@@ -327,11 +327,12 @@ def _events_of(steps: Sequence[StepRecord]) -> dict[str, JsonValue]:
     }
 
 
-def _again(step: StepRecord, plan: _Plan) -> CompleteStep | FailStep:
-    """Return what records the step in the fork."""
+def _again(step: StepRecord, plan: _Plan) -> Iterator[CompleteStep | FailStep]:
+    """Yield what records the step in the fork."""
     if step.status == "failed":
-        return _failed_again(step, last=plan.kept[-1].step_index)
-    return CompleteStep(
+        yield _failed_again(step, last=plan.kept[-1].step_index)
+        return
+    yield CompleteStep(
         step.step_index,
         step.intent,
         encode_value(step.result, name=f"the result of step {step.intent!r}"),
@@ -342,6 +343,9 @@ def _again(step: StepRecord, plan: _Plan) -> CompleteStep | FailStep:
         started_at=step.started_at,
         frames_to=plan.prefix.frames_to(step),
     )
+    if step.error is not None:
+        error = error_text(step.error)
+        yield FailStep(step.step_index, step.intent, error, kind=step.kind, beside_result=True)
 
 
 def _failed_again(step: StepRecord, *, last: int) -> FailStep:

@@ -10,6 +10,7 @@ from typing import Final
 from perdure.core.limits import DELIVERY_CLAIM_MS
 from perdure.core.records import DeliveryRecord
 from perdure.core.rundata import delivery_backoff_ms
+from perdure.durable.calls import is_cancelled
 from perdure.errors import StoreError
 from perdure.store.protocol import RunStore
 
@@ -96,7 +97,7 @@ class Outbox:
                 await self._handlers[delivery.handler](delivery)
         except (Exception, asyncio.CancelledError) as failure:
             # Whatever a product's hook raises, its delivery is tried again.
-            if isinstance(failure, asyncio.CancelledError) and _is_cancelled_by_its_caller():
+            if isinstance(failure, asyncio.CancelledError) and is_cancelled():
                 raise
             logger.warning(
                 "delivery %r of run %r failed (try %d)",
@@ -109,11 +110,6 @@ class Outbox:
         await self._store.settle_delivery(delivery, error=error)
         if error is not None and self._on_failure is not None:
             self._on_failure(delivery_backoff_ms(delivery.tries))
-
-
-def _is_cancelled_by_its_caller() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _text_of(failure: BaseException) -> str:

@@ -16,13 +16,14 @@ from perdure.core.changes import BeginStep, CompleteStep, FailStep, SettleUsage
 from perdure.core.lengths import check_length as check_length
 from perdure.core.observing import StepSeen, Watch
 from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepKind
-from perdure.errors import StepTimeoutError, UsageError
+from perdure.errors import NotSerializableError, StepTimeoutError, UsageError
 
 logger = logging.getLogger("perdure.steps")
 
 T = TypeVar("T")
 
 INTENT_CHARS_MAX: Final = 1_000
+_AWAITED_KINDS: Final = frozenset({"llm", "tool"})
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, list, dict})
 """What is known to be no awaitable without a closer look."""
 _KINDS: Final = get_args(StepKind)
@@ -40,6 +41,25 @@ class StepSpec(NamedTuple):
     effect: Effect = "idempotent"
     retry: Retry | None = None
     timeout_ms: int | None = None
+
+    @property
+    def begins_awaited(self) -> bool:
+        """Whether its begin is committed before the body runs: a crash must not hide it."""
+        return self.kind in _AWAITED_KINDS or self.effect == "at_most_once"
+
+    def may_retry(self, error: BaseException) -> bool:
+        """A result that cannot be stored will not become storable by trying again."""
+        if self.retry is None or isinstance(error, NotSerializableError):
+            return False
+        return isinstance(error, self.retry.retry_on)
+
+    def backoff_ms(self, failures: int) -> int:
+        """Return how long to wait behind so many failed tries of an attempt."""
+        retry = self.retry
+        if retry is None:
+            return 0
+        doubled: int = retry.backoff_ms * 2 ** min(failures - 1, 30)
+        return min(doubled, retry.backoff_max_ms)
 
 
 def step_spec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from perdure.core import effects
@@ -12,7 +12,7 @@ from perdure.core.changes import Change, CompleteStep, FailStep, IntendUsage, Se
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import JsonValue, StepRecord, Written
 from perdure.durable.attempt import Attempt, started_at
-from perdure.durable.calls import OpenCalls, is_cancelled
+from perdure.durable.calls import is_cancelled
 from perdure.durable.failures import (
     abandoned_text,
     failure_of,
@@ -21,12 +21,12 @@ from perdure.durable.failures import (
     is_abandoned,
     is_settled,
     is_unfinished,
-    side_by_side,
     was_retried,
 )
+from perdure.durable.positions import Positions
 from perdure.durable.scope import StepScope as StepScope
 from perdure.durable.scope import StepSpec as StepSpec
-from perdure.durable.scope import call_body, current_scope
+from perdure.durable.scope import call_body
 from perdure.durable.scope import current_step as current_step
 from perdure.durable.scope import inside as inside
 from perdure.durable.scope import report_usage as report_usage
@@ -34,81 +34,24 @@ from perdure.durable.untorn import finish_regardless
 from perdure.errors import (
     DivergenceError,
     LeaseLostError,
-    NotSerializableError,
     PerdureError,
     StepFailedError,
-    StepInputMismatchError,
     StoreError,
-    UsageError,
 )
 
 logger = logging.getLogger("perdure.steps")
 
 T = TypeVar("T")
 
-AWAITED_KINDS = frozenset({"llm", "tool"})
-"""Kinds whose begin is committed before the body runs: it must be visible after a crash."""
 _CANCELLED = "the task cancelled this step"
 
 
-class Steps:
-    """The positions of one run, taken in the order in which the task asks for them.
+class Steps(Positions):
+    """Each position of one run, executed once and recorded, or replayed.
 
     With an `attempt`, unknown steps are executed and recorded; without one (a finished run) they
     only replay.
     """
-
-    def __init__(
-        self,
-        stored_id: str,
-        attempt: Attempt | None,
-        history: Mapping[int, StepRecord],
-        *,
-        first_position: int = 0,
-    ) -> None:
-        self.stored_id = stored_id
-        self.attempt = attempt
-        self.refusal: BaseException | None = None
-        """Why this attempt may take no more steps; whoever swallowed it meets it again."""
-        self.on_unwind: Callable[[], None] | None = None
-        """Called when a wait has given the lease away for good: nothing else may go on."""
-        self.attendant: asyncio.Task[Any] | None = None
-        """The asyncio task that waits for this attempt's own."""
-        self._history = history
-        self._next_position = first_position
-        self._asked: dict[int, str] = {}
-        self._calls = OpenCalls()
-
-    @property
-    def history(self) -> Mapping[int, StepRecord]:
-        return self._history if self.attempt is None else self.attempt.history
-
-    def take(self) -> int:
-        """Return the next position. Raises what ended this attempt, if something did."""
-        if self.refusal is not None:
-            raise self.refusal
-        scope = current_scope.get()
-        if scope is not None and scope.owner is self and not scope.holds_steps:
-            raise UsageError(
-                f"a step was begun inside the body of the step {scope.spec.intent!r}: "
-                "call it from the task instead"
-            )
-        position = self._next_position
-        self._next_position += 1
-        self._calls.opened(position)
-        return position
-
-    @property
-    def unanswered(self) -> int:
-        """How many calls took a position and have not returned.
-
-        While there are others, no wait may give the lease away.
-        """
-        return self._calls.count
-
-    def watched(self, call: Coroutine[Any, Any, T], *positions: int) -> Coroutine[Any, Any, T]:
-        """Return the call that answers for these positions, which may be dropped unbegun."""
-        return self._calls.watched(call, *positions)
 
     def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
         """Return what the step at `spec.position` recorded, or execute `body` and record it."""
@@ -118,6 +61,7 @@ class Steps:
         try:
             known = self.history.get(spec.position)
             if known is not None and self.replays(known, spec):
+                await self.relive(known)
                 return cast(T, known.result)
             scope = StepScope(self, spec)
             scope.tries = 0 if known is None else known.attempts
@@ -132,53 +76,23 @@ class Steps:
         finally:
             self.answered(spec)
 
-    def refuse(self, reason: BaseException) -> None:
-        """Take no more steps: what the task thinks happened is not what is recorded."""
-        self.refusal = self.refusal or reason
-
-    def unwind(self) -> None:
-        """Interrupt what the task does beside a wait that ended the attempt."""
-        waiting = asyncio.current_task()
-        if waiting is not None:
-            # If nobody awaits the wait any more, its end is no news.
-            waiting.add_done_callback(_seen)
-        if self.on_unwind is not None:
-            self.on_unwind()
-
-    def answered(self, spec: StepSpec) -> None:
-        """Note that the call which took this position returns."""
-        self._calls.answered(spec.position)
-
-    async def close(self) -> None:
-        """Cancel what the task left running in asyncio tasks of its own, and wait for it."""
-        await self._calls.close()
-
     # Replaying.
 
-    def replays(self, known: StepRecord, spec: StepSpec) -> bool:
-        """Return whether the recorded step is completed. Raises DivergenceError for another."""
-        if known.intent != spec.intent:
-            raise self.diverged(
-                spec,
-                f"the task asks for the step {spec.intent!r} at position {spec.position}, "
-                f"where {known.intent!r} is recorded",
-            )
-        if spec.input_hash and known.input_hash and spec.input_hash != known.input_hash:
-            self.refusal = StepInputMismatchError(
-                f"the step {spec.intent!r} at position {spec.position} was recorded with "
-                "another fingerprint"
-            )
-            raise self.refusal
-        self._asked[spec.position] = spec.intent
-        return known.status == "completed"
+    async def relive(self, known: StepRecord) -> None:
+        """Wait for the cancellation that came while the result of this step was recorded.
 
-    def diverged(self, spec: StepSpec, message: str) -> DivergenceError:
-        """Return the error, with both histories, after which this attempt takes no more steps."""
-        asked = {**self._asked, spec.position: spec.intent}
-        error = DivergenceError(message)
-        error.add_note(side_by_side(self.history, asked))
-        self.refusal = error
-        return error
+        Whoever was cancelled kept it back, as he does now; but it may be what the asyncio task
+        that waits for several steps went by.
+        """
+        if known.error is None or not self._is_abandoned(known):
+            return
+        self._calls.works(known.step_index)
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if self._is_interrupted():
+                raise
+            self._calls.owe_cancellation()
 
     async def working(self, spec: StepSpec, known: StepRecord | None) -> Attempt:
         """Return the attempt under which the step may be executed.
@@ -187,7 +101,7 @@ class Steps:
         finished run.
         """
         self._calls.works(spec.position)
-        if self._is_abandoned(known):
+        if known is not None and self._is_abandoned(known):
             logger.debug("%r waits to be cancelled as it was before", spec.intent)
             await asyncio.get_running_loop().create_future()
         if known is not None and known.status == "failed" and await self._is_final(known):
@@ -252,10 +166,10 @@ class Steps:
         gives the same. None: the cancellation goes on. Nothing is recorded of a step whose whole
         attempt is interrupted: the next one executes it again.
         """
-        attempt = self.attempt
-        if attempt is None or self._is_abandoned(self.history.get(spec.position)):
+        attempt, known = self.attempt, self.history.get(spec.position)
+        if attempt is None or (known is not None and self._is_abandoned(known)):
             return None
-        if self._is_interrupted(attempt) or not is_cancelled():
+        if self._is_interrupted() or not is_cancelled():
             await attempt.settle_late(scope.usage)
             return None
         try:
@@ -263,27 +177,29 @@ class Steps:
         except PerdureError as error:
             logger.debug("a cancelled step of %r is not recorded: %s", self.stored_id, error)
             return None
-        if known.status != "completed" or self._is_interrupted(attempt):
+        if known.status != "completed" or self._is_interrupted():
             return None
         self._calls.owe_cancellation()
         return known
 
     async def _record_cancelled(self, attempt: Attempt, scope: StepScope) -> StepRecord:
         await self.awake(attempt)
-        failed = scope.failed(abandoned_text(_CANCELLED, taken=self._next_position))
+        text = abandoned_text(_CANCELLED, taken=self._next_position)
+        failed = scope.failed(text)._replace(beside_result=True)
         return await self.write_failure(attempt, failed, *scope.settled_usage(), scope=scope)
 
-    def _is_interrupted(self, attempt: Attempt) -> bool:
+    def _is_interrupted(self) -> bool:
         """Return whether it is the attempt that is cut off: a stop, a drain, a lost lease."""
-        if self.refusal is not None or attempt.held.lost:
+        attempt = self.attempt
+        if self.refusal is not None or (attempt is not None and attempt.held.lost):
             return True
         if self.attendant is not None and self.attendant.cancelling():
             return True  # With all tasks of an event loop that shuts down.
-        return attempt.is_over and not attempt.is_asleep
+        return attempt is not None and attempt.is_over and not attempt.is_asleep
 
-    def _is_abandoned(self, known: StepRecord | None) -> bool:
+    def _is_abandoned(self, known: StepRecord) -> bool:
         """Return whether the step was cancelled, and the task went on without it."""
-        if known is None or known.status != "failed" or not is_abandoned(known):
+        if known.status == "running" or not is_abandoned(known):
             return False
         return self.attempt is None or is_settled(known, last_position=max(self.history))
 
@@ -297,18 +213,20 @@ class Steps:
         scope.began_at = started_at(attempt)
         while True:
             scope.tries += 1
-            if spec.kind in AWAITED_KINDS or spec.effect == "at_most_once":
+            if spec.begins_awaited:
                 await self._begin(attempt, scope)
             else:
                 attempt.begin_lazily(scope.begun())
             try:
                 value = await call_body(scope, body)
                 text = encode_value(value, name=f"the result of step {spec.intent!r}")
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                    raise
                 if self.refusal is not None:
                     # The body made something else of the interruption.
                     raise self.refusal from error
-                if scope.tries < last_try and _may_retry(spec, error):
+                if scope.tries < last_try and spec.may_retry(error):
                     await self._pause(attempt, scope, error, scope.tries - tries)
                     continue
                 raise await self._record_failure(attempt, scope, error) from error
@@ -330,16 +248,14 @@ class Steps:
             await self.write(attempt, begin)
 
     async def _pause(
-        self, attempt: Attempt, scope: StepScope, error: Exception, failures: int
+        self, attempt: Attempt, scope: StepScope, error: BaseException, failures: int
     ) -> None:
-        spec, retry = scope.spec, scope.spec.retry
-        assert retry is not None
-        wait_ms = min(retry.backoff_ms * 2 ** min(failures - 1, 30), retry.backoff_max_ms)
+        spec = scope.spec
         logger.info("step %r failed, trying again: %r", spec.intent, error)
         usage = scope.settled_usage()
         if usage:
             await self.write(attempt, *usage)
-        await asyncio.sleep(effects.jittered(wait_ms, 0.25) / 1_000)
+        await asyncio.sleep(effects.jittered(spec.backoff_ms(failures), 0.25) / 1_000)
         attempt.check()
 
     async def _record(self, attempt: Attempt, scope: StepScope, text: str) -> JsonValue:
@@ -357,7 +273,7 @@ class Steps:
         return await attempt.write(done, *usage)
 
     async def _record_failure(
-        self, attempt: Attempt, scope: StepScope, error: Exception
+        self, attempt: Attempt, scope: StepScope, error: BaseException
     ) -> StepFailedError:
         text = failure_text(error, taken=self._next_position)
         failed = scope.failed(text)
@@ -386,15 +302,3 @@ class Steps:
             if scope is not None:
                 await attempt.settle_late(scope.usage)
             raise
-
-
-def _seen(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
-
-
-def _may_retry(spec: StepSpec, error: Exception) -> bool:
-    """A result that cannot be stored will not become storable by trying again."""
-    if spec.retry is None or isinstance(error, NotSerializableError):
-        return False
-    return isinstance(error, spec.retry.retry_on)

@@ -99,9 +99,10 @@ class RunStore(Protocol):
 
         The fence is epoch + token + holder + status running, not the deadline: a lapsed lease
         that nobody claimed since may still write. A write with CompleteStep or EndRun is progress:
-        strikes go back to 0. A CompleteStep or FailStep on a completed step changes nothing and
-        is answered with the stored record; with another intent it raises DivergenceError. A
-        write that ended the run and is repeated (its reply was lost) is answered as done.
+        strikes go back to 0. A CompleteStep or FailStep never changes the result of a completed
+        step and is answered with the stored record; with another intent it raises
+        DivergenceError. A write that ended the run and is repeated (its reply was lost) is
+        answered as done.
 
         Raises LeaseLostError (nothing was written), StoreCorruptError (frames that do not follow
         the last stored seq; nothing was written).

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core.records import JsonValue, RunRecord
+from perdure.durable.calls import is_cancelled
 from perdure.errors import UsageError
 from perdure.turn.identity import ChatTurnIdentity
 
@@ -116,16 +117,10 @@ async def flush_trace(hooks: ChatTurnHooks, on_failure: OnFailure = tell_nobody)
     except ENDS_THE_PROCESS:
         raise
     except BaseException as error:
-        if _is_cancelled():
+        if is_cancelled():
             raise
         logger.exception("the hook trace_flush failed")
         on_failure("trace_flush", error)
-
-
-def _is_cancelled() -> bool:
-    """Return whether somebody cancels this task: a hook may raise CancelledError by itself."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 class EventFollower:
@@ -210,7 +205,7 @@ class EventFollower:
         except ENDS_THE_PROCESS:
             raise
         except BaseException as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             self._failed(error)
 

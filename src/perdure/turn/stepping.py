@@ -13,6 +13,7 @@ from perdure.core.frames import Frame
 from perdure.core.jsonvalue import decode_value, encode_value
 from perdure.core.records import JsonValue, StepRecord, Written
 from perdure.durable.attempt import Attempt, patiently, started_at
+from perdure.durable.calls import is_cancelled
 from perdure.durable.failures import given_up
 from perdure.durable.journal import Journal
 from perdure.durable.scope import watching
@@ -113,6 +114,8 @@ class TurnSteps(Steps):
         *others: Change,
         scope: StepScope | None = None,
     ) -> StepRecord:
+        # What is held back of a stream that is cancelled is not its answer any more.
+        self._held_back.pop(failed.position, None)
         known = await super().write_failure(attempt, failed, *others, scope=scope)
         self._settle(failed.position)
         return known
@@ -149,13 +152,14 @@ class TurnSteps(Steps):
     ) -> AsyncIterator[Frame]:
         """Execute or replay a step that yields frames; `keep` gets its recorded result."""
         self.streams += 1
+        scope = StepScope(self, spec)
         try:
             known = self.history.get(spec.position)
             if known is not None and self.replays(known, spec):
+                await self.relive(known)
                 keep(known.result)
                 return
             attempt = await self.working(spec, known)
-            scope = StepScope(self, spec)
             scope.tries = 1 if known is None else known.attempts + 1
             scope.began_at = started_at(attempt)
             await self._begin(attempt, scope)
@@ -166,11 +170,13 @@ class TurnSteps(Steps):
                     async for frame in seen:
                         yield frame
                 text = encode_value(summarize(frames), name=f"the result of step {spec.intent!r}")
-            except (asyncio.CancelledError, GeneratorExit):
-                # Broken off by its consumer it is no record either: what it said is half of it.
+            except GeneratorExit:
+                # Broken off by its consumer it is no record: what it said is half of it.
                 await attempt.settle_late(scope.usage)
                 raise
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                    raise
                 if self.refusal is not None:
                     raise self.refusal from error
                 raise await self._record_failure(attempt, scope, error) from error
@@ -180,6 +186,11 @@ class TurnSteps(Steps):
                 raise self.refusal
             self._open_streams.pop(spec.position, None)
             keep(await self._record_stream(attempt, scope, text))
+        except asyncio.CancelledError:
+            recorded = await self.cancelled(spec, scope)
+            if recorded is None:
+                raise
+            keep(recorded.result)
         finally:
             self._open_streams.pop(spec.position, None)
             self.answered(spec)

@@ -230,7 +230,7 @@ VALUES (?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, 'completed', CAST(?10 AS INTEGER), 
 ON CONFLICT DO NOTHING
 
 -- fail_step --
--- A result that is there stays: a failure never replaces it.
+-- A result that is there stays: a failure never replaces it. It may be kept beside it.
 INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts,
   error_json, started_at, completed_at, epoch, effect)
 SELECT ?1, CAST(?5 AS INTEGER), ?6, ?7, ?8, 'failed', CAST(?10 AS INTEGER), ?11, ?12, {now},
@@ -240,7 +240,7 @@ ON CONFLICT (run_id, step_index) DO UPDATE SET
   status = CASE WHEN durable_steps.status = 'completed' THEN 'completed' ELSE 'failed' END,
   attempts = CASE WHEN durable_steps.status = 'completed'
     THEN durable_steps.attempts ELSE excluded.attempts END,
-  error_json = CASE WHEN durable_steps.status = 'completed'
+  error_json = CASE WHEN durable_steps.status = 'completed' AND CAST(?13 AS INTEGER) = 0
     THEN durable_steps.error_json ELSE excluded.error_json END,
   completed_at = CASE WHEN durable_steps.status = 'completed'
     THEN durable_steps.completed_at ELSE excluded.completed_at END,

@@ -110,6 +110,7 @@ def _fail(fence: Fence, step: FailStep) -> Statement:
         step.tries,
         step.error_text,
         step.started_at,
+        int(step.beside_result),
     )
     return Statement("fail_step", values, required=True)
 

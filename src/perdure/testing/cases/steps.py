@@ -118,6 +118,24 @@ async def the_first_result_of_a_step_is_final(lab: StoreLab) -> None:
 
 
 @case
+async def an_error_may_be_kept_beside_a_result(lab: StoreLab) -> None:
+    store = await lab.open()
+    lease = await hold(store)
+    await store.write(lease, begun(0), completed(0, "first"), failed(1))
+    [before, _] = await store.read_steps("run")
+    lab.clock.advance(10)
+    late = failed(0, "Too late", tries=2)._replace(beside_result=True)
+    [answer] = (await store.write(lease, late)).steps
+    kept = before._replace(error=StepError("Too late", "broken"))
+    same(answer, kept, "the answer: the result with the error beside it")
+    await store.write(lease, begun(0, tries=2), completed(0, "second"), failed(0))
+    same((await store.read_steps("run"))[0], kept, "the step behind what else came")
+    instead = failed(1, "Once more")._replace(beside_result=True)
+    [answer] = (await store.write(lease, instead)).steps
+    same((answer.status, answer.error), ("failed", StepError("Once more", "broken")), "no result")
+
+
+@case
 async def a_later_attempt_gets_the_first_result_instead_of_its_own(lab: StoreLab) -> None:
     first, second = await lab.open(), await lab.open()
     await first.write(await hold(first), completed(0, "first"))
