@@ -13,6 +13,7 @@ from perdure.cli.opening import Place, opened, place_of, ran
 from perdure.cli.output import harmless, has_colours, one_line, shortened
 from perdure.core.frames import Frame
 from perdure.core.records import RunRecord
+from perdure.core.transitions import TERMINAL_STATES
 from perdure.errors import UsageError
 from perdure.turn.ending import answer_of
 from perdure.turn.reading import Reading, Silence, Tail, lines, open_reading
@@ -39,7 +40,7 @@ async def _tail(options: argparse.Namespace) -> int:
         else:
             await _print_text(place, reading)
         ended = await place.read()
-    return 0 if ended.state in ("completed", "stopped") else NO
+    return 0 if ended.state in TERMINAL_STATES else NO
 
 
 def _no_ring() -> None:

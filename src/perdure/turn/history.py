@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
 from perdure.core.records import JsonValue, RunRecord
+from perdure.core.transitions import TERMINAL_STATES
 from perdure.store.protocol import RunStore
 
 _PAGE: Final = 500
@@ -45,7 +46,7 @@ def lineage(runs: Sequence[RunRecord], last: str | None) -> list[RunRecord]:
 
 def _lost_its_place(run: RunRecord) -> bool:
     """A turn that was stopped in line stands behind a revision that had not failed yet."""
-    return run.revision > 0 and run.state not in ("completed", "stopped")
+    return run.revision > 0 and run.state not in TERMINAL_STATES
 
 
 def _answered_before(run: RunRecord, runs: Sequence[RunRecord]) -> RunRecord | None:
@@ -55,7 +56,7 @@ def _answered_before(run: RunRecord, runs: Sequence[RunRecord]) -> RunRecord | N
         for other in runs
         if other.turn_index == run.turn_index
         and other.revision < run.revision
-        and other.state in ("completed", "stopped")
+        and other.state in TERMINAL_STATES
     ]
     return max(older, key=lambda other: other.revision, default=None)
 
@@ -65,7 +66,7 @@ def newest_answered(runs: Sequence[RunRecord]) -> str | None:
 
     Of a session one turn is in flight at a time, so the answer that was given last is the newest.
     """
-    answered = [run for run in runs if run.state in ("completed", "stopped")]
+    answered = [run for run in runs if run.state in TERMINAL_STATES]
     parents = {run.parent_run_id for run in answered}
     ends = [run for run in answered if run.run_id not in parents] or answered
     newest = max(ends, key=_age, default=None)
@@ -94,7 +95,7 @@ def conversation_of(runs: Sequence[RunRecord]) -> Conversation:
     index = -1 if end is None else end.turn_index or 0
     for run in runs:
         parent = None if end is None else end.run_id
-        if run.state not in ("completed", "stopped") and (
+        if run.state not in TERMINAL_STATES and (
             run.state == "queued" or run.parent_run_id == parent
         ):
             index = max(index, run.turn_index or 0)
@@ -111,7 +112,7 @@ def messages_of(runs: Sequence[RunRecord]) -> list[Mapping[str, JsonValue]]:
     """
     messages: list[Mapping[str, JsonValue]] = []
     for run in runs:
-        if run.state not in ("completed", "stopped"):
+        if run.state not in TERMINAL_STATES:
             continue
         if run.manifest is not None:
             asked = run.manifest.input

@@ -20,7 +20,7 @@ from perdure.core.frames import (
 )
 from perdure.core.limits import BEAT_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord, StepRecord
-from perdure.core.transitions import RESTING_STATES
+from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES
 from perdure.durable.ring import Ring
 from perdure.errors import CursorError, FramesExpiredError, RunNotFoundError
 from perdure.store.protocol import RunStore
@@ -59,7 +59,7 @@ class Reading(NamedTuple):
     @property
     def is_over(self) -> bool:
         """Whether the turn had an answer when the reader came."""
-        return self.run.state in ("completed", "stopped")
+        return self.run.state in TERMINAL_STATES
 
 
 async def known_turn(store: RunStore, turn: ChatTurnIdentity) -> RunRecord:
@@ -359,7 +359,7 @@ class _Writer:
 
     def ending_of_others(self, run: RunRecord, steps: Sequence[StepRecord]) -> bytes:
         """Encode the end of a turn that another runtime has ended, without a frame that says so."""
-        if run.state in ("completed", "stopped"):
+        if run.state in TERMINAL_STATES:
             text = str(answer_of(steps).get("finalText", ""))
             told = (events.result(text), *events.events_of(Frame(0, 0, run.state, {}), self._to))
         else:

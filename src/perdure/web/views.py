@@ -7,6 +7,7 @@ from typing import Any
 
 from perdure.core.frames import DELTA_KINDS, Frame, fold_parts, text_of
 from perdure.core.records import JsonValue, RunRecord, UsageRecord
+from perdure.core.transitions import TERMINAL_STATES
 from perdure.store.protocol import RunStore
 from perdure.turn.ending import answer_of, final_text_of
 from perdure.turn.history import conversation_of, messages_of, read_session
@@ -110,7 +111,7 @@ async def _answer(
 
     That is the model's finish reason, or the failure.
     """
-    if run.state in ("completed", "stopped"):
+    if run.state in TERMINAL_STATES:
         answer = answer_of(await store.read_steps(run.run_id))
         return final_text_of(answer), answer.get("parts", []), answer.get("finishReason"), None
     frames = await _all_frames(store, run)

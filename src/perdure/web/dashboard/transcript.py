@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from perdure.core.frames import DELTA_KINDS, Frame, fold_parts
 from perdure.core.records import JsonValue, RunRecord, StepRecord
+from perdure.core.transitions import TERMINAL_STATES
 from perdure.store.protocol import RunStore
 from perdure.turn.ending import answer_of
 from perdure.web.views import part_view
@@ -46,7 +47,7 @@ async def transcript_of(
     if run.session_id is None or run.turn_index is None:
         return None
     frames = await _frames(store, run)
-    if run.state in ("completed", "stopped"):
+    if run.state in TERMINAL_STATES:
         parts = answer_of(steps).get("parts", [])
     else:
         parts = fold_parts(frames)
