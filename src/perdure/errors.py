@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class PerdureError(Exception):
@@ -286,6 +286,16 @@ class SessionMismatchError(ValidationError):
         self.requested_backend = requested_backend
 
 
+class ProfileConformanceError(ValidationError):
+    """A profile did not pass its check; `result`, a ConformanceResult, is what was found."""
+
+    hint = "Correct what the errors of the result name."
+
+    def __init__(self, message: str, *, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class RuntimeRunStateError(ValidationError):
     """A method of a run handle was called in a state that forbids it; nothing was changed."""
 
@@ -369,6 +379,21 @@ class BackendTimeoutError(BackendTransportError):
 
     code = "backend_timeout"
     hint = "Try again, or raise the time limit of the backend."
+
+
+class ChatTurnError(AgentRuntimeError):
+    """A sandbox refused a chat turn or broke it off, or nobody knows its address.
+
+    `status` is None when there was no response. `retryable` is decided for each failure.
+    """
+
+    code = "transport"
+    hint = "Check the address of the sandbox and its authorization."
+
+    def __init__(self, message: str, *, status: int | None = None, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retryable = retryable
 
 
 EVENT_EMIT_RACE = "event_emit_race"
