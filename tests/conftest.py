@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.node_packages import need_node_packages
+from tests.store.d1_server import D1Server, running_d1
 from tests.store.postgres_server import PostgresServer, running_server
 
 IN_CI = bool(os.environ.get("CI"))
@@ -65,4 +67,12 @@ def chromium() -> str:
 def postgres() -> Iterator[PostgresServer]:
     """Return a PostgreSQL that all tests of this process share, each in a schema of its own."""
     with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def d1() -> Iterator[D1Server]:
+    """Return Cloudflare's own D1 that all tests of this process share; they are marked `node`."""
+    need_node_packages()
+    with running_d1() as server:
         yield server

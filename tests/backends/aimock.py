@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 
 import httpx2
 
-NODE_TESTS = Path(__file__).parents[1] / "node"
+from tests.node_packages import NODE_TESTS
+
 FIXTURES = Path(__file__).with_name("aimock_fixtures.json")
 
 
@@ -31,19 +31,6 @@ class Aimock(NamedTuple):
 
     def forget(self) -> None:
         httpx2.post(f"{self.origin}/__aimock/reset/journal").raise_for_status()
-
-
-def install_node_packages() -> None:
-    """Install the packages of tests/node, unless they are there as the lock file has them."""
-    with (NODE_TESTS / "package.json").open() as only_one:
-        fcntl.flock(only_one, fcntl.LOCK_EX)
-        installed = NODE_TESTS / "node_modules" / ".package-lock.json"
-        wanted = NODE_TESTS / "package-lock.json"
-        if installed.exists() and installed.stat().st_mtime >= wanted.stat().st_mtime:
-            return
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"]
-        subprocess.run(command, cwd=NODE_TESTS, check=True, capture_output=True, timeout=100)
-        installed.touch()
 
 
 @contextmanager

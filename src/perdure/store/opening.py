@@ -32,8 +32,10 @@ async def open_store(
     `file:PATH` and, from the root, `file:///PATH` are a folder of logs on a local disk (POSIX).
     `postgresql://USER@HOST/DATABASE?schema=perdure` is a schema for any number of workers
     (`perdure[postgres]`); with `pooled=1` behind a pooler in transaction mode.
+    `d1:ACCOUNT_ID/DATABASE_ID` is a D1 database over Cloudflare's HTTP API (`perdure[d1]`), with
+    the token of `CLOUDFLARE_API_TOKEN`; a Worker uses its binding, `SqlStore(D1(env.DB))`.
     `migrate` None brings the schema up to date where that is safe while other processes run, as
-    it is for SQLite, and not for PostgreSQL; False refuses a database that lacks something.
+    it is for SQLite, and not for PostgreSQL and D1; False refuses a database that lacks something.
     `durability="normal"` leaves flushing to the system: a power cut may undo acknowledged writes.
     `code_version` is stored with every attempt. `clock` gives the store's time, in milliseconds
     since the epoch, in place of the machine's or the database's.
@@ -52,9 +54,11 @@ async def open_store(
         return await _open_files(_path(scheme, rest), settings)
     if scheme in ("postgresql", "postgres") and rest.startswith("//"):
         return await _open_postgres(url, settings)
+    if scheme == "d1" and colon:
+        return await _open_d1(url, settings)
     raise UsageError(
         f"{url!r:.80} is not the address of a store; known are memory:, sqlite:PATH (also "
-        "sqlite:///PATH), file:PATH and postgresql://HOST/DATABASE"
+        "sqlite:///PATH), file:PATH, postgresql://HOST/DATABASE and d1:ACCOUNT_ID/DATABASE_ID"
     )
 
 
@@ -88,6 +92,24 @@ async def _open_postgres(url: str, settings: _Settings) -> RunStore:
         durability=settings.durability,
         migrate=bool(settings.migrate),
         clock=settings.clock,
+    )
+    return await _opened(database, settings)
+
+
+async def _open_d1(url: str, settings: _Settings) -> RunStore:
+    from perdure.store.sql.d1.address import read_address
+
+    address = read_address(url)
+    from perdure.store.sql.d1.api import BASE_URL, D1Api
+    from perdure.store.sql.d1.driver import API_POLL_MS, D1
+
+    account_id, database_id, token, base_url = address
+    database = D1(
+        D1Api(account_id, database_id, token, base_url=base_url or BASE_URL),
+        migrate=bool(settings.migrate),
+        clock=settings.clock,
+        # The API allows an account a few requests a second.
+        poll_ms=API_POLL_MS,
     )
     return await _opened(database, settings)
 

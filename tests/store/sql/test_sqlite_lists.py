@@ -12,7 +12,8 @@ import pytest
 from perdure.core.effects import iso_time
 from perdure.errors import StoreFullError, StoreUnavailableError
 from perdure.store.sql.database import Refused, Statement
-from perdure.store.sql.sqlite_connection import SQLITE, connect_writer, sqlite_statements
+from perdure.store.sql.sqlite_connection import connect_writer, sqlite_statements
+from perdure.store.sql.sqlite_dialect import SQLITE
 from perdure.store.sql.sqlite_lists import Answer, Job, ListRunner
 from perdure.store.sql.sqlite_schema import prepare_schema
 from perdure.testing.clock import ManualClock

@@ -28,11 +28,15 @@ class Statement(NamedTuple):
 
 
 class Refused(Exception):
-    """A required statement, at `index` of its list, returned no row: nothing was written."""
+    """A required statement, at `index` of its list, returned no row: nothing was written.
 
-    def __init__(self, index: int) -> None:
+    `repeated`: the list was sent before, without an answer, so its own effect may have met it.
+    """
+
+    def __init__(self, index: int, *, repeated: bool = False) -> None:
         super().__init__(index)
         self.index = index
+        self.repeated = repeated
 
 
 class Connection(Protocol):

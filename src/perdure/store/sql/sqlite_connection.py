@@ -6,7 +6,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Literal, TypeVar
 
@@ -23,7 +23,8 @@ from perdure.errors import (
     ValueTooLargeError,
 )
 from perdure.store.mounts import MOUNTS, network_mount
-from perdure.store.sql.database import Dialect, Text, load_statements
+from perdure.store.sql.database import Text, load_statements
+from perdure.store.sql.sqlite_dialect import SQLITE
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -50,26 +51,6 @@ STATEMENTS_CACHED: Final = 256
 _PAUSE_MS: Final = 0.3
 _PAUSE_MAX_MS: Final = 4.0
 _never = threading.Event()
-
-
-def _rows(source: str, columns: Sequence[tuple[str, str]]) -> str:
-    picked = [
-        f"CAST(json_extract(value, '$[{index}]') AS {kind}) AS {name}"
-        for index, (name, kind) in enumerate(columns)
-    ]
-    return f"(SELECT {', '.join(picked)} FROM json_each({source}))"
-
-
-def _now(number: int) -> str:
-    # SQLite has no clock of its own: its 'now' is the machine's, as is that of whoever binds it.
-    return f"?{number}"
-
-
-def _later(now: str, length: str) -> str:
-    return f"strftime('%Y-%m-%dT%H:%M:%fZ', {now}, ({length} / 1000.0) || ' seconds')"
-
-
-SQLITE: Final = Dialect(now=_now, later=_later, rows=_rows)
 
 
 def sqlite_statements() -> dict[str, Text]:

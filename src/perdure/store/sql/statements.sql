@@ -494,16 +494,16 @@ WHERE run_id = ?1 AND state = 'waiting' ORDER BY position LIMIT 1
 
 -- claim_delivery --
 -- Whatever was read before, only this gives the right to deliver. One whose last try was never
--- settled is dead instead.
+-- settled is dead instead. The same token is the same claim, whose reply was lost.
 UPDATE perdure_outbox SET
-  state = CASE WHEN tries < CAST(?6 AS INTEGER) THEN state ELSE 'dead' END,
-  token = CASE WHEN tries < CAST(?6 AS INTEGER) THEN ?3 END,
-  claimed_until = CASE WHEN tries < CAST(?6 AS INTEGER) THEN {now+?4} END,
-  last_error = CASE WHEN tries < CAST(?6 AS INTEGER) THEN last_error ELSE ?7 END,
-  tries = CASE WHEN tries < CAST(?6 AS INTEGER) THEN tries + 1 ELSE tries END
+  state = CASE WHEN token = ?3 OR tries < CAST(?6 AS INTEGER) THEN state ELSE 'dead' END,
+  token = CASE WHEN token = ?3 OR tries < CAST(?6 AS INTEGER) THEN ?3 END,
+  claimed_until = CASE WHEN token = ?3 OR tries < CAST(?6 AS INTEGER) THEN {now+?4} END,
+  last_error = CASE WHEN token = ?3 OR tries < CAST(?6 AS INTEGER) THEN last_error ELSE ?7 END,
+  tries = CASE WHEN token = ?3 OR tries >= CAST(?6 AS INTEGER) THEN tries ELSE tries + 1 END
 WHERE run_id = ?1 AND position = CAST(?2 AS INTEGER) AND state = 'waiting'
   AND handler IN (SELECT handler FROM {rows ?5: handler TEXT})
-  AND due_at <= {now} AND (claimed_until IS NULL OR claimed_until <= {now})
+  AND due_at <= {now} AND (claimed_until IS NULL OR claimed_until <= {now} OR token = ?3)
   AND EXISTS (
     SELECT 1 FROM durable_runs r
     WHERE r.run_id = ?1 AND r.status IN ('completed', 'failed'))

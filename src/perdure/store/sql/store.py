@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 from perdure.core import identity
-from perdure.core.changes import Change, EndRun, SettleUsage
+from perdure.core.changes import Change, SettleUsage
 from perdure.core.effects import new_token
 from perdure.core.frames import Frame, decode_row
 from perdure.core.limits import DELIVERY_CLAIM_MS, DELIVERY_TRIES_MAX, LEASE_MS
@@ -53,6 +53,8 @@ from perdure.store.sql.upkeep import SqlUpkeep
 from perdure.store.sql.writes import (
     FENCE,
     LEAVING,
+    has_ended,
+    has_left,
     refusal,
     settle_statement,
     settled_positions,
@@ -153,12 +155,14 @@ class SqlStore:
         except Refused as refused:
             if refused.index != FENCE:
                 raise refusal(lease, statements[refused.index]) from None
-            return await self._ended_before(lease, changes)
+            return await self._left_before(lease, changes, repeated=refused.repeated)
         self._waiting.changed(lease.run_id, may_be_due=statements[-1].name in LEAVING)
         return written(lease, statements, rows)
 
-    async def _ended_before(self, lease: Lease, changes: Sequence[Change]) -> Written:
-        """Answer a write whose fence found no lease: a repeated end has happened already."""
+    async def _left_before(
+        self, lease: Lease, changes: Sequence[Change], *, repeated: bool
+    ) -> Written:
+        """Answer a write whose fence found no lease: a repeated one may have given it back."""
         steps = [
             Statement("read_step", (lease.run_id, position))
             for position in settled_positions(changes)
@@ -167,11 +171,14 @@ class SqlStore:
             [Statement("read_run", (lease.run_id,)), *steps]
         )
         run_id = logical_run_id(lease.run_id)
-        if found and any(isinstance(change, EndRun) for change in changes):
+        if found:
             run = run_record(found[0])
             mine = run.epoch == lease.epoch and token_of(found[0]) == lease.token
-            if mine and run.state in ENDED_STATES:
-                return Written([step_record(run_id, rows[0]) for rows in step_rows if rows])
+            recorded = [step_record(run_id, rows[0]) for rows in step_rows if rows]
+            if mine and run.state in ENDED_STATES and has_ended(changes):
+                return Written(recorded)
+            if mine and repeated and has_left(run, changes):
+                return Written(recorded, run.stop_requested_at is not None, run.wake_at)
         raise LeaseLostError(f"the lease on the run {run_id!r} is lost")
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:

@@ -21,7 +21,7 @@ from perdure.core.changes import (
     Suspend,
 )
 from perdure.core.jsonvalue import decode_value
-from perdure.core.records import Lease, StepRecord, Written
+from perdure.core.records import Lease, RunRecord, StepRecord, Written
 from perdure.core.transitions import status_of
 from perdure.errors import DivergenceError, PerdureError, StoreCorruptError, UsageError
 from perdure.store.sql.database import Row, Statement
@@ -206,6 +206,21 @@ def refusal(lease: Lease, statement: Statement) -> PerdureError:
     return DivergenceError(
         f"step {position} of the run {run_id!r} is recorded under another intent than {intent!r}"
     )
+
+
+def has_ended(changes: Sequence[Change]) -> bool:
+    """Return whether a write ends its run."""
+    return any(isinstance(change, EndRun) for change in changes)
+
+
+def has_left(run: RunRecord, changes: Sequence[Change]) -> bool:
+    """Return whether a run that nobody has claimed since is as these changes leave it."""
+    for change in changes:
+        if isinstance(change, Suspend):
+            return run.state == change.state
+        if isinstance(change, Release):
+            return run.state == "running" and run.lease_holder_id is None
+    return False
 
 
 def settled_positions(changes: Sequence[Change]) -> list[int]:
