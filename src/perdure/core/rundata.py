@@ -110,9 +110,12 @@ class RunData:
         return RunDetails(
             attempts=[self.attempts[epoch] for epoch in sorted(self.attempts)],
             events=[self.event(key) for key in sorted(self.events)],
-            usage=[self._usage_as_known(key) for key in sorted(self.usage)],
+            usage=self.all_usage(),
             deliveries=[self.delivery(position) for position in sorted(self.deliveries)],
         )
+
+    def all_usage(self) -> list[UsageRecord]:
+        return [self._usage_as_known(key) for key in sorted(self.usage)]
 
     def _usage_as_known(self, key: tuple[int, int]) -> UsageRecord:
         """Nobody will settle what an attempt that is over has left open."""

@@ -13,6 +13,7 @@ from perdure.core.transitions import ENDED_STATES, TERMINAL_STATES
 from perdure.errors import RunNotFoundError, StoreCorruptError
 from perdure.store.filedata import FileData, session_of
 from perdure.store.filework import FileWork
+from perdure.store.ledger import UsageEntry, UsagePage, UsageQuery
 from perdure.store.memoryupkeep import (
     edge_of,
     frames_may_go,
@@ -21,6 +22,7 @@ from perdure.store.memoryupkeep import (
     may_go,
     newest_order,
     survey_of,
+    wanted_entries,
 )
 from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 
@@ -212,6 +214,28 @@ class FileTending:
 
     def survey(self) -> Survey:
         return survey_of(self._all(), self._data.now())
+
+    def find_usage(self, wanted: UsageQuery, after: str | None) -> UsagePage:
+        """Return the wanted model calls of so many runs as are read for one page."""
+        found: list[UsageEntry] = []
+        candidates = sorted(run_id for run_id in self._calling(wanted) if run_id > (after or ""))
+        page = candidates[:LOOKED_MAX]
+        for stored_id in page:
+            data = self._load(stored_id)
+            if data is not None:
+                found += wanted_entries(data, wanted)
+            self._data.trim()
+        return UsagePage(found, page[-1] if len(candidates) > len(page) else None)
+
+    def _calling(self, wanted: UsageQuery) -> Iterator[str]:
+        """Yield the runs that may have such calls: none is made before its run is created."""
+        index = self._data.index
+        index.catch_up()
+        yield from list(index.open_runs)
+        for stored_id, listed in index.closed_runs.items():
+            begins = wanted.until is None or listed.created_at < wanted.until
+            if begins and wanted.tenant in (None, listed.tenant):
+                yield stored_id
 
     def _all(self) -> Iterator[RunData]:
         index = self._data.index

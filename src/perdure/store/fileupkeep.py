@@ -7,6 +7,7 @@ from functools import partial
 
 from perdure.core.records import DeliveryRecord, DeliveryState, RunRecord
 from perdure.store.filehandle import FileHandle
+from perdure.store.ledger import Grouping, Tallies, UsagePage, UsageQuery, UsageSum, is_unpriced
 from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 
 
@@ -56,3 +57,23 @@ class FileUpkeep:
 
     async def survey(self) -> Survey:
         return await self._inside.run(self._tending.survey)
+
+    async def sum_usage(
+        self, by: Grouping | None, wanted: UsageQuery, *, limit: int | None = None
+    ) -> Sequence[UsageSum]:
+        tallies = Tallies(by)
+        page = await self._usage(wanted, None)
+        tallies.add(page.entries)
+        while page.after is not None:
+            page = await self._usage(wanted, page.after)
+            tallies.add(page.entries)
+        return tallies.sums(limit)
+
+    async def find_unpriced(
+        self, wanted: UsageQuery, *, after: str | None = None, limit: int = 1_000
+    ) -> UsagePage:
+        page = await self._usage(wanted, after)
+        return page._replace(entries=[each for each in page.entries if is_unpriced(each.usage)])
+
+    async def _usage(self, wanted: UsageQuery, after: str | None) -> UsagePage:
+        return await self._inside.run(partial(self._tending.find_usage, wanted, after))

@@ -11,6 +11,16 @@ from perdure.core.records import DeliveryRecord, DeliveryState, RunRecord, RunSt
 from perdure.core.rundata import RunData
 from perdure.core.transitions import ENDED_STATES, TERMINAL_STATES
 from perdure.errors import RunNotFoundError
+from perdure.store.ledger import (
+    Grouping,
+    Tallies,
+    UsageEntry,
+    UsagePage,
+    UsageQuery,
+    UsageSum,
+    is_unpriced,
+    is_wanted,
+)
 from perdure.store.memorydata import HandleState, MemoryData
 from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 
@@ -114,6 +124,30 @@ class MemoryUpkeep:
         with self._data.lock:
             return survey_of(self._data.runs.values(), self._now())
 
+    async def sum_usage(
+        self, by: Grouping | None, wanted: UsageQuery, *, limit: int | None = None
+    ) -> Sequence[UsageSum]:
+        self._state.check()
+        tallies = Tallies(by)
+        with self._data.lock:
+            for data in self._data.runs.values():
+                tallies.add(wanted_entries(data, wanted))
+        return tallies.sums(limit)
+
+    async def find_unpriced(
+        self, wanted: UsageQuery, *, after: str | None = None, limit: int = 1_000
+    ) -> UsagePage:
+        self._state.check()
+        found: list[UsageEntry] = []
+        with self._data.lock:
+            run_ids = sorted(run_id for run_id in self._data.runs if run_id > (after or ""))
+            for run_id in run_ids:
+                entries = wanted_entries(self._data.runs[run_id], wanted)
+                found += (entry for entry in entries if is_unpriced(entry.usage))
+                if len(found) >= limit:
+                    return UsagePage(found, run_id)
+        return UsagePage(found, None)
+
     def _known(self, run_id: str) -> RunData:
         data = self._data.runs.get(run_id)
         if data is None:
@@ -196,3 +230,13 @@ def survey_of(runs: Iterable[RunData], now: str) -> Survey:
                 due.append(delivery.due_at or "")
             dead += delivery.state == "dead"
     return Survey(now, dict(states), newest_at, len(due), min(due, default=None), dead)
+
+
+def wanted_entries(data: RunData, wanted: UsageQuery) -> list[UsageEntry]:
+    """Return the wanted model calls of a run."""
+    run = data.run
+    if wanted.tenant not in (None, run.tenant):
+        return []
+    stored_id = identity.stored_id(run.tenant, run.run_id)
+    entries = (UsageEntry(stored_id, run.tenant, run.session_id, each) for each in data.all_usage())
+    return [entry for entry in entries if is_wanted(entry, wanted)]

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from perdure.core.records import DeliveryRecord, DeliveryState, RunRecord, RunState
 from perdure.errors import UsageError
+from perdure.store.ledger import Grouping, UsagePage, UsageQuery, UsageSum
 from perdure.store.protocol import RunStore
 
 
@@ -119,6 +120,23 @@ class Upkeep(Protocol):
 
     async def survey(self) -> Survey:
         """Count what there is. It reads every run."""
+        ...
+
+    async def sum_usage(
+        self, by: Grouping | None, wanted: UsageQuery, *, limit: int | None = None
+    ) -> Sequence[UsageSum]:
+        """Return what the wanted model calls came to, by their latest call, the newest first.
+
+        `by` None makes one sum of all, or none if there is no call. A call that an attempt which
+        is over has left open is unknown. `limit` is the number of sums. It reads every wanted
+        call.
+        """
+        ...
+
+    async def find_unpriced(
+        self, wanted: UsageQuery, *, after: str | None = None, limit: int = 1_000
+    ) -> UsagePage:
+        """Return settled calls of which model and tokens are known, and the cost is not."""
         ...
 
 

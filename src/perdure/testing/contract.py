@@ -26,6 +26,7 @@ from perdure.testing.cases import (
     fencing,
     handles,
     journal,
+    ledger,
     life,
     limits,
     listing,
@@ -67,7 +68,7 @@ _GROUPS = (
 STORE_CASES: Final[tuple[Case, ...]] = tuple(chain.from_iterable(map(cases_of, _GROUPS)))
 """Every case: an async function that takes a StoreLab, named as the sentence that it proves."""
 
-UPKEEP_CASES: Final[tuple[Case, ...]] = cases_of(upkeep)
+UPKEEP_CASES: Final[tuple[Case, ...]] = cases_of(upkeep) + cases_of(ledger)
 """What a store must pass that can be looked after: one that has `upkeep()`."""
 
 ERASURE_CASES: Final[tuple[Case, ...]] = cases_of(erasure)

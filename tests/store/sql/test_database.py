@@ -15,8 +15,14 @@ from perdure.store.sql.sqlite_connection import connect_writer, sqlite_statement
 from perdure.store.sql.sqlite_schema import prepare_schema
 
 # The turns of one session are few, and their order is not that of an index; nor are processes many.
-SORTED_IN_MEMORY = {"find_session_runs", "list_session", "list_turn", "locks_of_handler"}
-COUNTS_EVERYTHING = {"count_deliveries", "count_runs"}
+SORTED_IN_MEMORY = {
+    "find_session_runs",
+    "find_session_unpriced",
+    "list_session",
+    "list_turn",
+    "locks_of_handler",
+}
+COUNTS_EVERYTHING = {"count_deliveries", "count_runs", "sum_usage"}
 """A survey, for people: what it counts it has to read."""
 
 
@@ -58,6 +64,10 @@ def test_every_statement_finds_its_rows_by_an_index(
         ("list_session", "idx_perdure_runs_turn"),
         ("list_turn", "idx_perdure_runs_turn"),
         ("create_run", "idx_perdure_runs_turn"),
+        ("sum_usage", "idx_perdure_usage_moment"),
+        ("sum_usage", "idx_perdure_usage_day"),
+        ("sum_usage", "idx_perdure_runs_turn"),
+        ("find_unpriced", "idx_perdure_usage_moment"),
     ],
 )
 def test_what_many_rows_share_is_found_by_the_index_of_the_few(

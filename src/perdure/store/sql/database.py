@@ -203,6 +203,25 @@ _ANSWER = (
     "CASE WHEN CAST(?5 AS INTEGER) = 1 THEN (SELECT a.result_json FROM durable_steps a "
     "WHERE a.run_id = durable_runs.run_id AND a.step_index = 0 AND a.status = 'completed') END"
 )
+# Nobody will settle what an attempt that is over has left open.
+_USAGE_STATE = (
+    "CASE WHEN state = 'intended' AND EXISTS ("
+    "SELECT 1 FROM perdure_attempts a WHERE a.run_id = perdure_usage.run_id "
+    "AND a.epoch = perdure_usage.epoch AND a.ended_at IS NOT NULL) "
+    "THEN 'unknown' ELSE state END"
+)
+USAGE_COLUMNS: Final = (
+    f"epoch, call, {_USAGE_STATE} AS state, step_index, provider, model, request_id, tokens_in, "
+    "tokens_out, tokens_cached, tokens_reasoning, cost_nanos, currency, price_version, "
+    "intended_at, settled_at"
+)
+# No moment is behind '9'. ?3 since, ?4 until.
+_CALLED = "{0} >= coalesce(?3, '') AND {0} < coalesce(?4, '9')"
+# By the runs of the session ?2, of the tenant ?1, and not by the moment.
+_CALLED_THERE = (
+    "run_id IN (SELECT r.run_id FROM durable_runs r WHERE r.tenant = ?1 AND r.session_id = ?2) "
+    "AND " + _CALLED.format("coalesce(intended_at, '')")
+)
 _PIECES: Final[Mapping[str, str]] = {
     "fence": f"EXISTS (SELECT 1 FROM durable_runs f WHERE {_FENCE.format('f.')})",
     "fence_self": _FENCE.format("durable_runs."),
@@ -216,6 +235,9 @@ _PIECES: Final[Mapping[str, str]] = {
     "foreign": _FOREIGN,
     "owner": _OWNER,
     "answer": _ANSWER,
+    "usage_columns": USAGE_COLUMNS,
+    "called": _CALLED.format("intended_at"),
+    "called_there": _CALLED_THERE,
     "run_columns": RUN_COLUMNS,
     "step_columns": STEP_COLUMNS,
     "delivery_columns": DELIVERY_COLUMNS,

@@ -36,6 +36,7 @@ _NAMES: Final = (
     "104_schedules",
     "105_sessions",
     "106_erasure",
+    "107_ledger",
 )
 
 

@@ -577,15 +577,7 @@ FROM perdure_attempts WHERE run_id = ?1 ORDER BY epoch
 SELECT key, payload_json, emitted_at FROM durable_events WHERE run_id = ?1 ORDER BY key
 
 -- read_usage --
--- Nobody will settle what an attempt that is over has left open.
-SELECT epoch, call,
-  CASE WHEN state = 'intended' AND EXISTS (
-    SELECT 1 FROM perdure_attempts a
-    WHERE a.run_id = ?1 AND a.epoch = perdure_usage.epoch AND a.ended_at IS NOT NULL)
-  THEN 'unknown' ELSE state END,
-  step_index, provider, model, request_id, tokens_in, tokens_out, tokens_cached,
-  tokens_reasoning, cost_nanos, currency, price_version, intended_at, settled_at
-FROM perdure_usage WHERE run_id = ?1 ORDER BY epoch, call
+SELECT {usage_columns} FROM perdure_usage WHERE run_id = ?1 ORDER BY epoch, call
 
 -- read_deliveries --
 SELECT {delivery_columns} FROM perdure_outbox WHERE run_id = ?1 ORDER BY position
@@ -682,6 +674,68 @@ ORDER BY completed_at, run_id LIMIT CAST(?4 AS INTEGER)
 -- It is judged again where it is deleted. No row: it is not over and done with (any more).
 DELETE FROM durable_runs WHERE run_id = ?2 AND {over}
 RETURNING run_id
+
+-- sum_usage --
+-- What calls came to, in groups by ?5: a row for each group and currency. Of the three ways to the
+-- wanted calls only one finds any; each is led by an index of its own. ?6 is the number of groups.
+WITH calls AS (
+  SELECT run_id, tenant, session_id, {usage_columns} FROM perdure_usage
+  WHERE ?1 IS NULL AND (?2 IS NULL OR session_id = ?2) AND {called}
+  UNION ALL
+  SELECT run_id, tenant, session_id, {usage_columns} FROM perdure_usage
+  WHERE ?2 IS NULL AND tenant = ?1 AND {called}
+  UNION ALL
+  SELECT run_id, tenant, session_id, {usage_columns} FROM perdure_usage
+  WHERE {called_there}),
+named AS (
+  SELECT CASE ?5 WHEN 'run' THEN run_id WHEN 'session' THEN session_id WHEN 'tenant' THEN tenant
+      WHEN 'day' THEN substr(intended_at, 1, 10) WHEN 'model' THEN model END AS name,
+    CASE WHEN ?5 IN ('run', 'session', 'tenant') THEN tenant END AS whose,
+    calls.*
+  FROM calls),
+added AS (
+  SELECT name, whose, currency, count(*) AS calls,
+    count(CASE WHEN state = 'settled' THEN 1 END) AS settled,
+    count(CASE WHEN state = 'unknown' THEN 1 END) AS unknown,
+    count(CASE WHEN state = 'intended' THEN 1 END) AS running,
+    CAST(coalesce(sum(tokens_in), 0) AS BIGINT) AS tokens_in,
+    CAST(coalesce(sum(tokens_out), 0) AS BIGINT) AS tokens_out,
+    CAST(coalesce(sum(tokens_cached), 0) AS BIGINT) AS tokens_cached,
+    CAST(coalesce(sum(tokens_reasoning), 0) AS BIGINT) AS tokens_reasoning,
+    count(CASE WHEN tokens_in IS NULL OR tokens_out IS NULL THEN 1 END) AS uncounted,
+    CAST(sum(cost_nanos) AS BIGINT) AS cost_nanos,
+    count(CASE WHEN cost_nanos IS NULL THEN 1 END) AS unpriced,
+    min(intended_at) AS first_at, max(intended_at) AS last_at
+  FROM named GROUP BY name, whose, currency),
+placed AS (
+  SELECT added.*, max(last_at) OVER (PARTITION BY name, whose) AS newest_at FROM added),
+ranked AS (
+  SELECT placed.*, dense_rank() OVER (
+    ORDER BY newest_at DESC, coalesce(name, ''), coalesce(whose, '')) AS place
+  FROM placed)
+SELECT name, whose, currency, calls, settled, unknown, running, tokens_in, tokens_out,
+  tokens_cached, tokens_reasoning, uncounted, cost_nanos, unpriced, first_at, last_at
+FROM ranked WHERE place <= coalesce(CAST(?6 AS INTEGER), place)
+
+-- find_unpriced --
+-- What a table may have the price of, behind the call at ?5 to ?8.
+SELECT run_id, tenant, session_id, {usage_columns} FROM perdure_usage
+WHERE (intended_at, run_id, epoch, call)
+    > (?5, ?6, CAST(?7 AS INTEGER), CAST(?8 AS INTEGER))
+  AND {called} AND (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR session_id = ?2)
+  AND state = 'settled' AND cost_nanos IS NULL
+  AND model IS NOT NULL AND tokens_in IS NOT NULL AND tokens_out IS NOT NULL
+ORDER BY intended_at, run_id, epoch, call LIMIT CAST(?9 AS INTEGER)
+
+-- find_session_unpriced --
+-- The same within one session, which is small.
+SELECT run_id, tenant, session_id, {usage_columns} FROM perdure_usage
+WHERE (coalesce(intended_at, ''), run_id, epoch, call)
+    > (?5, ?6, CAST(?7 AS INTEGER), CAST(?8 AS INTEGER))
+  AND {called_there}
+  AND state = 'settled' AND cost_nanos IS NULL
+  AND model IS NOT NULL AND tokens_in IS NOT NULL AND tokens_out IS NOT NULL
+ORDER BY coalesce(intended_at, ''), run_id, epoch, call LIMIT CAST(?9 AS INTEGER)
 
 -- find_open_deliveries --
 -- What waits or is dead, by the index that has only those.

@@ -8,7 +8,9 @@ from typing import Final
 
 from perdure.core.records import DeliveryRecord, DeliveryState, RunRecord
 from perdure.errors import RunNotFoundError
+from perdure.store.ledger import Grouping, UsagePage, UsageQuery, UsageSum
 from perdure.store.sql.database import Database, Refused, Row, Statement
+from perdure.store.sql.ledger import after_text, place_of, sums_of, usage_entry
 from perdure.store.sql.rows import delivery_record, owner_of, run_record
 from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 from perdure.store.waiting import Waiting
@@ -121,6 +123,23 @@ class SqlUpkeep:
             due_at=due_at,
             dead=open_ones["dead"][1] if "dead" in open_ones else 0,
         )
+
+    async def sum_usage(
+        self, by: Grouping | None, wanted: UsageQuery, *, limit: int | None = None
+    ) -> Sequence[UsageSum]:
+        most = None if limit is None else max(limit, 0)
+        (rows,) = await self._database.read([Statement("sum_usage", (*wanted, by, most))])
+        return sums_of(by, rows)
+
+    async def find_unpriced(
+        self, wanted: UsageQuery, *, after: str | None = None, limit: int = 1_000
+    ) -> UsagePage:
+        is_session = wanted.tenant is not None and wanted.session_id is not None
+        name = "find_session_unpriced" if is_session else "find_unpriced"
+        values = (*wanted, *place_of(after), max(limit, 1))
+        (rows,) = await self._database.read([Statement(name, values)])
+        entries = [usage_entry(row) for row in rows]
+        return UsagePage(entries, after_text(entries[-1]) if len(rows) == max(limit, 1) else None)
 
 
 def _search_of(wanted: RunQuery) -> str:

@@ -1,0 +1,40 @@
+"""What a model call costs: the question, the answer, and who is asked."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, Protocol
+
+NANOS: Final = 1_000_000_000
+"""So many nanos are one unit of a currency."""
+
+
+class ModelCall(NamedTuple):
+    """A model call as a price depends on it.
+
+    `tokens_cached` are part of `tokens_in`, and `tokens_reasoning` of `tokens_out`; None is
+    unknown. `at` is the moment of the call as it is stored, None: now.
+    """
+
+    model: str
+    tokens_in: int
+    tokens_out: int
+    provider: str | None = None
+    tokens_cached: int | None = None
+    tokens_reasoning: int | None = None
+    at: str | None = None
+
+
+class Price(NamedTuple):
+    """What a call costs, in billionths of the currency, and by which version of which table."""
+
+    cost_nanos: int
+    currency: str
+    version: str
+
+
+class PriceTable(Protocol):
+    """Who knows prices."""
+
+    def price(self, call: ModelCall) -> Price | None:
+        """Return what the call costs; None if that is not known. It neither waits nor guesses."""
+        ...
