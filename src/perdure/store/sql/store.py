@@ -175,10 +175,10 @@ class SqlStore:
             run = run_record(found[0])
             mine = run.epoch == lease.epoch and token_of(found[0]) == lease.token
             recorded = [step_record(run_id, rows[0]) for rows in step_rows if rows]
-            if mine and run.state in ENDED_STATES and has_ended(changes):
-                return Written(recorded)
             if mine and repeated and has_left(run, changes):
                 return Written(recorded, run.stop_requested_at is not None, run.wake_at)
+            if mine and run.state in ENDED_STATES and has_ended(changes):
+                return Written(recorded)
         raise LeaseLostError(f"the lease on the run {run_id!r} is lost")
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:

@@ -220,6 +220,8 @@ def has_left(run: RunRecord, changes: Sequence[Change]) -> bool:
             return run.state == change.state
         if isinstance(change, Release):
             return run.state == "running" and run.lease_holder_id is None
+        if isinstance(change, EndRun):
+            return run.state == change.state
     return False
 
 

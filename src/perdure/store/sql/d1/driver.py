@@ -187,28 +187,41 @@ class D1:
             )
 
     async def _attempt(self, statements: Sequence[Statement]) -> Rows:
-        """Run a list, once more where that may help. Raises Refused, StoreError."""
+        """Run a list. Raises Refused, StoreError."""
         await self._opened()
         if not statements:
             return []
         batch = self._render(statements)
+        results, repeated = await self._send_patiently(batch.sent)
+        try:
+            return rows_of_list(statements, batch, results)
+        except Refused as refused:
+            raise Refused(refused.index, repeated=repeated) from None
+
+    async def _ask(self, texts: Sequence[str]) -> Rows:
+        results, _ = await self._send_patiently([(text.rstrip(";"), ()) for text in texts])
+        return [rows_of(result) for result in results]
+
+    async def _send_patiently(self, sent: Sequence[Sent]) -> tuple[Sequence[Any], bool]:
+        """Return the results of a batch, and whether it may have happened before.
+
+        It is sent again where that may help. Raises Refused, StoreError.
+        """
         repeated, deadline_ms = False, monotonic_ms() + PATIENCE_MS
-        for pause_ms in (*PAUSES_MS, None):
+        pauses = iter(PAUSES_MS)
+        while True:
             try:
-                return rows_of_list(statements, batch, await self._send(batch.sent))
-            except Refused as refused:
-                raise Refused(refused.index, repeated=repeated) from None
+                return await self._send(sent), repeated
             except Exception as error:
                 index = refused_index(error)
                 if index is not None:
                     raise Refused(index, repeated=repeated) from None
                 lost = is_lost(error)
-                is_over = pause_ms is None or monotonic_ms() >= deadline_ms
-                if is_over or not (lost or is_busy(error)):
+                pause_ms = next(pauses, None) if monotonic_ms() < deadline_ms else None
+                if pause_ms is None or not (lost or is_busy(error)):
                     raise translated(error, self.target) from error
                 repeated = repeated or lost
-                await asyncio.sleep(jittered(pause_ms or 0) / 1_000)
-        raise AssertionError("the last try returns or raises")
+            await asyncio.sleep(jittered(pause_ms) / 1_000)
 
     async def _send(self, sent: Sequence[Sent]) -> Sequence[Any]:
         statements = [
@@ -217,13 +230,6 @@ class D1:
         ]
         results: Sequence[Any] = await self._binding.batch(statements)
         return results
-
-    async def _ask(self, texts: Sequence[str]) -> Rows:
-        try:
-            results = await self._send([(text.rstrip(";"), ()) for text in texts])
-        except Exception as error:
-            raise translated(error, self.target) from error
-        return [rows_of(result) for result in results]
 
     def _render(self, statements: Sequence[Statement]) -> Batch:
         now = None if self._clock is None else iso_time(self._clock())

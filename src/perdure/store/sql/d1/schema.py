@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from perdure.core.effects import Clock, iso_time
-from perdure.errors import SchemaError
+from perdure.errors import SchemaError, StoreError
 from perdure.store.sql.schema import (
     DURABLE_SCHEMA_SQL,
     Migration,
@@ -19,6 +20,15 @@ Ask = Callable[[Sequence[str]], Awaitable[list[list[tuple[Any, ...]]]]]
 
 _TRAIL: Final = "SELECT number, sha256 FROM perdure_schema"
 _VERSION: Final = "SELECT max(version) AS version FROM durable_schema_info"
+# Tables and indexes by their names, columns behind that of their table.
+_MADE: Final = (
+    "SELECT name FROM sqlite_master UNION ALL SELECT t.name || '.' || c.name "
+    "FROM sqlite_master t JOIN pragma_table_info(t.name) c "
+    "WHERE t.type = 'table' AND t.name LIKE 'durable_%'"
+)
+_EFFECT: Final = re.compile(
+    r"CREATE (?:TABLE|INDEX) (?!IF)(\w+)|ALTER TABLE (\w+) ADD COLUMN (\w+)"
+)
 _TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
 
@@ -47,13 +57,23 @@ async def prepare_schema(ask: Ask, *, migrate: bool, clock: Clock) -> Sequence[M
     if not migrate:
         names = ", ".join(migration.name for migration in missing)
         raise SchemaError(f"the database lacks the migrations {names}: run `perdure migrate`")
+    now = iso_time(clock())
     try:
-        await ask(list(migration_sql(missing, iso_time(clock()))))
-    except Exception:
-        # Another process was faster, or the answer to an earlier try was lost.
-        if await _missing(ask):
-            raise
+        await ask(list(migration_sql(missing, now)))
+    except StoreError:
+        # Another process was faster, or an earlier try was applied, perhaps in part.
+        rest = await _missing(ask)
+        if rest:
+            (made,) = await ask([_MADE])
+            there = {str(name) for (name,) in made}
+            await ask([sql for sql in migration_sql(rest, now) if _effect_of(sql) not in there])
     return missing
+
+
+def _effect_of(sql: str) -> str | None:
+    """Return the name of what a statement makes; None if it may be run twice."""
+    match = _EFFECT.match(sql)
+    return ".".join(filter(None, match.groups())) if match else None
 
 
 async def schema_version(ask: Ask) -> int | None:
