@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -32,6 +33,12 @@ from perdure.observe.sanitize import (
     EVENTS,
     sanitize_event,
     sanitize_knowledge_readiness_report,
+)
+from perdure.observe.sanitize import REPORT as REPORT_PART
+from perdure.observe.sanitize import REQUIREMENT as REQUIREMENT_PART
+from perdure.observe.sanitized import (
+    SanitizedKnowledgeReadinessReport,
+    SanitizedKnowledgeRequirement,
 )
 from perdure.observe.telemetry import (
     RuntimeTelemetryOptions,
@@ -199,9 +206,24 @@ def test_a_report_keeps_numbers_and_ids() -> None:
     assert sent["missingRequirementIds"] == ["need", "hidden"]
     assert sent["evidenceCount"] == 1
     assert [each["id"] for each in sent["blockingMissingRequirements"]] == ["hidden"]
-    assert sent["reason"] == REPORT.reason
+    assert sent["reason"] == "[redacted]"
     assert "evidenceIds" not in sent
     assert "bundle" not in sent
+
+
+def test_the_reason_of_a_report_may_be_a_providers_words_and_leaves_as_such() -> None:
+    report = replace(REPORT, reason=CANARY)
+    event = ReadinessEnd(TASK, report, decide_knowledge_readiness(report))
+    kept = sanitize_event(event)
+    assert CANARY not in json.dumps(kept)
+    assert kept["decision"]["blockingGapIds"] == ["hidden"]
+    told = sanitize_event(event, telemetry_client())
+    assert (told["knowledge"]["reason"], told["decision"]["reason"]) == (CANARY, CANARY)
+
+
+def test_the_types_of_a_report_have_what_the_table_lets_out() -> None:
+    assert SanitizedKnowledgeRequirement.__annotations__.keys() == REQUIREMENT_PART.keys()
+    assert SanitizedKnowledgeReadinessReport.__annotations__.keys() == REPORT_PART.keys()
 
 
 def test_a_step_and_a_loop_keep_how_they_went() -> None:
@@ -240,8 +262,10 @@ def test_an_unknown_type_keeps_only_the_common_part() -> None:
 
 def test_free_texts_are_cut_in_a_log() -> None:
     options = RuntimeTelemetryOptions(include_text=True, text_characters_max=5)
-    event = {"type": "task_end", "status": "failed", "reason": "far too long"}
-    assert sanitize_event(event, options)["reason"] == "far t…"
+    long = "far too long"
+    event = {"type": "final", "status": "failed", "reason": long, "text": long}
+    sent = sanitize_event(event, options)
+    assert (sent["reason"], sent["text"]) == ("far t…", "far t…")
 
 
 def test_what_looks_like_a_credential_is_masked_in_the_last_pass() -> None:

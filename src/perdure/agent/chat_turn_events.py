@@ -131,7 +131,7 @@ async def collect_chat_turn(events: AsyncIterable[ChatTurnEvent]) -> ChatTurnRes
     count = 0
     async for event in events:
         count += 1
-        known = event
+        known: ChatTurnEvent | None = event
         if isinstance(event, UnknownEvent):
             known = event_of_raw(event.data, told="".join(texts))
         match known:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 
 from perdure.agent.profile import AgentSubagentProfile
 from perdure.core.records import JsonValue
@@ -186,7 +186,10 @@ def _pattern(value: object, id: str) -> re.Pattern[str]:
         raise ValidationError(
             f"the pattern {value!r:.60} of the subagent {id!r} cannot be read: {error}"
         ) from error
-    pattern = cast("re.Pattern[Any] | None", value if isinstance(value, re.Pattern) else None)
-    if pattern is None or not isinstance(pattern.pattern, str):
+    if not _is_pattern(value):
         raise ValidationError(f"a pattern of the subagent {id!r} is no text: {value!r:.40}")
-    return pattern
+    return value
+
+
+def _is_pattern(value: object) -> TypeGuard[re.Pattern[str]]:
+    return isinstance(value, re.Pattern) and isinstance(cast("Any", value).pattern, str)

@@ -99,6 +99,11 @@ def text(*switches: str, path: tuple[str, ...] = ()) -> Rule:
     return Rule(apply, path or None)
 
 
+def text_with(*switches: str) -> Rule:
+    """A free text that leaves, cut, if one of the switches is on; else it is not there."""
+    return Rule(lambda value, options: cut(value, options) if is_on(options, *switches) else ABSENT)
+
+
 def cut(value: JsonValue, options: RuntimeTelemetryOptions) -> JsonValue:
     """Return a text no longer than the options allow; anything else as it is."""
     most = options.text_characters_max

@@ -26,8 +26,10 @@ from perdure.observe.rules import (
     redacted_without,
     sanitize_part,
     text,
+    text_with,
     values_with,
 )
+from perdure.observe.sanitized import SanitizedKnowledgeReadinessReport
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_log
 
 _WORDS = "include_requirement_descriptions"
@@ -75,12 +77,23 @@ REPORT: Final[Part] = {
     "readinessScore": keep(),
     "recommendedAction": keep(),
     "severity": keep(),
-    "reason": keep(),
+    "reason": text(),
     "blockingMissingRequirements": each(REQUIREMENT),
     "nonBlockingGaps": each(REQUIREMENT),
     "evidenceCount": count("bundle", "evidenceIds"),
     "missingRequirementIds": ids("bundle", "missing"),
     "evidenceIds": only_with(_IDS, path=("bundle", "evidenceIds")),
+}
+
+DECISION: Final[Part] = {
+    "passed": keep(),
+    "status": keep(),
+    "reason": text(),
+    "readinessScore": keep(),
+    "recommendedAction": keep(),
+    "severity": keep(),
+    "blockingGapIds": keep(),
+    "nonBlockingGapIds": keep(),
 }
 
 QUESTION: Final[Part] = {
@@ -160,7 +173,7 @@ _DELTA: Final[Part] = {"text": _TEXT}
 _BACKEND: Final[Part] = {"backend": keep()}
 
 EVENTS: Final[Mapping[str, Part]] = {
-    "readiness_end": {"knowledge": part(REPORT), "decision": keep()},
+    "readiness_end": {"knowledge": part(REPORT), "decision": part(DECISION)},
     "questions_start": _QUESTIONS,
     "questions_end": {**_QUESTIONS, "userAnswers": values_with("include_user_answers")},
     "acquisition_start": _PLANS,
@@ -210,7 +223,7 @@ EVENTS: Final[Mapping[str, Part]] = {
     "final": {
         "status": keep(),
         "reason": text(),
-        "text": only_with("include_text", _PAYLOADS),
+        "text": text_with("include_text", _PAYLOADS),
         "error": part(ERROR),
         "metadata": only_with(_METADATA),
     },
@@ -245,9 +258,10 @@ sanitize_runtime_stream_event = sanitize_event
 
 def sanitize_knowledge_readiness_report(
     report: object, options: RuntimeTelemetryOptions | None = None
-) -> dict[str, JsonValue]:
+) -> SanitizedKnowledgeReadinessReport:
     """Return what may leave of a readiness report, given as a record or in wire form."""
-    return _left(REPORT, _record(report, "a report"), options)
+    kept = _left(REPORT, _record(report, "a report"), options)
+    return cast("SanitizedKnowledgeReadinessReport", kept)
 
 
 def _record(value: object, name: str) -> dict[str, JsonValue]:
