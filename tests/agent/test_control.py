@@ -24,7 +24,7 @@ from perdure.agent.steps import (
     StopDecision,
 )
 from perdure.core.records import JsonValue
-from perdure.errors import UsageError
+from perdure.errors import ValidationError
 
 FAR = objective_eval("far", False, score=0.2, severity="error")
 THERE = objective_eval("there", True, score=1)
@@ -300,10 +300,10 @@ async def test_hooks_may_be_async_and_see_how_the_loop_stands() -> None:
     ],
 )
 def test_a_budget_out_of_range_is_refused(budget: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(budget))):
+    with pytest.raises(ValidationError, match=next(iter(budget))):
         ControlBudget(**budget)
 
 
 async def test_a_loop_has_an_intent() -> None:
-    with pytest.raises(UsageError, match="intent"):
+    with pytest.raises(ValidationError, match="intent"):
         await run_agent_control_loop("", hooks())

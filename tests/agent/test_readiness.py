@@ -10,7 +10,7 @@ from perdure.agent.gaps import user_questions_for_knowledge_gaps
 from perdure.agent.knowledge import KnowledgeReadinessReport, KnowledgeRequirement
 from perdure.agent.readiness import Known, decide_knowledge_readiness, score_knowledge_readiness
 from perdure.core.wire import from_wire, to_wire
-from perdure.errors import UsageError
+from perdure.errors import ValidationError
 
 NOW_MS = 1_800_000_000_000
 PAST = "2020-01-01T00:00:00.000Z"
@@ -180,7 +180,7 @@ def test_the_reason_of_a_caveat_names_both_numbers() -> None:
 
 @pytest.mark.parametrize("minimum", [-0.1, 1.1, float("nan"), float("inf")])
 def test_a_minimum_outside_0_to_1_is_refused(minimum: float) -> None:
-    with pytest.raises(UsageError, match="minimum_score"):
+    with pytest.raises(ValidationError, match="minimum_score"):
         decide_knowledge_readiness(scored(), minimum_score=minimum)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import UsageError
+from perdure.errors import ValidationError
 from perdure.observe.telemetry import telemetry_client
 from perdure.observe.trace import create_trace_bridge, to_agent_eval_trace
 
@@ -130,5 +130,5 @@ def test_two_one_shots_have_two_ids() -> None:
 
 
 def test_a_bridge_needs_a_run() -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(ValidationError):
         create_trace_bridge(run_id="")

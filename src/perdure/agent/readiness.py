@@ -19,7 +19,7 @@ from perdure.agent.knowledge import (
 )
 from perdure.core.effects import system_clock
 from perdure.core.records import JsonValue
-from perdure.errors import UsageError
+from perdure.errors import ValidationError
 
 MINIMUM_SCORE: Final = 0.7
 """A task whose readiness scores less goes on only with a caveat, unless told otherwise."""
@@ -87,7 +87,7 @@ def decide_knowledge_readiness(
     """Return whether a task with this report may go on.
 
     A blocking gap: `blocked`. Else a score below `minimum_score`: `caveat`. Else `ready`. Raises
-    UsageError for a minimum that is not from 0 to 1.
+    ValidationError for a minimum that is not from 0 to 1.
     """
     check_minimum_score(minimum_score)
     is_blocked = bool(report.blocking_missing_requirements)
@@ -111,9 +111,9 @@ def decide_knowledge_readiness(
 
 
 def check_minimum_score(minimum_score: float) -> None:
-    """Raise UsageError unless `minimum_score` is a number from 0 to 1."""
+    """Raise ValidationError unless `minimum_score` is a number from 0 to 1."""
     if not (math.isfinite(minimum_score) and 0 <= minimum_score <= 1):
-        raise UsageError(f"minimum_score must be from 0 to 1, not {minimum_score!r:.40}")
+        raise ValidationError(f"minimum_score must be from 0 to 1, not {minimum_score!r:.40}")
 
 
 def unique(identifiers: Iterable[str]) -> tuple[str, ...]:

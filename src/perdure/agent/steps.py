@@ -10,7 +10,7 @@ from typing import Final, Literal, cast
 from perdure.agent.evals import ControlEvalResult
 from perdure.core.records import JsonValue
 from perdure.core.wire import WIRE, camel
-from perdure.errors import UsageError
+from perdure.errors import ValidationError
 
 MAX_STEPS: Final = 8
 MAX_WALL_MS: Final = 300_000
@@ -41,25 +41,27 @@ class ControlBudget:
 
     def __post_init__(self) -> None:
         if type(self.max_steps) is not int or self.max_steps < 1:
-            raise UsageError(f"max_steps must be an int from 1, not {self.max_steps!r:.40}")
+            raise ValidationError(f"max_steps must be an int from 1, not {self.max_steps!r:.40}")
         if not (_is_number(self.max_wall_ms) and self.max_wall_ms > 0):
-            raise UsageError(f"max_wall_ms must be a number above 0, not {self.max_wall_ms!r:.40}")
+            raise ValidationError(
+                f"max_wall_ms must be a number above 0, not {self.max_wall_ms!r:.40}"
+            )
         cost = self.max_cost_usd
         if cost is not None and not (_is_number(cost) and cost >= 0):
-            raise UsageError(f"max_cost_usd must be a number from 0, not {cost!r:.40}")
+            raise ValidationError(f"max_cost_usd must be a number from 0, not {cost!r:.40}")
 
 
 def budget_of(partial: Mapping[str, JsonValue] | None) -> ControlBudget:
     """Return the budget that `partial` makes of the defaults; names as here or on the wire.
 
-    Raises UsageError for an unknown name and for what is out of range.
+    Raises ValidationError for an unknown name and for what is out of range.
     """
     names = {name: name for name in ("max_steps", "max_wall_ms", "max_cost_usd")}
     names.update({camel(name): name for name in names})
     given: dict[str, JsonValue] = {}
     for name, value in (partial or {}).items():
         if name not in names:
-            raise UsageError(f"budget has no {name!r:.40}; it has {', '.join(names)}")
+            raise ValidationError(f"budget has no {name!r:.40}; it has {', '.join(names)}")
         if value is not None:
             given[names[name]] = value
     return ControlBudget(**given)

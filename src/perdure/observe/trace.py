@@ -9,7 +9,7 @@ from typing import Final, Literal, cast
 
 from perdure.core.effects import epoch_ms, new_uuid, system_clock
 from perdure.core.records import JsonValue
-from perdure.errors import UsageError
+from perdure.errors import ValidationError
 from perdure.observe.sanitize import sanitize_event
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_log
 
@@ -57,7 +57,7 @@ class TraceBridge:
         options: RuntimeTelemetryOptions | None = None,
     ) -> None:
         if not run_id:
-            raise UsageError("the run_id of a trace bridge must not be empty")
+            raise ValidationError("the run_id of a trace bridge must not be empty")
         numbers = count(1)
         self._run_id = run_id
         self._span_id = span_id
@@ -103,7 +103,7 @@ def create_trace_bridge(
     now: Callable[[], int] | None = None,
     options: RuntimeTelemetryOptions | None = None,
 ) -> TraceBridge:
-    """Return a bridge for the events of one run. Raises UsageError for an empty `run_id`."""
+    """Return a bridge for the events of one run. Raises ValidationError for an empty `run_id`."""
     return TraceBridge(
         run_id=run_id, span_id=span_id, new_event_id=new_event_id, now=now, options=options
     )

@@ -14,6 +14,7 @@ from perdure.sync.doors import (
     run_durable,
 )
 from perdure.sync.loop import Items
+from perdure.sync.tasks import run_agent_task_sync
 from perdure.sync.threads import in_thread
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "emit_event",
     "in_thread",
     "open_store",
+    "run_agent_task_sync",
     "run_durable",
 ]
