@@ -1,0 +1,96 @@
+"""What model calls cost: the sums of a store, priced as they are read where they were not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple
+
+from perdure.core.pricing import ModelCall, Price, PriceTable
+from perdure.core.records import UsageRecord
+from perdure.store.ledger import Grouping, Tallies, UsageEntry, UsageQuery, UsageSum
+from perdure.store.protocol import RunStore
+from perdure.store.upkeep import Upkeep, upkeep_of
+
+
+class UsageSummary(NamedTuple):
+    """Sums in groups, the newest first, and the sum of all of them, also of those left out.
+
+    `is_whole` is False where `limit` has left groups out. `priced` is the number of calls whose
+    cost was not recorded, and comes from the table.
+    """
+
+    sums: Sequence[UsageSum]
+    total: UsageSum
+    is_whole: bool
+    priced: int
+
+
+async def usage_summary(
+    store: RunStore,
+    *,
+    by: Grouping = "day",
+    tenant: str | None = None,
+    session_id: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    limit: int | None = None,
+    prices: PriceTable | None = None,
+) -> UsageSummary:
+    """Add up the model calls of a store, of all tenants unless `tenant` names one.
+
+    `since` and `until` are moments as they are stored (`2026-01-31T09:05:00.000Z`, or the
+    beginning of one): calls that were intended at `since` or later, and before `until`. With
+    `prices`, calls without a recorded cost are priced, each at its own time; nothing is written.
+    Raises UsageError for a store without `upkeep()`.
+    """
+    upkeep = upkeep_of(store)
+    wanted = UsageQuery(tenant, session_id, since, until)
+    tallies, all_calls = Tallies(by), Tallies(None)
+    more = None if limit is None else limit + 1
+    found = await upkeep.sum_usage(by, wanted, limit=more)
+    is_whole = limit is None or len(found) <= limit
+    tallies.merge(found[:limit])
+    if is_whole:
+        all_calls.merge(each._replace(key=None, tenant=None) for each in found)
+    else:
+        all_calls.merge(await upkeep.sum_usage(None, wanted))
+    priced = 0
+    if prices is not None:
+        async for entry in _unpriced(upkeep, wanted):
+            price = price_of(entry.usage, prices)
+            if price is not None:
+                priced += 1
+                tallies.price(entry, price)
+                all_calls.price(entry, price)
+    total = next(iter(all_calls.sums()), UsageSum())
+    return UsageSummary(tallies.sums(), total, is_whole, priced)
+
+
+def price_of(usage: UsageRecord, prices: PriceTable) -> Price | None:
+    """Return what the table says that a call costs; None if it, or what the call used, is not
+    known.
+    """
+    if usage.model is None or usage.tokens_in is None or usage.tokens_out is None:
+        return None
+    return prices.price(
+        ModelCall(
+            usage.model,
+            usage.tokens_in,
+            usage.tokens_out,
+            provider=usage.provider,
+            tokens_cached=usage.tokens_cached,
+            tokens_reasoning=usage.tokens_reasoning,
+            at=usage.intended_at,
+        )
+    )
+
+
+async def _unpriced(upkeep: Upkeep, wanted: UsageQuery) -> AsyncGenerator[UsageEntry, None]:
+    after: str | None = None
+    while True:
+        page = await upkeep.find_unpriced(wanted, after=after)
+        for entry in page.entries:
+            yield entry
+        after = page.after
+        if after is None:
+            return
