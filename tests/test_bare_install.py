@@ -80,6 +80,7 @@ asyncio.run(main())
 @pytest.mark.parametrize(
     ("module", "extra"),
     [
+        ("perdure.backends.anthropic", "anthropic"),
         ("perdure.backends.openai", "openai"),
         ("perdure.encryption", "encryption"),
         ("perdure.store.sql.postgres.driver", "postgres"),

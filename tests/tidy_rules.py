@@ -24,6 +24,7 @@ PARAMETERS_MAX = 8
 NESTING_MAX = 4
 
 PACKAGES_ALLOWED = {
+    "src/perdure/backends/anthropic": {"httpx2"},
     "src/perdure/backends/endpoint": {"httpx2"},
     "src/perdure/backends/openai": {"httpx2"},
     "src/perdure/backends/responses": {"httpx2"},
@@ -31,7 +32,6 @@ PACKAGES_ALLOWED = {
     "src/perdure/encryption": {"cryptography"},
     "src/perdure/observe/otel": {"opentelemetry"},
     "src/perdure/store/sql/postgres": {"psycopg"},
-    "src/perdure/observe/prices": {"genai_prices"},
     "src/perdure/pytest_plugin": {"pytest"},
     "src/perdure/web": {"starlette"},
     "src/perdure/web/dashboard": {"jinja2"},

@@ -246,7 +246,7 @@ async def test_an_answer_is_whole_once_its_finish_reason_came(
 async def test_usage_that_never_comes_is_not_awaited_for_ever(
     server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("perdure.backends.openai.USAGE_WAIT_MS", 40)
+    monkeypatch.setattr("perdure.backends.reading.USAGE_WAIT_MS", 40)
     server.will(reply(sse(chunk(content="Hi"), chunk("stop")), Hang()))
     backend = backend_of(server, idle_timeout_ms=0)
     assert await ask(backend) == [text("Hi"), upstream_end("stop")]

@@ -65,6 +65,11 @@ class CompletionReader:
         self._calls: list[_ToolCall] = []
         self._parser = SSEParser()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the answer is missing, though its usage may be."""
+        return self.done or self.finish is not None
+
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         """Yield the frames that `chunk` completes."""
         try:

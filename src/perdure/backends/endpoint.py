@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -19,7 +19,8 @@ try:
     import httpx2
 except ImportError as error:
     raise ImportError(
-        "this backend needs the package httpx2: pip install 'perdure[openai]'"
+        "this backend needs the package httpx2: "
+        "pip install 'perdure[openai]' or pip install 'perdure[anthropic]'"
     ) from error
 
 BODY_CHARS_MAX: Final = 2_048
@@ -29,6 +30,8 @@ ERROR_BODY_WAIT_MS: Final = 2_000
 KEPT_CONNECTIONS_MAX: Final = 100
 SECRET_CHARS_MIN: Final = 8
 """A shorter value of a header is no secret: to blank it would make errors unreadable."""
+PLAIN_HEADERS: Final = frozenset({"accept", "anthropic-version", "content-type"})
+"""Headers that hold no secret, whatever their length."""
 
 _NO_STREAM_TYPES = ("application/json", "text/html")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
@@ -50,8 +53,9 @@ def stream_headers(api_key: str | None, headers: Mapping[str, str] | None) -> di
 class Endpoint:
     """One address of a provider, and how it is called.
 
-    `client` replaces the HTTP client and stays the caller's to close. Raises UsageError for an
-    address, a header or a limit that cannot be used.
+    `client` replaces the HTTP client and stays the caller's to close. `refuse_first` raises
+    BackendTransportError for first bytes that are an error: then the call is tried again, as after
+    a status. Raises UsageError for an address, a header or a limit that cannot be used.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Endpoint:
         retry: BackendRetry,
         idle_timeout_ms: float,
         client: httpx2.AsyncClient | None,
+        refuse_first: Callable[[bytes], None] | None = None,
     ) -> None:
         if not 0 <= idle_timeout_ms < math.inf:
             raise UsageError(
@@ -77,6 +82,7 @@ class Endpoint:
         self._url = base.copy_with(path=base.path.removesuffix("/") + path)
         self._headers = _merged(httpx2.Headers(), headers)
         self._secrets = _secrets(base, headers)
+        self._refuse_first = refuse_first
         self._owns_client = client is None
         self._client = client or httpx2.AsyncClient(
             timeout=None,
@@ -136,6 +142,7 @@ class Endpoint:
                 )
                 return await self._attempt(request)
             except BackendTransportError as failure:
+                failure.body = self.quote(failure.body)
                 if not failure.retryable or tries >= self.retry.tries_max:
                     raise
                 wait_ms = self.retry.wait_ms(
@@ -186,7 +193,9 @@ class Endpoint:
                 answer = Answer(self, response)
                 try:
                     await self._check(answer)
-                    await answer.begin()
+                    first = await answer.begin()
+                    if self._refuse_first is not None:
+                        self._refuse_first(first)
                 except BaseException:
                     await answer.aclose()
                     raise
@@ -250,7 +259,8 @@ class Answer:
     @property
     def request_id(self) -> str | None:
         """The id by which the provider finds this call, if it gave one."""
-        id = self._response.headers.get("x-request-id", "")
+        headers = self._response.headers
+        id = headers.get("request-id", headers.get("x-request-id", ""))
         return id if _REQUEST_ID.fullmatch(id) else None
 
     @property
@@ -258,9 +268,10 @@ class Answer:
         """How long the provider asks to wait, None if it does not."""
         return retry_after_ms(self._response.headers, now_ms=system_clock())
 
-    async def begin(self) -> None:
-        """Wait for the first bytes; the next `chunk` returns them."""
+    async def begin(self) -> bytes:
+        """Wait for the first bytes and return them; the next `chunk` returns them again."""
         self._first = await anext(self._chunks, b"")
+        return self._first
 
     async def chunk(self, limit_ms: float) -> bytes:
         """Return the next bytes, none at the end of the response.
@@ -331,7 +342,8 @@ def _merged(headers: httpx2.Headers, more: Mapping[str, str]) -> httpx2.Headers:
 
 
 def _secrets(url: httpx2.URL, headers: Mapping[str, str]) -> list[str]:
-    values = [value.rpartition(" ")[2] for value in headers.values()]
+    secret = (value for name, value in headers.items() if name.lower() not in PLAIN_HEADERS)
+    values = [value.rpartition(" ")[2] for value in secret]
     values += [url.username, url.password, *url.params.values()]
     found = {value for value in values if len(value) >= SECRET_CHARS_MIN}
     # The longest first: one may be a part of another.

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from perdure.backends.completion import CompletionReader
-from perdure.backends.endpoint import Answer, Endpoint, stream_headers
+from perdure.backends.endpoint import Endpoint, stream_headers
 from perdure.backends.protocol import Prompt
+from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, read_answer, request_body
 from perdure.backends.retry import BackendRetry
 from perdure.core.frames import Frame
-from perdure.errors import BackendTransportError, UsageError
 
 if TYPE_CHECKING:
     import httpx2
 
 BASE_URL: Final = "https://api.openai.com/v1"
-CHUNK_TIMEOUT_MS: Final = 60_000
-USAGE_WAIT_MS: Final = 5_000
-"""So long the usage is awaited once the answer is whole."""
-CLOSE_WAIT_MS: Final = 100
-"""So long the end of the response is awaited once nothing can follow: it frees the connection."""
 
 
 class OpenAIBackend:
@@ -51,7 +45,7 @@ class OpenAIBackend:
         model: str | None = None,
         name: str = "openai",
         retry: BackendRetry | None = None,
-        idle_timeout_ms: float = CHUNK_TIMEOUT_MS,
+        idle_timeout_ms: float = IDLE_TIMEOUT_MS,
         headers: Mapping[str, str] | None = None,
         client: httpx2.AsyncClient | None = None,
     ) -> None:
@@ -69,62 +63,33 @@ class OpenAIBackend:
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         """Ask, and yield the answer as it arrives, after the contract of `Backend.stream`."""
-        key = prompt.idempotency_key
-        headers = {} if key is None else {"Idempotency-Key": key}
-        answer = await self._endpoint.post(self._body(prompt), headers)
-        async with aclosing(answer):
-            reader = CompletionReader(
-                self.name,
-                status=answer.status,
-                request_id=answer.request_id,
-                retry_statuses=self._endpoint.retry.retry_statuses,
-            )
-            try:
-                while chunk := await self._next_chunk(answer, reader):
-                    for frame in reader.feed(chunk):
-                        yield frame
-                for frame in reader.close():
-                    yield frame
-            except BackendTransportError as failure:
-                failure.body = self._endpoint.quote(failure.body)
-                # What a failed answer used is billed as well.
-                for frame in reader.usage_so_far():
-                    yield frame
-                raise
+        answer = await self._endpoint.post(self._body(prompt), key_header(prompt.idempotency_key))
+        reader = CompletionReader(
+            self.name,
+            status=answer.status,
+            request_id=answer.request_id,
+            retry_statuses=self._endpoint.retry.retry_statuses,
+        )
+        async with aclosing(read_answer(self._endpoint, answer, reader)) as found:
+            async for frame in found:
+                yield frame
 
     async def aclose(self) -> None:
         """Close the connections, if the HTTP client is not the caller's."""
         await self._endpoint.aclose()
 
-    async def _next_chunk(self, answer: Answer, reader: CompletionReader) -> bytes:
-        limit_ms = self._endpoint.idle_timeout_ms
-        if reader.done:
-            limit_ms = CLOSE_WAIT_MS
-        elif reader.finish is not None:
-            limit_ms = min(USAGE_WAIT_MS, limit_ms or USAGE_WAIT_MS)
-        try:
-            return await answer.chunk(limit_ms)
-        except BackendTransportError:
-            if reader.finish is None and not reader.done:
-                raise
-            # Nothing of the answer is missing: to fail now would have it made, and paid, again.
-            return b""
-
     def _body(self, prompt: Prompt) -> bytes:
-        body = {
-            "model": prompt.model or self.model,
-            "messages": list(prompt.messages),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "tools": list(prompt.tools) or None,
-            "tool_choice": prompt.tool_choice if prompt.tools else None,
-            "response_format": prompt.response_format,
-            "temperature": prompt.temperature,
-            "max_tokens": prompt.max_tokens,
-            **prompt.extra_body,
-        }
-        given = {name: value for name, value in body.items() if value is not None}
-        try:
-            return json.dumps(given, allow_nan=False).encode("ascii")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(f"the prompt is not plain JSON: {error}") from error
+        return request_body(
+            {
+                "model": prompt.model or self.model,
+                "messages": list(prompt.messages),
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "tools": list(prompt.tools) or None,
+                "tool_choice": prompt.tool_choice if prompt.tools else None,
+                "response_format": prompt.response_format,
+                "temperature": prompt.temperature,
+                "max_tokens": prompt.max_tokens,
+                **prompt.extra_body,
+            }
+        )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from perdure.backends.endpoint import Answer, Endpoint, stream_headers
-from perdure.backends.openai import BASE_URL, CHUNK_TIMEOUT_MS
+from perdure.backends.openai import BASE_URL
 from perdure.backends.protocol import Prompt
+from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, request_body
 from perdure.backends.response_reader import RESPONSE_ID, ResponseReader
 from perdure.backends.retry import BackendRetry
 from perdure.core.effects import random_float
@@ -48,7 +48,7 @@ class OpenAIResponsesBackend:
         model: str | None = None,
         name: str = "openai",
         retry: BackendRetry | None = None,
-        idle_timeout_ms: float = CHUNK_TIMEOUT_MS,
+        idle_timeout_ms: float = IDLE_TIMEOUT_MS,
         headers: Mapping[str, str] | None = None,
         client: httpx2.AsyncClient | None = None,
     ) -> None:
@@ -66,9 +66,7 @@ class OpenAIResponsesBackend:
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         """Ask, and yield the answer as it arrives, after the contract of AttachableBackend."""
-        key = prompt.idempotency_key
-        headers = {} if key is None else {"Idempotency-Key": key}
-        answer = await self._endpoint.post(self._body(prompt), headers)
+        answer = await self._endpoint.post(self._body(prompt), key_header(prompt.idempotency_key))
         async with aclosing(self._follow(answer)) as found:
             async for frame in found:
                 yield frame
@@ -142,24 +140,21 @@ class OpenAIResponsesBackend:
         return await self._endpoint.get(f"/{reader.response_id}", behind)
 
     def _body(self, prompt: Prompt) -> bytes:
-        body = {
-            "model": prompt.model or self.model,
-            "input": [item for message in prompt.messages for item in _items(message)],
-            "stream": True,
-            "background": True,
-            "store": True,
-            "tools": [_tool(tool) for tool in prompt.tools] or None,
-            "tool_choice": _choice(prompt.tool_choice) if prompt.tools else None,
-            "text": _format(prompt.response_format),
-            "temperature": prompt.temperature,
-            "max_output_tokens": prompt.max_tokens,
-            **prompt.extra_body,
-        }
-        given = {name: value for name, value in body.items() if value is not None}
-        try:
-            return json.dumps(given, allow_nan=False).encode("ascii")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(f"the prompt is not plain JSON: {error}") from error
+        return request_body(
+            {
+                "model": prompt.model or self.model,
+                "input": [item for message in prompt.messages for item in _items(message)],
+                "stream": True,
+                "background": True,
+                "store": True,
+                "tools": [_tool(tool) for tool in prompt.tools] or None,
+                "tool_choice": _choice(prompt.tool_choice) if prompt.tools else None,
+                "text": _format(prompt.response_format),
+                "temperature": prompt.temperature,
+                "max_output_tokens": prompt.max_tokens,
+                **prompt.extra_body,
+            }
+        )
 
 
 def _response_id(handle: JsonValue) -> str:

@@ -95,13 +95,19 @@ def usage(
     tokens_reasoning: int | None = None,
     request_id: str | None = None,
     provider: str | None = None,
+    tokens_cache_written: int | None = None,
 ) -> Frame:
-    """Return what a model call used, as far as the provider said; None is unknown."""
+    """Return what a model call used, as far as the provider said; None is unknown.
+
+    `tokens_cached` were read from the provider's cache, `tokens_cache_written` written there; both
+    are part of `tokens_in`, and `tokens_reasoning` of `tokens_out`.
+    """
     known = {
         "model": model,
         "in": tokens_in,
         "out": tokens_out,
         "cached": tokens_cached,
+        "cache_written": tokens_cache_written,
         "reasoning": tokens_reasoning,
         "request": request_id,
         "provider": provider,

@@ -1,0 +1,106 @@
+"""The backend for Anthropic's Messages API, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from perdure.backends.endpoint import Endpoint
+from perdure.backends.message_reader import OVERLOADED, MessageReader, is_error
+from perdure.backends.message_request import message_request
+from perdure.backends.protocol import Prompt
+from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, read_answer, request_body
+from perdure.backends.retry import BackendRetry
+from perdure.core.frames import Frame
+from perdure.errors import UsageError
+
+if TYPE_CHECKING:
+    import httpx2
+
+BASE_URL: Final = "https://api.anthropic.com"
+API_VERSION: Final = "2023-06-01"
+MAX_TOKENS: Final = 8_192
+"""So long an answer may be where nothing else is said; the provider wants a number."""
+
+
+class AnthropicBackend:
+    """Asks a Messages endpoint: one streamed POST for each prompt.
+
+    `/v1/messages` is appended to `base_url`, with or without a `/v1` of its own. `max_tokens` is
+    the limit of an answer whose prompt names none. Prompts have the shape of the chat completions
+    API; blocks of this provider within `content`, and tools of its own, are sent as they are, and
+    a prompt's `extra_body` may say `thinking`, `stop_sequences` and so on. `headers` may name
+    `anthropic-version` and `anthropic-beta`.
+
+    The other arguments, retries and time limits are those of OpenAIBackend. The status 529
+    (overloaded) always counts as one that may pass, and so does such an error instead of the
+    beginning of an answer. A message that is not stopped is a failure. Of the usage, `tokens_in`
+    has what was read from the cache and written there in it.
+
+    Raises UsageError for a value that cannot be used.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str = BASE_URL,
+        model: str | None = None,
+        max_tokens: int = MAX_TOKENS,
+        retry: BackendRetry | None = None,
+        idle_timeout_ms: float = IDLE_TIMEOUT_MS,
+        headers: Mapping[str, str] | None = None,
+        client: httpx2.AsyncClient | None = None,
+    ) -> None:
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}, but must be 1 or more")
+        policy = retry or BackendRetry()
+        self.name = "anthropic"
+        self.model = model
+        self._max_tokens = max_tokens
+        self._endpoint = Endpoint(
+            self.name,
+            base_url,
+            path="/messages" if base_url.rstrip("/").endswith("/v1") else "/v1/messages",
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "text/event-stream",
+                "anthropic-version": API_VERSION,
+                **({"x-api-key": api_key.strip()} if api_key else {}),
+                **(headers or {}),
+            },
+            retry=replace(policy, retry_statuses=policy.retry_statuses | {OVERLOADED}),
+            idle_timeout_ms=idle_timeout_ms,
+            client=client,
+            refuse_first=self._refuse_first,
+        )
+
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
+        """Ask, and yield the answer as it arrives, after the contract of `Backend.stream`."""
+        asked = message_request(prompt, model=self.model, max_tokens=self._max_tokens)
+        headers = key_header(prompt.idempotency_key)
+        answer = await self._endpoint.post(request_body(asked), headers)
+        reader = self._reader(answer.status, answer.request_id)
+        async with aclosing(read_answer(self._endpoint, answer, reader)) as found:
+            async for frame in found:
+                yield frame
+
+    async def aclose(self) -> None:
+        """Close the connections, if the HTTP client is not the caller's."""
+        await self._endpoint.aclose()
+
+    def _refuse_first(self, first: bytes) -> None:
+        """Raise BackendTransportError for an error where the answer should begin."""
+        if is_error(first):
+            for _ in self._reader(200, None).feed(first):
+                pass
+
+    def _reader(self, status: int, request_id: str | None) -> MessageReader:
+        return MessageReader(
+            self.name,
+            status=status,
+            request_id=request_id,
+            retry_statuses=self._endpoint.retry.retry_statuses,
+        )
