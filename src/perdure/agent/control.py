@@ -34,7 +34,7 @@ from perdure.agent.words import (
 )
 from perdure.core.effects import iso_time
 from perdure.core.records import JsonValue, Retry, StepKind
-from perdure.errors import UsageError
+from perdure.errors import ValidationError
 
 
 async def run_agent_control_loop(
@@ -51,7 +51,7 @@ async def run_agent_control_loop(
     `calls` decides whether the loop is durable, and carries the signal that cancels it.
     """
     if not intent:
-        raise UsageError("intent must not be empty")
+        raise ValidationError("intent must not be empty")
     loop = ControlLoop(
         intent,
         hooks,
@@ -218,7 +218,7 @@ class ControlLoop:
             try:
                 cost = await resolve(ask(action, result, context))
                 if cost is not None and not (math.isfinite(cost) and cost >= 0):
-                    raise UsageError(f"get_action_cost_usd returned {cost!r:.40}")
+                    raise ValidationError(f"get_action_cost_usd returned {cost!r:.40}")
                 found["costUsd"] = cost
             except Exception as error:
                 found["costError"] = str(error) or type(error).__qualname__
