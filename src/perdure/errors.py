@@ -381,6 +381,13 @@ class BackendTimeoutError(BackendTransportError):
     hint = "Try again, or raise the time limit of the backend."
 
 
+class ToolError(AgentRuntimeError):
+    """What a tool raises to tell the model what went wrong; the message is told as it stands."""
+
+    code = "tool_failed"
+    hint = "It is for the model, which may call the tool again with other arguments."
+
+
 class ChatTurnError(AgentRuntimeError):
     """A sandbox refused a chat turn or broke it off, or nobody knows its address.
 

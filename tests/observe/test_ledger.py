@@ -58,12 +58,16 @@ async def test_what_was_not_priced_is_priced_as_it_is_read(store: RunStore) -> N
     paid = used(1, cost_nanos=7, currency="EUR")
     await answered(store, "a", used(0), paid, used(2, model="x"), SettleUsage(3, "unknown"))
     before = await usage_summary(store, by="model")
-    assert (before.priced, before.total.unpriced, dict(before.total.costs)) == (0, 3, {"EUR": 7})
+    assert (before.priced, before.total.unpriced, dict(before.total.cost_nanos)) == (
+        0,
+        3,
+        {"EUR": 7},
+    )
     summary = await usage_summary(store, by="model", prices=TABLE)
     assert summary.priced == 1
     assert (summary.total.calls, summary.total.unpriced) == (4, 2)
-    assert dict(summary.total.costs) == {"EUR": 3_000_007}
-    models = {each.key: (dict(each.costs), each.unpriced) for each in summary.sums}
+    assert dict(summary.total.cost_nanos) == {"EUR": 3_000_007}
+    models = {each.key: (dict(each.cost_nanos), each.unpriced) for each in summary.sums}
     assert models == {"m": ({"EUR": 3_000_007}, 0), "x": ({}, 1), None: ({}, 1)}
     assert await usage_summary(store, by="model") == before
 
@@ -74,8 +78,8 @@ async def test_many_calls_are_priced_over_all_pages(store: RunStore) -> None:
         await answered(store, f"run-{number}", *settled, turn=number)
     summary = await usage_summary(store, by="run", prices=TABLE)
     assert (summary.priced, summary.total.unpriced) == (2_100, 0)
-    assert dict(summary.total.costs) == {"EUR": 2_100 * 3_000_000}
-    assert [dict(each.costs)["EUR"] for each in summary.sums] == [2_100_000_000] * 3
+    assert dict(summary.total.cost_nanos) == {"EUR": 2_100 * 3_000_000}
+    assert [dict(each.cost_nanos)["EUR"] for each in summary.sums] == [2_100_000_000] * 3
 
 
 async def test_the_total_is_of_all_groups_also_of_those_left_out(
@@ -87,8 +91,8 @@ async def test_the_total_is_of_all_groups_also_of_those_left_out(
     summary = await usage_summary(store, by="run", limit=2, prices=TABLE)
     assert [each.key for each in summary.sums] == ["run-2", "run-1"]
     assert (summary.total.tokens_in, summary.is_whole) == (111, False)
-    assert dict(summary.total.costs) == {"EUR": 3 * 111_000}
-    assert [dict(each.costs) for each in summary.sums] == [{"EUR": 300_000}, {"EUR": 30_000}]
+    assert dict(summary.total.cost_nanos) == {"EUR": 3 * 111_000}
+    assert [dict(each.cost_nanos) for each in summary.sums] == [{"EUR": 300_000}, {"EUR": 30_000}]
     whole = await usage_summary(store, by="run", limit=3, prices=TABLE)
     assert (len(whole.sums), whole.is_whole, whole.total) == (3, True, summary.total)
 

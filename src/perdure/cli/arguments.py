@@ -70,6 +70,7 @@ def add_commands(commands: Any) -> None:
         return parser
 
     _add_reading(add)
+    _add_costs(add)
     _add_steering(add)
     _add_hooks(commands)
     _add_schedules(commands)
@@ -139,6 +140,41 @@ def _add_reading(add: Add) -> None:
     tail.add_argument(
         "--after", metavar="CURSOR", help="go on behind this cursor (the ids of --json lines)"
     )
+
+
+def _add_costs(add: Add) -> None:
+    costs = add("costs", "perdure.cli.costs:costs", "Add up what model calls used and cost")
+    costs.epilog = (
+        "A call whose answer was lost is counted as unknown: it may have been billed.\n"
+        "\n"
+        "examples:\n"
+        "  perdure costs --since 30d\n"
+        "  perdure costs --by session --tenant acme --since 2026-01-01 --until 2026-02-01\n"
+        "  perdure costs --by model --prices prices.toml --json"
+    )
+    costs.add_argument(
+        "--by",
+        choices=("day", "session", "tenant", "run", "model"),
+        default="day",
+        help="what has a line of its own; days are of UTC (%(default)s)",
+    )
+    told = "only calls that were made since: 24h, 30d, …, or a date and time (UTC)"
+    costs.add_argument("--since", metavar="WHEN", help=told)
+    costs.add_argument("--until", metavar="WHEN", help="only calls that were made before")
+    _add_tenant(costs, "only calls of this tenant; '' is the default one (all tenants)")
+    costs.add_argument("--session", metavar="ID", help="only calls of this session")
+    costs.add_argument(
+        "--prices",
+        default="auto",
+        metavar="WHICH",
+        help="where the price of a call comes from that was recorded without: auto asks the "
+        "package genai-prices, if it is installed; off, nowhere; or the name of a TOML file with "
+        "prices of your own, which goes before that package (%(default)s)",
+    )
+    costs.add_argument(
+        "--limit", type=count, default=50, metavar="N", help="so many lines at most (%(default)s)"
+    )
+    costs.add_argument("--all", action="store_true", help="all lines, without a limit")
 
 
 def _add_steering(add: Add) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from perdure.core.effects import epoch_ms, iso_time
 from perdure.core.identity import stored_id
+from perdure.core.pricing import NANOS
 from perdure.core.records import RunRecord
 from perdure.errors import UsageError
 
@@ -74,6 +75,15 @@ def moment_of(text: str, now: str, *, name: str = "since") -> str:
         raise UsageError(
             f"{name} {text!r:.40} is no moment: write 24h, 30d, 2026-01-31 or 2026-01-31T09:05"
         ) from None
+
+
+def cost_text(nanos: int | None, currency: str | None) -> str:
+    """Return a cost in billionths with as many digits as it needs, or that it is unknown."""
+    if nanos is None:
+        return "unknown"
+    whole, rest = divmod(abs(nanos), NANOS)
+    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if nanos < 0 else ''}{whole}.{digits} {currency or '?'}"
 
 
 def id_of(run: RunRecord) -> str:

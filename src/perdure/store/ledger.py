@@ -70,9 +70,9 @@ class UsageSum(NamedTuple):
     `key` is the stored id of a run, a session, a tenant, a day (UTC) or a model; None: the calls
     that have none. `tenant` is None where the calls of several are in one sum. Of the calls,
     `settled` have an answer, `unknown` may have been billed and never will be known, `running` are
-    under way. `uncounted` ones said not both how many tokens went in and came out. `costs` are in
-    billionths by currency, `unpriced` the calls that are not in it. `first_at` and `last_at` are
-    the moments at which the first and the last call were about to be made.
+    under way. `uncounted` ones said not both how many tokens went in and came out. `cost_nanos`
+    are billionths by currency, `unpriced` the calls that are not in them. `first_at` and `last_at`
+    are the moments at which the first and the last call were about to be made.
     """
 
     key: str | None = None
@@ -86,7 +86,7 @@ class UsageSum(NamedTuple):
     tokens_cached: int = 0
     tokens_reasoning: int = 0
     uncounted: int = 0
-    costs: Mapping[str, int] = MappingProxyType({})
+    cost_nanos: Mapping[str, int] = MappingProxyType({})
     unpriced: int = 0
     first_at: str | None = None
     last_at: str | None = None
@@ -187,7 +187,7 @@ class Tally:
         """Count the calls of another sum."""
         for name in _COUNTS:
             self._counts[name] += getattr(other, name)
-        for currency, nanos in other.costs.items():
+        for currency, nanos in other.cost_nanos.items():
             self._cost(currency, nanos)
         self._saw(other.first_at, other.last_at)
 
@@ -204,7 +204,7 @@ class Tally:
             key,
             tenant,
             **self._counts,
-            costs=dict(sorted(self._costs.items())),
+            cost_nanos=dict(sorted(self._costs.items())),
             first_at=self._first,
             last_at=self._last,
         )

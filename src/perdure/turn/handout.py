@@ -9,12 +9,14 @@ from perdure.core import identity
 from perdure.core.changes import SaveHandle
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import encode_value
+from perdure.core.lengths import check_length
 from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.durable.attempt import Attempt
 from perdure.durable.parallel import branches_of, check_concurrency, run_branches
 from perdure.durable.scope import step_spec
 from perdure.durable.steps import StepSpec
 from perdure.errors import UsageError
+from perdure.turn import awaiting
 from perdure.turn.attachments import Attachment, attachments_from_json
 from perdure.turn.identity import ChatTurnIdentity
 from perdure.turn.recovery import Partial, SavedHandle
@@ -132,6 +134,15 @@ class Turn(Protocol):
         """
         ...
 
+    def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]:
+        """Return the payload of an event of this turn's run, as `DurableContext.await_event`.
+
+        The turn stays in flight and its readers wait, for the idle time-out does not run; an
+        attempt after a crash waits on. The time-out counts from the last attempt's begin of the
+        wait, and is final once it is over.
+        """
+        ...
+
     def save_handle(self, handle: JsonValue) -> Awaitable[None]:
         """Keep a handle by which the provider's answer can be joined again; None forgets it.
 
@@ -242,6 +253,15 @@ class AttemptedTurn:
     ) -> TurnStream[T]:
         spec = self._spec(intent, kind, fingerprint, effect)
         return _StreamedStep(self._steps, spec, fn, result)
+
+    def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]:
+        identity.check_event_key(key)
+        if timeout_ms is not None:
+            check_length(timeout_ms, name="timeout_ms")
+        spec = self._spec(awaiting.intent_of(key), "event", None, None)
+        return self._steps.run(
+            spec, lambda: awaiting.arrival(self._attempt, key, timeout_ms=timeout_ms)
+        )
 
     async def save_handle(self, handle: JsonValue) -> None:
         text = None

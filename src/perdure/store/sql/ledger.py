@@ -20,9 +20,15 @@ def _sum_of(row: Row) -> UsageSum:
     key, tenant, currency, *counts, cost_nanos, unpriced, first_at, last_at = row
     # The names of the columns between are those of the record.
     named = dict(zip(UsageSum._fields[2:11], counts, strict=True))
-    costs = {} if cost_nanos is None else {currency or UNKNOWN_CURRENCY: cost_nanos}
+    by_currency = {} if cost_nanos is None else {currency or UNKNOWN_CURRENCY: cost_nanos}
     return UsageSum(
-        key, tenant, **named, costs=costs, unpriced=unpriced, first_at=first_at, last_at=last_at
+        key,
+        tenant,
+        **named,
+        cost_nanos=by_currency,
+        unpriced=unpriced,
+        first_at=first_at,
+        last_at=last_at,
     )
 
 

@@ -82,7 +82,7 @@ async def calls_are_added_up_with_what_is_known_of_them(lab: StoreLab) -> None:
         tokens_cached=700,
         tokens_reasoning=7_000,
         uncounted=1,
-        costs={"USD": 25_000_000_000},
+        cost_nanos={"USD": 25_000_000_000},
         unpriced=2,
         first_at=first_at,
         last_at=lab.clock.iso(),
@@ -205,7 +205,7 @@ async def the_newest_sums_are_kept_where_there_are_many(lab: StoreLab) -> None:
     sums = await upkeep_of(store).sum_usage("run", _ALL, limit=2)
     same([each.key for each in sums], ["a", "c"], "the newest two runs")
     costs = dict.fromkeys(("?", "EUR", "USD"), 5_000_000_000)
-    same([dict(each.costs) for each in sums], [costs, costs], "their costs by currency")
+    same([dict(each.cost_nanos) for each in sums], [costs, costs], "their costs by currency")
     same([each.calls for each in sums], [3, 3], "their calls")
     same(list(await upkeep_of(store).sum_usage("run", _ALL, limit=0)), [], "none of them")
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from perdure.core.records import UsageRecord
-
-_NANOS: Final = 1_000_000_000
+from perdure.core.wording import cost_text as cost_text
 
 
 class Sum(NamedTuple):
@@ -56,12 +55,3 @@ def _sum(values: Iterable[int | None]) -> Sum:
     listed = list(values)
     known = [value for value in listed if value is not None]
     return Sum(sum(known), len(listed) - len(known))
-
-
-def cost_text(nanos: int | None, currency: str | None) -> str:
-    """Return a cost with as many digits as it needs, or that it is unknown."""
-    if nanos is None:
-        return "unknown"
-    whole, rest = divmod(abs(nanos), _NANOS)
-    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{'-' if nanos < 0 else ''}{whole}.{digits} {currency or '?'}"

@@ -1,0 +1,160 @@
+"""Histories that every provider accepts: each tool call is answered, once, right behind it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, cast
+
+from perdure.core.records import JsonValue
+
+Message = Mapping[str, JsonValue]
+
+NO_ANSWER: Final = json.dumps(
+    {
+        "error": {
+            "code": "interrupted",
+            "message": "the call was interrupted, and it is not known whether it took effect",
+        }
+    }
+)
+"""What stands in the place of a result that is not there."""
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def call_message(text: str, calls: Sequence[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
+    """Return the model's answer that makes `calls`, each `{id, name, arguments}`."""
+    message: dict[str, JsonValue] = {"role": "assistant", "content": text or None}
+    if calls:
+        message["tool_calls"] = [
+            {
+                "id": call["id"],
+                "type": "function",
+                "function": {
+                    "name": usable_name(call["name"]),
+                    "arguments": _arguments(call["arguments"]),
+                },
+            }
+            for call in calls
+        ]
+    return message
+
+
+def result_message(call_id: str, content: JsonValue) -> dict[str, JsonValue]:
+    """Return the answer to a call."""
+    return {"role": "tool", "tool_call_id": call_id, "content": content}
+
+
+def usable_name(name: str) -> str:
+    """Return `name` as a provider takes it back: a model may have invented it."""
+    return _NOT_IN_NAMES.sub("_", name)[:64] or "unnamed"
+
+
+def repaired(messages: Sequence[Message]) -> list[Message]:
+    """Return `messages` so that a provider accepts them; what is valid stays as it is.
+
+    Each call of an assistant's message is answered right behind it, in the order of the calls: by
+    the result that belongs to it, wherever that stood, or by one which says that nobody knows. A
+    result without a call, a second result, and a message that says nothing are left out; calls
+    that share an id get ids of their own; arguments that are no JSON object become `{}`.
+    """
+    results = _Results(messages)
+    taken: set[str] = set()
+    kept: list[Message] = []
+    for place, message in enumerate(messages):
+        role = message.get("role")
+        if role == "tool":
+            continue
+        calls = _calls_of(message)
+        if not calls:
+            if role != "assistant" or message.get("content"):
+                kept.append(_without_calls(message))
+            continue
+        mended = [_mended(call, _fresh(_id_of(call), taken)) for call in calls]
+        kept.append({**message, "tool_calls": mended} if mended != calls else message)
+        for call, named in zip(calls, mended, strict=True):
+            kept.append(results.take(_id_of(call), named["id"], behind=place))
+    return kept
+
+
+class _Results:
+    """The results that stand in a history, each of which answers one call."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+        self._used: set[int] = set()
+
+    def take(self, asked: str, id: str, *, behind: int) -> Message:
+        """Return the answer to the call `asked` at the place `behind`, under the name `id`."""
+        for place in self._places(asked, behind):
+            self._used.add(place)
+            message = self._messages[place]
+            usable = message if message.get("content") is not None else {**message, "content": ""}
+            return usable if asked == id else {**usable, "tool_call_id": id}
+        return result_message(id, NO_ANSWER)
+
+    def _places(self, asked: str, behind: int) -> Iterator[int]:
+        """Yield where a result may stand: up to where the same id is called again."""
+        for place in range(behind + 1, len(self._messages)):
+            message = self._messages[place]
+            if any(_id_of(call) == asked for call in _calls_of(message)):
+                return
+            is_result = message.get("role") == "tool" and message.get("tool_call_id") == asked
+            if is_result and place not in self._used:
+                yield place
+
+
+def _calls_of(message: Message) -> list[dict[str, Any]]:
+    calls = message.get("tool_calls") if message.get("role") == "assistant" else None
+    if not isinstance(calls, list):
+        return []
+    return [call for call in cast("list[dict[str, Any]]", calls) if call.get("function")]
+
+
+def _id_of(call: Mapping[str, JsonValue]) -> str:
+    return str(call.get("id") or "")
+
+
+def _fresh(id: str, taken: set[str]) -> str:
+    wanted, number = id or "call", 1
+    fresh = id or "call_1"
+    while fresh in taken:
+        number += 1
+        fresh = f"{wanted}_{number}"
+    taken.add(fresh)
+    return fresh
+
+
+def _mended(call: dict[str, Any], id: str) -> dict[str, Any]:
+    function = call["function"]
+    named = {
+        **function,
+        "name": usable_name(str(function.get("name") or "")),
+        "arguments": _valid_arguments(function.get("arguments")),
+    }
+    return {**call, "id": id, "type": "function", "function": named}
+
+
+def _without_calls(message: Message) -> Message:
+    if message.get("role") != "assistant" or "tool_calls" not in message:
+        return message
+    return {name: value for name, value in message.items() if name != "tool_calls"}
+
+
+def _valid_arguments(written: JsonValue) -> str:
+    if not isinstance(written, str):
+        return _arguments(written)
+    try:
+        is_object = isinstance(json.loads(written), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    return written if is_object else "{}"
+
+
+def _arguments(arguments: JsonValue) -> str:
+    """Return arguments as a provider takes them back; the model is told what was wrong."""
+    if not isinstance(arguments, dict):
+        return "{}"
+    return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

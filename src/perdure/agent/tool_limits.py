@@ -1,0 +1,140 @@
+"""Where a tool loop ends that does not end by itself: counts, money, time, and no progress."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+from perdure.core.records import JsonValue
+from perdure.errors import UsageError
+
+MODEL_CALLS_MAX: Final = 16
+TOOL_CALLS_MAX: Final = 128
+SAME_CALLS_MAX: Final = 3
+
+ToolLoopEnd = Literal["answered", "model_calls", "tool_calls", "cost", "wall_time", "no_progress"]
+"""Why a loop ended: the model answered, or the limit of that name."""
+
+
+class ModelUsage(NamedTuple):
+    """What one model call used, as far as the provider said; None is unknown."""
+
+    provider: str | None = None
+    model: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    tokens_cached: int | None = None
+    tokens_reasoning: int | None = None
+
+
+CostUsd = Callable[[ModelUsage], float | None]
+"""Returns what a call costs in US dollars; None if that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolLimits:
+    """What a loop may use up; what is None is not limited.
+
+    `model_calls_max` and `tool_calls_max` count all calls of the loop. `cost_usd_max` is compared
+    with the cost of the recorded model calls before the next one; a call whose cost nobody knows
+    ends a loop that has this limit. `wall_ms_max` is time at work, of calls that were recorded;
+    waiting for a human is none. `same_calls_max` is how often one tool may be called with equal
+    arguments.
+    """
+
+    model_calls_max: int | None = MODEL_CALLS_MAX
+    tool_calls_max: int | None = TOOL_CALLS_MAX
+    cost_usd_max: float | None = None
+    wall_ms_max: int | None = None
+    same_calls_max: int | None = SAME_CALLS_MAX
+
+    def __post_init__(self) -> None:
+        for name in ("model_calls_max", "tool_calls_max", "wall_ms_max", "same_calls_max"):
+            value: object = getattr(self, name)
+            if value is not None and not (type(value) is int and value >= 1):
+                raise UsageError(f"{name} must be an int from 1, or None, not {value!r:.40}")
+        cost: object = self.cost_usd_max
+        is_cost = type(cost) in (int, float) and math.isfinite(cost) and cost >= 0  # type: ignore[arg-type,operator]
+        if cost is not None and not is_cost:
+            raise UsageError(f"cost_usd_max must be a number from 0, or None, not {cost!r:.40}")
+
+
+class Reached(NamedTuple):
+    """A limit that ends the loop, and what was too much."""
+
+    end: ToolLoopEnd
+    detail: str
+
+
+class ToolMeter:
+    """Counts what a loop uses. All of it is recorded, so every attempt counts alike."""
+
+    def __init__(self, limits: ToolLimits) -> None:
+        self.model_calls = 0
+        self.tool_calls = 0
+        self.work_ms = 0.0
+        self.cost_usd: float | None = 0.0
+        """None: the cost of some call is not known."""
+        self._limits = limits
+        self._same: Counter[str] = Counter()
+
+    @property
+    def remaining_ms(self) -> float | None:
+        """How long the next call may take."""
+        limit_ms = self._limits.wall_ms_max
+        return None if limit_ms is None else max(0.0, limit_ms - self.work_ms)
+
+    def before_model_call(self) -> Reached | None:
+        """Return what forbids another model call."""
+        limits = self._limits
+        if limits.model_calls_max is not None and self.model_calls >= limits.model_calls_max:
+            return Reached("model_calls", f"the model was called {self.model_calls} times")
+        if limits.cost_usd_max is not None:
+            if self.cost_usd is None:
+                return Reached("cost", "the cost of a model call is not known")
+            if self.cost_usd >= limits.cost_usd_max:
+                told = f"{self.cost_usd:.6f} of {limits.cost_usd_max:.6f} US dollars are spent"
+                return Reached("cost", told)
+        return self.time_is_over()
+
+    def time_is_over(self) -> Reached | None:
+        """Return the limit of time if it is used up."""
+        if self.remaining_ms is None or self.remaining_ms > 0:
+            return None
+        return Reached("wall_time", f"{self._limits.wall_ms_max} ms of work are over")
+
+    def model_called(self, answer: Mapping[str, Any]) -> None:
+        """Count a recorded answer of the model."""
+        self.model_calls += 1
+        self.work_ms += answer["durationMs"]
+        cost = answer.get("costUsd")
+        if cost is None or self.cost_usd is None:
+            self.cost_usd = None
+        else:
+            self.cost_usd += cost
+
+    def before_tools(
+        self, calls: Sequence[Mapping[str, JsonValue]], repeatable: Callable[[str], bool]
+    ) -> Reached | None:
+        """Count what the model asks for; return what forbids to do it."""
+        self.tool_calls += len(calls)
+        most = self._limits.tool_calls_max
+        if most is not None and self.tool_calls > most:
+            return Reached("tool_calls", f"the model asked for {self.tool_calls} tool calls")
+        for call in calls:
+            if self._limits.same_calls_max is None or repeatable(call["name"]):
+                continue
+            same = json.dumps([call["name"], call["arguments"]], sort_keys=True)
+            self._same[same] += 1
+            if self._same[same] > self._limits.same_calls_max:
+                told = f"{call['name']!r:.80} was asked for with equal arguments"
+                return Reached("no_progress", f"{told} {self._same[same]} times")
+        return None
+
+    def tools_called(self, durations_ms: Sequence[float]) -> None:
+        """Count calls that were made at once."""
+        self.work_ms += max(durations_ms, default=0.0)
