@@ -57,9 +57,8 @@ class ToolLimits:
             value: object = getattr(self, name)
             if value is not None and not (type(value) is int and value >= 1):
                 raise UsageError(f"{name} must be an int from 1, or None, not {value!r:.40}")
-        cost: object = self.cost_usd_max
-        is_cost = type(cost) in (int, float) and math.isfinite(cost) and cost >= 0  # type: ignore[arg-type,operator]
-        if cost is not None and not is_cost:
+        cost = self.cost_usd_max
+        if cost is not None and not _is_cost(cost):
             raise UsageError(f"cost_usd_max must be a number from 0, or None, not {cost!r:.40}")
 
 
@@ -138,3 +137,9 @@ class ToolMeter:
     def tools_called(self, durations_ms: Sequence[float]) -> None:
         """Count calls that were made at once."""
         self.work_ms += max(durations_ms, default=0.0)
+
+
+def _is_cost(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value >= 0

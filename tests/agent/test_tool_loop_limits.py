@@ -1,0 +1,151 @@
+"""Where a tool loop ends that does not end by itself, and that it says so once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from perdure.agent.model_backend import ModelOptions
+from perdure.agent.tool_limits import ModelUsage, ToolLimits
+from perdure.agent.tool_loop import LIMIT_FRAME, ToolLoop
+from perdure.agent.tools import Tool
+from perdure.backends.scripted import ScriptedBackend
+from perdure.core import frames
+from perdure.core.frames import Frame
+from perdure.errors import UsageError
+from perdure.store.memory import MemoryStore
+from perdure.store.memorydata import MemoryData
+from perdure.store.protocol import RunStore
+from tests.agent.looping import PURE, degrees, run
+from tests.agent.strict_provider import StrictProvider, calls, says
+
+FARO = calls(("c", "degrees", {"city": "Faro"}))
+
+
+@pytest.fixture
+def store() -> RunStore:
+    return MemoryStore(MemoryData())
+
+
+def limit_of(seen: Sequence[Frame]) -> list[Any]:
+    return [
+        frame.data["value"]["end"]
+        for frame in seen
+        if frame.kind == "data" and frame.data["name"] == LIMIT_FRAME
+    ]
+
+
+async def test_a_model_that_never_answers_is_called_so_often_only(store: RunStore) -> None:
+    numbers = iter(range(100))
+    provider = StrictProvider(*(calls((f"c{n}", "degrees", {"city": str(n)})) for n in numbers))
+    seen: list[Frame] = []
+    loop = ToolLoop(provider.backend(), [PURE], limits=ToolLimits(model_calls_max=4))
+    result = await run(store, loop, on_frame=seen.append)
+    assert (result.end, result.detail) == ("model_calls", "the model was called 4 times")
+    assert len(provider.prompts) == 4
+    assert limit_of(seen) == ["model_calls"]
+    # The conversation can go on from there.
+    follow_up = [*result.messages, {"role": "user", "content": "And?"}]
+    await run(MemoryStore(MemoryData()), ToolLoop(provider.backend(), [PURE]), follow_up)
+    assert provider.refused == []
+
+
+async def test_the_same_call_again_and_again_is_no_progress(store: RunStore) -> None:
+    provider = StrictProvider(calls(("c", "degrees", {"city": "Faro"})))
+    seen: list[Frame] = []
+    result = await run(store, ToolLoop(provider.backend(), [PURE]), on_frame=seen.append)
+    assert result.end == "no_progress"
+    assert "'degrees' was asked for with equal arguments 4 times" in result.detail
+    assert len(await store.read_steps("run")) == 7
+    assert limit_of(seen) == ["no_progress"]
+    assert "not_called" in str(result.messages[-1]["content"])
+
+
+async def test_a_tool_that_looks_whether_something_is_done_may_repeat(store: RunStore) -> None:
+    provider = StrictProvider(*[FARO] * 6, says("At last."))
+    loop = ToolLoop(provider.backend(), [Tool(degrees, effect="pure", may_repeat=True)])
+    assert (await run(store, loop)).text == "At last."
+
+
+async def test_too_many_tool_calls_end_the_loop_before_they_are_made(store: RunStore) -> None:
+    asked = [(f"c{n}", "degrees", {"city": str(n)}) for n in range(5)]
+    provider = StrictProvider(calls(*asked))
+    loop = ToolLoop(provider.backend(), [PURE], limits=ToolLimits(tool_calls_max=4))
+    result = await run(store, loop)
+    assert (result.end, result.model_calls) == ("tool_calls", 1)
+    assert len(await store.read_steps("run")) == 1
+
+
+def cents(usage: ModelUsage) -> float | None:
+    return None if usage.tokens_in is None else usage.tokens_in / 100
+
+
+async def test_money_is_spent_up_to_its_limit(store: RunStore) -> None:
+    numbers = iter(range(100))
+    provider = StrictProvider(*(calls((f"c{n}", "degrees", {"city": str(n)})) for n in numbers))
+    limits = ToolLimits(cost_usd_max=0.3)
+    result = await run(store, ToolLoop(provider.backend(), [PURE], limits=limits, cost_usd=cents))
+    assert (result.end, result.model_calls) == ("cost", 3)
+    assert result.cost_usd == pytest.approx(0.3)
+
+
+async def test_a_cost_that_nobody_knows_ends_a_loop_with_a_limit_of_money(store: RunStore) -> None:
+    provider = StrictProvider(calls(("c", "degrees", {"city": "Faro"})), says("Warm."))
+    loop = ToolLoop(
+        provider.backend(),
+        [PURE],
+        limits=ToolLimits(cost_usd_max=1),
+        cost_usd=lambda usage: None,
+    )
+    result = await run(store, loop)
+    assert (result.end, result.cost_usd, result.model_calls) == ("cost", None, 1)
+
+
+async def test_a_price_that_cannot_be_computed_does_not_lose_the_answer(store: RunStore) -> None:
+    def fail(usage: ModelUsage) -> float:
+        raise KeyError(usage.model)
+
+    provider = StrictProvider(says("Warm."))
+    result = await run(store, ToolLoop(provider.backend(), [PURE], cost_usd=fail))
+    assert (result.text, result.cost_usd) == ("Warm.", None)
+
+
+async def test_time_cuts_off_a_model_that_hangs(store: RunStore) -> None:
+    script = [frames.text("Well"), asyncio.Event()]
+    loop = ToolLoop(ScriptedBackend(script), [PURE], limits=ToolLimits(wall_ms_max=30))
+    seen: list[Frame] = []
+    result = await run(store, loop, on_frame=seen.append)
+    again = await run(store, ToolLoop(ScriptedBackend([]), [PURE], limits=loop.limits))
+    assert (result.end, result.text) == ("wall_time", "Well")
+    assert limit_of(seen) == ["wall_time"]
+    assert again == result
+
+
+async def test_time_cuts_off_a_tool_that_hangs(store: RunStore) -> None:
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    provider = StrictProvider(calls(("c", "hang", {})), says("never"))
+    loop = ToolLoop(provider.backend(), [Tool(hang)], limits=ToolLimits(wall_ms_max=50))
+    result = await run(store, loop)
+    assert (result.end, len(provider.prompts)) == ("wall_time", 1)
+    assert "not known whether it took effect" in str(result.messages[-1]["content"])
+
+
+def test_a_loop_that_cannot_work_is_refused() -> None:
+    backend = ScriptedBackend([])
+    with pytest.raises(UsageError, match="two tools are named 'degrees'"):
+        ToolLoop(backend, [degrees, PURE])
+    with pytest.raises(UsageError, match="cost_usd_max needs"):
+        ToolLoop(backend, [], limits=ToolLimits(cost_usd_max=1))
+    with pytest.raises(UsageError, match="given to the loop"):
+        ToolLoop(backend, [], options=ModelOptions(tools=({},)))
+    with pytest.raises(UsageError, match="64 characters"):
+        ToolLoop(backend, [], name="n" * 65)
+    with pytest.raises(UsageError, match="model_calls_max"):
+        ToolLimits(model_calls_max=0)
+    with pytest.raises(UsageError, match="cost_usd_max"):
+        ToolLimits(cost_usd_max=float("nan"))
