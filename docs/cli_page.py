@@ -30,13 +30,17 @@ VARIABLES: Final = (
     ("OPENAI_API_KEY", "`serve`, `doctor --model`: key of the endpoint"),
     ("OPENAI_BASE_URL", "`serve`, `doctor --model`: another OpenAI-compatible endpoint"),
     ("OPENAI_MODEL", "`serve`, `doctor --model`: the model; required with the backend `openai`"),
+    ("ANTHROPIC_API_KEY", "the same of Anthropic's API, where none of OpenAI's is set"),
+    ("ANTHROPIC_BASE_URL", "another endpoint of the Messages API"),
+    ("ANTHROPIC_MODEL", "the model; required with the backend `anthropic`"),
     ("NO_COLOR", "no colours, whatever it is set to"),
 )
 
 MORE: Final[Mapping[str, str]] = {
     "serve": """
-It serves [HTTP](http.md) until it gets SIGINT or SIGTERM. It needs the extra `serve`; the backend
-`openai` needs the extra of that name.
+It serves [HTTP](http.md) until it gets SIGINT or SIGTERM. It needs the extra `serve`; the backends
+`openai`, `openai-responses` and `anthropic` need the extra `openai` or `anthropic`
+([Models](../guides/models.md)).
 
 ```text
 backend   scripted (scripted-1)

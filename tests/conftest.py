@@ -19,7 +19,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NODE_TESTS = Path(__file__).parent / "node"
 
 # A developer's key must not turn an offline test into calls that somebody pays for.
-for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+for name in [name for name in os.environ if name.startswith(("ANTHROPIC_", "OPENAI_"))]:
     del os.environ[name]
 
 # A shared machine is slow at times, which says nothing about the code.

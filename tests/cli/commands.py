@@ -28,7 +28,7 @@ def environment(more: Mapping[str, str] = {}) -> dict[str, str]:
     own = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("OPENAI_", "PERDURE_"))
+        if not name.startswith(("ANTHROPIC_", "OPENAI_", "PERDURE_"))
     }
     return {**own, "PYTHONUNBUFFERED": "1", **more}
 

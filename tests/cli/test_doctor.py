@@ -24,6 +24,7 @@ from perdure.store.opening import path_of
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.samples import HANDLER, completed, delivery, finish, hold, row
+from tests.backends import messaging
 from tests.cli.desk import Desk
 
 HOUR_MS = 60 * 60 * 1_000
@@ -255,6 +256,9 @@ class Answering(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
+        if self.path == "/v1/messages":
+            self.wfile.write(messaging.wire(*messaging.HELLO))
+            return
         told = [json.dumps(chunk) for chunk in CHUNKS]
         self.wfile.write("".join(f"data: {each}\n\n" for each in [*told, "[DONE]"]).encode())
 
@@ -277,8 +281,9 @@ def model() -> Generator[str]:
 
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
-        monkeypatch.delenv(name, raising=False)
+    for provider in ("OPENAI", "ANTHROPIC"):
+        for name in ("API_KEY", "BASE_URL", "MODEL"):
+            monkeypatch.delenv(f"{provider}_{name}", raising=False)
     return monkeypatch
 
 
@@ -306,6 +311,22 @@ def test_it_finds_a_model_that_cannot_be_reached(
 def test_it_finds_that_no_model_is_configured(desk: Desk, configured: pytest.MonkeyPatch) -> None:
     desk.work(nothing)
     assert is_the_only_fault(findings(desk, "--model"), "model", "OPENAI_MODEL")
+
+
+def test_it_asks_the_model_of_another_provider(desk: Desk, configured: pytest.MonkeyPatch) -> None:
+    desk.work(nothing)
+    with model() as url:
+        configured.setenv("ANTHROPIC_BASE_URL", url)
+        configured.setenv("ANTHROPIC_MODEL", "c-1")
+        assert findings(desk, "--model")["model"]["told"] == "anthropic (c-1) answers"
+
+
+def test_it_finds_that_a_provider_is_named_without_a_model(
+    desk: Desk, configured: pytest.MonkeyPatch
+) -> None:
+    desk.work(nothing)
+    configured.setenv("ANTHROPIC_API_KEY", "k")
+    assert is_the_only_fault(findings(desk, "--model"), "model", "ANTHROPIC_MODEL")
 
 
 def test_it_asks_the_model_where_no_store_is_yet(

@@ -84,6 +84,16 @@ def test_it_prints_backend_store_and_address_and_answers_there(tmp_path: Path) -
         ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_MODEL": "m-2"}, "openai (m-2)"),
         ({"OPENAI_MODEL": "m-3"}, "scripted"),
         ({"OPENAI_API_KEY": ""}, "scripted"),
+        ({"ANTHROPIC_API_KEY": "k", "ANTHROPIC_MODEL": "c-1"}, "anthropic (c-1)"),
+        (
+            {
+                "ANTHROPIC_API_KEY": "k",
+                "ANTHROPIC_MODEL": "c-1",
+                "OPENAI_API_KEY": "k",
+                "OPENAI_MODEL": "m-1",
+            },
+            "openai (m-1)",
+        ),
     ],
 )
 def test_auto_chooses_the_backend_by_the_environment(env: dict[str, str], backend: str) -> None:
@@ -292,6 +302,7 @@ def test_a_port_that_is_taken() -> None:
         (["--lease-ms", "0"], ["--lease-ms"]),
         (["--lease-ms", "-5"], ["--lease-ms"]),
         (["--backend", "openai"], ["OPENAI_API_KEY"]),
+        (["--backend", "anthropic"], ["ANTHROPIC_API_KEY"]),
         (["--authorize", "no_such_module:f"], ["--authorize", "no_such_module"]),
         (["--authorize", "json:no_such"], ["--authorize", "no_such"]),
         (["--authorize", "json:decoder"], ["--authorize", "callable"]),
@@ -312,6 +323,11 @@ def test_what_cannot_work_is_refused_in_one_line(
 def test_openai_without_a_model_is_refused(named: dict[str, str]) -> None:
     ended = perdure("serve", "--port", "0", *MEMORY, env={"OPENAI_API_KEY": "k", **named})
     assert is_refusal(ended, "OPENAI_MODEL")
+
+
+def test_anthropic_without_a_model_is_refused() -> None:
+    ended = perdure("serve", "--port", "0", *MEMORY, env={"ANTHROPIC_API_KEY": "k"})
+    assert is_refusal(ended, "ANTHROPIC_MODEL")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.backends import messaging
 from tests.backends.model_server import ModelServer, Reply, chunk, reply, sse
 from tests.backends.responding import BEGUN, DONE, delta
 from tests.cli.commands import Serving, serving
@@ -35,8 +36,15 @@ COMPLETION = sse(chunk(content="Hello"), chunk("stop"), "[DONE]")
 ANSWERS: Mapping[str, bytes] = {
     "openai": COMPLETION,
     "openai-responses": sse(BEGUN, delta(1, "Hello"), DONE),
+    "anthropic": messaging.wire(
+        messaging.begun(), messaging.block(0, "text", text="Hello"), *messaging.ENDING
+    ),
 }
-TARGETS = {"openai": "/v1/chat/completions", "openai-responses": "/v1/responses"}
+TARGETS = {
+    "openai": "/v1/chat/completions",
+    "openai-responses": "/v1/responses",
+    "anthropic": "/v1/messages",
+}
 
 
 @pytest.fixture
@@ -64,11 +72,17 @@ def submit(service: Serving, turn: int, **fields: Any) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+def environment(server: ModelServer, backend: str) -> Mapping[str, str]:
+    prefix = "ANTHROPIC" if backend == "anthropic" else "OPENAI"
+    named = {"API_KEY": "k", "BASE_URL": server.base_url, "MODEL": "m-1"}
+    return {f"{prefix}_{name}": value for name, value in named.items()}
+
+
 def submit_all(
     server: ModelServer, backend: str, show: str, turns: Sequence[Mapping[str, Any]]
 ) -> list[tuple[int, str]]:
     """Serve with a backend, and submit turns to it one after the other."""
-    env = {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "m-1"}
+    env = environment(server, backend)
     options = ("--store", "memory:", "--backend", backend, "--attachments", show)
     with serving(*options, env=env) as service:
         return [submit(service, turn, **fields) for turn, fields in enumerate(turns)]
@@ -83,7 +97,8 @@ async def sent(
     assert [status for status, _ in told] == [201] * len(turns)
     assert all("Hello" in stream for _, stream in told)
     assert {request.target for request in server.received} == {TARGETS[backend]}
-    assert all(request.headers["authorization"] == "Bearer k" for request in server.received)
+    name, value = ("x-api-key", "k") if backend == "anthropic" else ("authorization", "Bearer k")
+    assert all(request.headers[name] == value for request in server.received)
     return [request.body for request in server.received]
 
 
@@ -117,9 +132,22 @@ async def test_the_responses_api_is_shown_them_under_its_own_names(server: Model
     assert body["input"] == [user(input_text("What?"), picture, input_text(LIST_NAMED))]
 
 
+async def test_the_messages_api_is_shown_them_as_blocks(server: ModelServer) -> None:
+    (body,) = await sent(
+        server, "anthropic", "images", {"message": "What?", "attachments": [PHOTO, LIST]}
+    )
+    picture = {"type": "image", "source": {"type": "url", "url": PHOTO["url"]}}
+    assert body["model"] == "m-1"
+    assert body["messages"] == [user(text("What?"), picture, text(LIST_NAMED))]
+
+
 @pytest.mark.parametrize(
     ("backend", "field", "kind"),
-    [("openai", "messages", "text"), ("openai-responses", "input", "input_text")],
+    [
+        ("openai", "messages", "text"),
+        ("openai-responses", "input", "input_text"),
+        ("anthropic", "messages", "text"),
+    ],
 )
 async def test_images_too_are_only_named_where_text_is_asked_for(
     server: ModelServer, backend: str, field: str, kind: str
@@ -161,7 +189,7 @@ async def test_a_repeated_submit_with_attachments_asks_the_provider_once(
     server: ModelServer, backend: str
 ) -> None:
     server.will(*answers(backend, 2))
-    env = {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "m-1"}
+    env = environment(server, backend)
     options = ("--store", "memory:", "--backend", backend, "--attachments", "images")
 
     def twice() -> list[tuple[int, str]]:

@@ -41,7 +41,11 @@ def test_every_example_has_its_last_line_here() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_example_runs_and_says_what_happened(path: Path, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if "OPENAI" not in name}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ANTHROPIC_", "OPENAI_"))
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error", str(path)],
         cwd=tmp_path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import AsyncGenerator
 from typing import Final
 
@@ -16,6 +15,7 @@ from perdure.cli.checks import (
     schema_fault,
 )
 from perdure.cli.exits import DONE, NO
+from perdure.cli.models import chosen_backend, model_backend
 from perdure.cli.opening import check_is_there, opened, ran
 from perdure.cli.output import as_json, emphasised, one_line, print_json, print_mark
 from perdure.errors import PerdureError, SchemaError, UsageError
@@ -97,14 +97,17 @@ async def _model() -> Finding:
 
 
 def _configured() -> Backend | Finding:
-    key, base_url = os.environ.get("OPENAI_API_KEY"), os.environ.get("OPENAI_BASE_URL")
-    model = os.environ.get("OPENAI_MODEL")
-    if not (key or base_url) or not model:
+    chosen = chosen_backend()
+    if chosen == "scripted":
         told = "no model is configured that could be asked"
-        way_out = "set OPENAI_MODEL, and OPENAI_API_KEY or OPENAI_BASE_URL"
+        way_out = (
+            "set OPENAI_MODEL, and OPENAI_API_KEY or OPENAI_BASE_URL; or the same of ANTHROPIC_"
+        )
         return Finding("fault", "model", told, way_out)
-    from perdure.backends.openai import BASE_URL, OpenAIBackend
     from perdure.backends.retry import BackendRetry
 
     once = BackendRetry(tries_max=1, request_timeout_ms=MODEL_TIMEOUT_MS)
-    return OpenAIBackend(key, base_url=base_url or BASE_URL, model=model, retry=once)
+    try:
+        return model_backend(chosen, retry=once)
+    except UsageError as error:
+        return Finding("fault", "model", "no model is configured that could be asked", str(error))

@@ -136,10 +136,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 def _add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
-        choices=("auto", "scripted", "openai", "openai-responses"),
+        choices=("auto", "scripted", "openai", "openai-responses", "anthropic"),
         default="auto",
-        help="who answers; auto takes OPENAI_API_KEY or OPENAI_BASE_URL, else the offline script; "
-        "openai-responses answers in the background, so that a crash costs no second call",
+        help="who answers; auto takes OPENAI_API_KEY or OPENAI_BASE_URL, else ANTHROPIC_API_KEY or "
+        "ANTHROPIC_BASE_URL, else the offline script; openai-responses answers in the background, "
+        "so that a crash costs no second call",
     )
     parser.add_argument(
         "--attachments",

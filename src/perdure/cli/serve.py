@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from perdure.backends.protocol import Backend
 from perdure.cli.arguments import without_password
+from perdure.cli.models import chosen_backend, model_backend
 from perdure.durable.retention import keep_collecting
 from perdure.errors import UsageError
 from perdure.store.opening import open_store
@@ -148,24 +149,12 @@ def _has_dashboard(options: argparse.Namespace) -> bool:
 
 
 def _backend(options: argparse.Namespace) -> Backend:
-    key, base_url = os.environ.get("OPENAI_API_KEY"), os.environ.get("OPENAI_BASE_URL")
-    chosen = options.backend
-    if chosen == "auto":
-        chosen = "openai" if key or base_url else "scripted"
+    chosen = chosen_backend(options.backend)
     if chosen == "scripted":
         from perdure.backends.scripted import ScriptedBackend
 
         return ScriptedBackend(token_delay_ms=options.token_delay_ms)
-    from perdure.backends.openai import BASE_URL, OpenAIBackend
-    from perdure.backends.responses import OpenAIResponsesBackend
-
-    if not key and not base_url:
-        raise UsageError(f"the backend {chosen!r} needs OPENAI_API_KEY or OPENAI_BASE_URL")
-    model = os.environ.get("OPENAI_MODEL")
-    if not model:
-        raise UsageError("set OPENAI_MODEL to the name of the model that should answer")
-    kind = OpenAIResponsesBackend if chosen == "openai-responses" else OpenAIBackend
-    return kind(key, base_url=base_url or BASE_URL, model=model)
+    return model_backend(chosen)
 
 
 def _loaded(options: argparse.Namespace, option: str) -> Any:
