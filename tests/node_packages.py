@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,19 @@ def _install() -> None:
         command = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"]
         subprocess.run(command, cwd=NODE_TESTS, check=True, capture_output=True, timeout=100)
         installed.touch()
+
+
+def python_wheel(name: str, version: str) -> Path:
+    """Return a wheel of pure Python for an interpreter that is none of ours, fetched once.
+
+    It is not installed beside our packages: it may be made for that interpreter alone.
+    """
+    folder = NODE_TESTS / "node_modules" / ".wheels"
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    if not list(folder.glob(pattern)):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--dest", str(folder), f"{name}=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        if done.returncode:
+            give_up(f"{name} cannot be fetched: {done.stderr}")
+    return next(folder.glob(pattern))

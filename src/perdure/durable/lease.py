@@ -93,7 +93,8 @@ class LeaseKeeper:
         self._hurry = asyncio.Event()
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
-        self._watchdog: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.Handle | None = None
+        self._watchdog_at = 0.0
         self._pause_ms = float(beat_ms)
         self._failed = False
         self._answered_ms = monotonic_ms()
@@ -165,9 +166,11 @@ class LeaseKeeper:
         """See to it that somebody looks when `held` could no longer be relied on."""
         when = self._loop.time() + max(0, held.remaining_ms) / 1_000
         if self._watchdog is not None:
-            if self._watchdog.when() <= when:
+            # Not every event loop tells when a timer of its own is due.
+            if self._watchdog_at <= when:
                 return
             self._watchdog.cancel()
+        self._watchdog_at = when
         self._watchdog = self._loop.call_at(when, self._watch)
 
     def _watch(self) -> None:

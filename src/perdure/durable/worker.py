@@ -154,7 +154,7 @@ class Worker:
         self._drained = asyncio.Event()
         self._outage_ms = _OUTAGE_MS
         self._swept_ms = 0.0
-        self._hint: asyncio.TimerHandle | None = None
+        self._hint_ms = 0.0
         self._is_running = False
         self._is_giving_back = False
 
@@ -316,10 +316,11 @@ class Worker:
             self._follow_hint()
 
     def _follow_hint(self) -> None:
-        if self._hint is None or self._hint.when() <= asyncio.get_running_loop().time():
-            remaining_ms = max(0.0, self._swept_ms + HINT_PAUSE_MS - monotonic_ms())
+        now_ms = monotonic_ms()
+        if self._hint_ms <= now_ms:
+            self._hint_ms = max(now_ms, self._swept_ms + HINT_PAUSE_MS)
             loop = asyncio.get_running_loop()
-            self._hint = loop.call_later(remaining_ms / 1_000, self._wake.set)
+            loop.call_later((self._hint_ms - now_ms) / 1_000, self._wake.set)
 
     async def _sweep(self) -> bool:
         """Fire, claim and deliver what is due; return whether there may be more."""

@@ -9,6 +9,7 @@ from ssl import SSLContext
 from typing import Any, Final, NamedTuple, cast
 
 from perdure.errors import UsageError
+from perdure.store.sql.d1.binding import Connecting
 from perdure.store.sql.d1.failures import D1Failure
 
 try:
@@ -29,7 +30,7 @@ _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]+")
 Sent = tuple[str, Sequence[str | None]]
 
 
-class D1Api:
+class D1Api(Connecting):
     """One database, reached with an API token that may read and write D1.
 
     `base_url` is where the API is. `client`, an `httpx2.AsyncClient`, replaces the HTTP client

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 
 class D1Statement(Protocol):
@@ -34,12 +35,19 @@ class BlockingBinding(Protocol):
     def close(self) -> None: ...
 
 
-@runtime_checkable
-class Connecting(Protocol):
-    """A binding with connections of its own, also for other threads."""
+class Connecting(ABC):
+    """A binding with connections of its own, also for other threads.
 
-    def connect(self) -> BlockingBinding: ...
-    async def aclose(self) -> None: ...
+    A class, not a protocol: a JavaScript object may seem to have every attribute.
+    """
+
+    @abstractmethod
+    def connect(self) -> BlockingBinding:
+        """Return a connection for one thread that is not the loop's."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Let go of all connections but those that `connect` has returned."""
 
 
 def rows_of(result: Any) -> list[tuple[Any, ...]]:

@@ -76,7 +76,8 @@ class D1:
     @property
     def target(self) -> str:
         """Where the data lies, for messages."""
-        return str(getattr(self._binding, "target", "D1"))
+        target = getattr(self._binding, "target", None)
+        return target if isinstance(target, str) else "D1"
 
     @property
     def liveness(self) -> NoLiveness:

@@ -1,0 +1,94 @@
+// Runs a Python file under Pyodide, with Cloudflare's Python SDK and a real D1 binding.
+//
+// node pyodide.mjs FILE SOURCE SDK_WHEEL SETTING: `SOURCE` is on the path. The file's
+// `main(setting, direct, raw, wrapped)` gets the binding as Miniflare hands it out, as a bare JavaScript
+// object that is faster, and that one as the SDK wraps it; what it returns is printed, as JSON.
+import { readFileSync } from "node:fs";
+import { loadPyodide } from "pyodide";
+import { Miniflare } from "miniflare";
+
+const [file, source, wheel, setting] = process.argv.slice(2);
+
+const python = await loadPyodide();
+// What the runtime of a Worker gives to the SDK.
+python.registerJsModule("_cloudflare_compat_flags", { python_workflows_implicit_dependencies: true });
+python.registerJsModule("_pyodide_entrypoint_helper", {
+  cloudflareWorkersModule: { env: {} },
+  cloudflareSocketsModule: {},
+  patchWaitUntil() {},
+  patch_env_helper() {},
+  doAnImport: async () => ({ wrapWorkflowStep: (step) => step }),
+});
+python.unpackArchive(new Uint8Array(readFileSync(wheel)), "wheel");
+python.mountNodeFS("/source", source);
+
+const script = `export default {
+  async fetch(request, env) {
+    const statements = (await request.json()).map(({ sql, values }) =>
+      values.length ? env.DB.prepare(sql).bind(...values) : env.DB.prepare(sql));
+    try {
+      return Response.json(await env.DB.batch(statements));
+    } catch (error) {
+      return new Response(error.message, { status: 500 });
+    }
+  },
+}`;
+const miniflare = new Miniflare({
+  modules: true,
+  script,
+  compatibilityDate: "2026-04-01",
+  d1Databases: { DB: "one" },
+  host: "127.0.0.1",
+  port: 0,
+  cf: false,
+});
+
+// Miniflare's own stand-in for the binding blocks for each statement that is prepared. This one has the
+// Worker do all of a batch. The SDK knows a binding by the name of its class.
+class D1PreparedStatement {
+  constructor(sql, values = []) {
+    this.sql = sql;
+    this.values = values;
+  }
+  bind(...values) {
+    if (values.includes(undefined)) throw new Error("D1_TYPE_ERROR: Type 'undefined' not supported");
+    return new D1PreparedStatement(this.sql, values);
+  }
+}
+
+class D1Database {
+  prepare(sql) {
+    return new D1PreparedStatement(sql);
+  }
+  async batch(statements) {
+    const answer = await miniflare.dispatchFetch("http://worker/", {
+      method: "POST",
+      body: JSON.stringify(statements.map(({ sql, values }) => ({ sql, values }))),
+    });
+    if (!answer.ok) throw new Error(await answer.text());
+    return answer.json();
+  }
+}
+
+let status = 0;
+try {
+  python.globals.set("BINDING", new D1Database());
+  python.globals.set("DIRECT", await miniflare.getD1Database("DB"));
+  python.globals.set("SETTING", setting);
+  python.globals.set("SCRIPT", readFileSync(file, "utf8"));
+  const told = await python.runPythonAsync(`
+import json, sys
+sys.path.insert(0, "/source")
+from workers.rpc import _BindingWrapper
+scope = {"__name__": "script"}
+exec(compile(SCRIPT, "script.py", "exec"), scope)
+json.dumps(await scope["main"](SETTING, DIRECT, BINDING, _BindingWrapper(BINDING)))
+`);
+  console.log(told);
+} catch (error) {
+  // Otherwise all of Pyodide's own code is printed.
+  console.error(error.message);
+  status = 1;
+}
+await miniflare.dispose();
+process.exit(status);

@@ -1,0 +1,63 @@
+"""The package under Pyodide, which Python Workers run on, with Cloudflare's SDK and a real D1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.testing.contract import STORE_CASES
+from tests.node_packages import NODE_TESTS, need_node_packages, python_wheel
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
+SOURCE = Path(__file__).parents[2] / "src"
+SDK = ("workers-runtime-sdk", "1.9.5")
+EVERY = 40
+
+
+def seen_under_pyodide(every: int, timeout_s: int) -> dict[str, Any]:
+    need_node_packages()
+    wheel = python_wheel(*SDK)
+    done = subprocess.run(
+        ["node", "pyodide.mjs", "under_pyodide.py", str(SOURCE), str(wheel), str(every)],
+        cwd=NODE_TESTS,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def check(told: dict[str, Any]) -> None:
+    assert told["modules"] > 100
+    assert told["threads"] is False
+    run = [["first", "broke", "it broke"], [1, None, "ü"], "completed", 2]
+    assert told["direct"]["run"] == run
+    for way in ("raw", "wrapped"):
+        first, again, calls = told[way]["turn"]
+        assert "6 * 7 = 42" in first
+        assert (again, calls) == (first, 1)
+        assert told[way]["run"] == run
+        assert told[way]["beats"] is True
+        assert told[way]["failures"] == []
+
+
+def test_runs_turns_and_leases_work_without_threads_on_a_binding() -> None:
+    told = seen_under_pyodide(EVERY, 280)
+    check(told)
+    assert told["raw"]["cases"] + told["wrapped"]["cases"] > 2 * len(STORE_CASES) // EVERY - 2
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1_800)
+def test_every_case_of_the_contract_holds_on_a_binding() -> None:
+    told = seen_under_pyodide(1, 1_700)
+    check(told)
+    assert told["raw"]["cases"] == len(STORE_CASES)
+    assert told["wrapped"]["cases"] == len(STORE_CASES)

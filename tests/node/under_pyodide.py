@@ -1,0 +1,161 @@
+"""What is run under Pyodide: no threads, no sockets, one D1 binding as a Worker has it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import pkgutil
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from perdure import (
+    AgentTaskSpec,
+    ChatTurnEngine,
+    ChatTurnIdentity,
+    DurableContext,
+    RunManifest,
+    answer_with,
+    run_durable,
+)
+from perdure.backends.scripted import ScriptedBackend
+from perdure.durable.lease import LeaseKeeper
+from perdure.store.protocol import RunStore
+from perdure.store.sql.d1.binding import D1Binding, rows_of
+from perdure.store.sql.d1.driver import D1
+from perdure.store.sql.d1.proxied import python_binding
+from perdure.store.sql.store import SqlStore
+from perdure.testing.clock import ManualClock
+from perdure.testing.contract import STORE_CASES
+from perdure.testing.lab import StoreLab
+
+FLOORS = ("core", "store", "durable", "turn")
+# Other databases and files are not for a Worker.
+LEFT_OUT = ("sqlite", "file", "lockfolder", "postgres", "d1.api")
+MANIFEST = RunManifest("lab", AgentTaskSpec(id="t", intent="try"))
+POLL_MS = 20
+
+
+async def main(
+    setting: str, direct: D1Binding, raw: D1Binding, wrapped: D1Binding
+) -> dict[str, Any]:
+    """Return what was seen; `setting` says how many of the contract's cases are run: every nth."""
+    told: dict[str, Any] = {"modules": import_floors(), "threads": can_start_threads()}
+    store = SqlStore(D1(direct, migrate=True))
+    told["direct"] = {"run": await lead_a_run(store)}
+    await store.close()
+    for offset, (name, binding) in enumerate((("raw", raw), ("wrapped", wrapped))):
+        store = SqlStore(D1(binding))
+        told[name] = {
+            "run": await lead_a_run(store),
+            "turn": await lead_a_turn(store),
+            "beats": await beat(store),
+        }
+        await store.close()
+        every = int(setting)
+        chosen = STORE_CASES[offset % every :: every]
+        told[name]["failures"] = [failure async for failure in run_cases(binding, chosen)]
+        told[name]["cases"] = len(chosen)
+    return told
+
+
+def import_floors() -> int:
+    names = [name for floor in FLOORS for name in modules_of(f"perdure.{floor}")]
+    for name in names:
+        importlib.import_module(name)
+    return len(names)
+
+
+def modules_of(package: str) -> Iterator[str]:
+    path = importlib.import_module(package).__path__
+    for found in pkgutil.iter_modules(path, f"{package}."):
+        if any(part in found.name for part in LEFT_OUT):
+            continue
+        yield found.name
+        if found.ispkg:
+            yield from modules_of(found.name)
+
+
+def can_start_threads() -> bool:
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def lead_a_run(store: RunStore) -> list[Any]:
+    """Return what a run gives that fails in the middle, and is called again."""
+    calls: list[str] = []
+
+    def look() -> list[Any]:
+        calls.append("first")
+        return [1, None, "ü"]
+
+    async def task(ctx: DurableContext) -> Any:
+        first = await ctx.step("first", look)
+        if "broke" not in calls:
+            calls.append("broke")
+            raise ValueError("it broke")
+        return first
+
+    try:
+        await run_durable(store, run_id="r", manifest=MANIFEST, task=task)
+    except ValueError as error:
+        calls.append(str(error))
+    done = await run_durable(store, run_id="r", manifest=MANIFEST, task=task)
+    await store.delete("r")
+    return [calls, done.result, done.record.state, done.record.epoch]
+
+
+async def lead_a_turn(store: RunStore) -> list[Any]:
+    """Return the text of a turn, as it is streamed and as it is read once more."""
+    backend = ScriptedBackend()
+    engine = ChatTurnEngine(store, produce=answer_with(backend))
+    identity = ChatTurnIdentity("", "kitchen", "ada", 0)
+    texts = []
+    for _ in range(2):
+        submitted = await engine.submit(identity, "And what is 6 * 7?")
+        lines = [line async for lines in submitted.lines() for line in lines.splitlines()]
+        texts.append("".join(json.loads(line)["data"].get("delta", "") for line in lines))
+    await engine.aclose()
+    await store.delete("chat:kitchen:0")
+    return [*texts, backend.calls]
+
+
+async def beat(store: RunStore) -> bool:
+    """Return whether a lease is renewed, which only the loop can do here."""
+    claim = await store.start_or_resume("b", MANIFEST, worker_id="w")
+    assert claim.lease is not None
+    keeper = LeaseKeeper(store, beat_ms=20)
+    held = keeper.hold(claim.lease, 15_000, lambda: None)
+    for _ in range(500):
+        run = await store.read_run("b")
+        assert run is not None
+        if (run.lease_expires_at or "") > (claim.run.lease_expires_at or ""):
+            keeper.let_go(held)
+            return not held.lost
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def run_cases(given: D1Binding, cases: Any) -> Any:
+    """Run cases of the contract, and yield those that fail."""
+    binding = python_binding(given)
+    found = await binding.batch([binding.prepare("SELECT name FROM sqlite_master")])
+    tables = [name for (name,) in rows_of(found[0]) if name.startswith(("durable_", "perdure_"))]
+    kept = ("perdure_schema", "durable_schema_info")
+    sweep = [f'DELETE FROM "{name}"' for name in tables if name not in kept]
+
+    async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
+        database = D1(given, clock=clock, poll_ms=POLL_MS)
+        return SqlStore(database, code_version=code_version)
+
+    for case in cases:
+        await binding.batch([binding.prepare(sql) for sql in sweep])
+        try:
+            async with StoreLab(open_handle) as lab:
+                await case(lab)
+        except Exception as error:
+            yield f"{case.__name__}: {type(error).__name__}: {error}"[:300]
