@@ -20,7 +20,10 @@ class Place:
 
 
 def properties_of(function: Any) -> dict[str, JsonValue]:
-    return Signature(function, injected_type=ToolCall).schema()["properties"]
+    properties: dict[str, JsonValue] = Signature(function, injected_type=ToolCall).schema()[
+        "properties"
+    ]
+    return properties
 
 
 def test_hints_make_a_schema() -> None:
@@ -33,8 +36,6 @@ def test_hints_make_a_schema() -> None:
         unit: Literal["c", "f"],
         place: Place,
         anything: Any,
-        note: str | None = None,
-        loud: bool = False,
     ) -> None: ...
 
     schema = Signature(tool, injected_type=ToolCall).schema()
@@ -47,11 +48,21 @@ def test_hints_make_a_schema() -> None:
         "counts": {"type": "object", "additionalProperties": {"type": "integer"}},
         "unit": {"enum": ["c", "f"]},
         "anything": {},
-        "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
-        "loud": {"type": "boolean", "default": False},
     }
     assert schema["required"][-2:] == ["place", "anything"]
     assert (place["required"], place["additionalProperties"]) == (["city"], False)
+
+
+def test_what_has_a_default_is_not_required() -> None:
+    def tool(note: str | None = None, loud: bool = False, place: Place | None = None) -> None: ...
+
+    schema = Signature(tool, injected_type=ToolCall).schema()
+    assert schema["required"] == []
+    assert schema["properties"]["note"] == {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "default": None,
+    }
+    assert schema["properties"]["loud"] == {"type": "boolean", "default": False}
 
 
 def test_the_call_is_no_argument() -> None:

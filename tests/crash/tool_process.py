@@ -1,0 +1,169 @@
+"""A process that lets a model call tools, or does an agent task, and may die inside a tool.
+
+    python tool_process.py URL NOTES run|turn|task [--effect E] [--on-unfinished U] [--die-at N]
+                           [--approve]
+
+Notes `model N` for each call of the model, `effect KEY` for each effect of a tool, `end TEXT` at
+the end. With `--die-at N` it kills itself behind the N-th effect that stands in the notes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+from perdure.agent.adapter import AgentTaskContext
+from perdure.agent.evals import ControlEvalResult, objective_eval
+from perdure.agent.knowledge import KnowledgeRequirement
+from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.steps import Continue, ControlDecision, Stop
+from perdure.agent.task import run_agent_task
+from perdure.agent.tool_loop import ToolLoop
+from perdure.agent.tools import Tool, ToolCall
+from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest
+from perdure.durable.context import DurableContext
+from perdure.durable.runner import run_durable
+from perdure.durable.scope import current_step
+from perdure.errors import UnfinishedStepError
+from perdure.store.opening import open_store
+from perdure.store.protocol import RunStore
+from perdure.turn.engine import ChatTurnEngine
+from perdure.turn.identity import ChatTurnIdentity
+from tests.agent.strict_provider import StrictProvider, calls, says
+
+UNFINISHED = 44
+LEASE_MS = 500
+MANIFEST = RunManifest(project_id="crash", task=AgentTaskSpec(id="pay", intent="Pay two bills"))
+TURN = ChatTurnIdentity("", "s", "ann", 0)
+TASK = AgentTaskSpec(
+    "climb",
+    "Climb with permission",
+    required_knowledge=[
+        KnowledgeRequirement("permission", "may I climb?", fallback_policy="block")
+    ],
+)
+
+
+class World:
+    """What is outside of the process: it survives the process, and counts."""
+
+    def __init__(self, notes: str, die_at: int | None) -> None:
+        self._path = Path(notes)
+        self._die_at = die_at
+
+    def note(self, what: str) -> None:
+        with self._path.open("a") as file:
+            file.write(f"{what}\n")
+
+    def effect(self, key: str) -> None:
+        self.note(f"effect {key}")
+        effects = sum(line.startswith("effect") for line in self._path.read_text().splitlines())
+        if effects == self._die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def loop_of(world: World, arguments: argparse.Namespace) -> ToolLoop:
+    def pay(bill: str, call: ToolCall) -> str:
+        """Pay a bill."""
+        world.effect(call.idempotency_key)
+        return f"paid {bill}"
+
+    provider = StrictProvider(
+        calls(("c1", "pay", {"bill": "rent"})),
+        calls(("c1", "pay", {"bill": "light"})),
+        says("Both are paid."),
+        on_call=lambda number: world.note(f"model {number}"),
+    )
+    tool = Tool(
+        pay,
+        effect=arguments.effect,
+        on_unfinished=arguments.on_unfinished,
+        needs_approval=arguments.approve,
+    )
+    return ToolLoop(provider.backend(), [tool])
+
+
+async def in_a_run(store: RunStore, world: World, arguments: argparse.Namespace) -> None:
+    async def task(context: DurableContext) -> str:
+        result = await loop_of(world, arguments).run(context, "Pay my bills.")
+        told = [message["content"] for message in result.messages if message["role"] == "tool"]
+        return json.dumps([*told, result.text])
+
+    done = await run_durable(store, run_id="run", manifest=MANIFEST, task=task, lease_ms=LEASE_MS)
+    world.note(f"end {done.result}")
+
+
+async def in_a_turn(store: RunStore, world: World, arguments: argparse.Namespace) -> None:
+    engine = ChatTurnEngine(store, produce=loop_of(world, arguments), lease_ms=LEASE_MS)
+    submitted = await engine.submit(TURN, "Pay my bills.")
+    last = b""
+    async for chunk in submitted.lines():
+        last = chunk.splitlines()[-1]
+    world.note(f"end {json.loads(last)['type']}")
+    await engine.aclose()
+
+
+class Climber:
+    """Asks a model what to do; each rung is an effect outside, and the ladder is there too."""
+
+    def __init__(self, store: RunStore, world: World) -> None:
+        self._store = store
+        self._world = world
+
+    async def observe(self, context: AgentTaskContext) -> JsonValue:
+        steps = await self._store.read_steps("run")
+        return {"rung": sum(s.kind == "tool" and s.intent[:4] == "act:" for s in steps)}
+
+    def validate(self, context: AgentTaskContext) -> list[ControlEvalResult]:
+        rung = context.state["rung"]
+        return [objective_eval("high", rung >= 2, score=rung / 2, severity="error")]
+
+    async def decide(self, context: AgentTaskContext) -> ControlDecision:
+        self._world.note(f"model {context.step_index}")
+        if context.state["rung"] >= 2:
+            return Stop("there", passed=True)
+        return Continue({"climb": context.state["rung"] + 1})
+
+    async def act(self, action: JsonValue, context: AgentTaskContext) -> JsonValue:
+        call = current_step()
+        self._world.effect(call.idempotency_key)
+        return {"at": action["climb"]}
+
+
+async def as_a_task(store: RunStore, world: World, arguments: argparse.Namespace) -> None:
+    result = await run_agent_task(
+        TASK,
+        Climber(store, world),
+        readiness=ReadinessPolicy(answers_event="answers", answers_timeout_ms=None),
+        durable=(store, "run"),
+    )
+    world.note(f"end {result.status} {result.control.reason}")
+
+
+async def main(arguments: argparse.Namespace) -> int:
+    world = World(arguments.notes, arguments.die_at)
+    work = {"run": in_a_run, "turn": in_a_turn, "task": as_a_task}[arguments.mode]
+    store = await open_store(arguments.url)
+    try:
+        await work(store, world, arguments)
+    except UnfinishedStepError:
+        return UNFINISHED
+    finally:
+        await store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("notes")
+    parser.add_argument("mode", choices=["run", "turn", "task"])
+    parser.add_argument("--effect", default="idempotent")
+    parser.add_argument("--on-unfinished", default="fail")
+    parser.add_argument("--die-at", type=int)
+    parser.add_argument("--approve", action="store_true")
+    raise SystemExit(asyncio.run(main(parser.parse_args())))
