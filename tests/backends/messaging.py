@@ -38,8 +38,9 @@ def wire(*records: dict[str, Any]) -> bytes:
 
 
 def begun(**fields: Any) -> dict[str, Any]:
-    message = {"id": "msg_1", "model": "claude-1-0613", "role": "assistant", "usage": COUNTED}
-    return {"type": "message_start", "message": {**message, **fields}}
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
+    named = {"model": "claude-1-0613", "usage": COUNTED}
+    return {"type": "message_start", "message": {**message, **named, **fields}}
 
 
 def block(index: int, kind: str, **fields: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ _NOTHING_TO_CANCEL: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE}
 )
 """What a provider says of a response that is over, or not kept."""
+_NOT_KEPT: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 
 class OpenAIResponsesBackend:
@@ -130,14 +131,20 @@ class OpenAIResponsesBackend:
 
     async def _join(self, reader: ResponseReader, tries: int) -> Answer:
         """Return the rest of a response whose connection was lost, if the provider keeps it."""
-        retry = self._endpoint.retry
+        retry, lost = self._endpoint.retry, reader.lost
         is_kept = reader.response_id is not None and reader.sequence >= 0
-        if reader.lost is not None and (not is_kept or tries >= retry.tries_max):
-            raise reader.lost
+        if lost is not None and (not is_kept or tries >= retry.tries_max):
+            raise lost
         await asyncio.sleep(retry.wait_ms(tries, chance=random_float()) / 1_000)
         reader.reconnect()
         behind = {"stream": "true", "starting_after": str(reader.sequence)}
-        return await self._endpoint.get(f"/{reader.response_id}", behind)
+        try:
+            return await self._endpoint.get(f"/{reader.response_id}", behind)
+        except BackendTransportError as error:
+            if lost is not None and error.status in _NOT_KEPT:
+                # What failed is the connection: the question may be asked again.
+                raise lost from error
+            raise
 
     def _body(self, prompt: Prompt) -> bytes:
         return request_body(
