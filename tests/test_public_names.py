@@ -23,6 +23,8 @@ PUBLIC_NAMES = [
     "ChatTurnIdentity",
     "Collected",
     "CursorError",
+    "D1",
+    "D1DurableRunStore",
     "DURABLE_SCHEMA_SQL",
     "DURABLE_SCHEMA_VERSION",
     "DivergenceError",

@@ -92,6 +92,8 @@ if TYPE_CHECKING:
     from perdure.store.scheduling import Schedule as Schedule
     from perdure.store.sealing import Sealer as Sealer
     from perdure.store.sealing import ValuePlace as ValuePlace
+    from perdure.store.sql.d1.driver import D1 as D1
+    from perdure.store.sql.d1.store import D1DurableRunStore as D1DurableRunStore
     from perdure.store.sql.schema import DURABLE_SCHEMA_SQL as DURABLE_SCHEMA_SQL
     from perdure.store.sql.schema import DURABLE_SCHEMA_VERSION as DURABLE_SCHEMA_VERSION
     from perdure.store.sql.sqlite import Sqlite as Sqlite
@@ -153,6 +155,8 @@ _MODULES = {
     "perdure.store.protocol": ("RunStore",),
     "perdure.store.scheduling": ("Schedule",),
     "perdure.store.sealing": ("Sealer", "ValuePlace"),
+    "perdure.store.sql.d1.driver": ("D1",),
+    "perdure.store.sql.d1.store": ("D1DurableRunStore",),
     "perdure.store.sql.schema": ("DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"),
     "perdure.store.sql.sqlite": ("Sqlite",),
     "perdure.store.sql.store": ("SqlStore",),
@@ -170,6 +174,7 @@ _MODULES = {
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "D1",
     "DURABLE_SCHEMA_SQL",
     "DURABLE_SCHEMA_VERSION",
     "AgentRuntimeError",
@@ -184,6 +189,7 @@ __all__ = [
     "ChatTurnIdentity",
     "Collected",
     "CursorError",
+    "D1DurableRunStore",
     "DivergenceError",
     "DurableContext",
     "DurableRunError",

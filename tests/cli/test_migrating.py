@@ -9,9 +9,10 @@ import psycopg
 import pytest
 
 from perdure.store.opening import path_of
-from perdure.store.sql.schema import DURABLE_SCHEMA_SQL, own_migrations
+from perdure.store.sql.schema import DURABLE_SCHEMA_SQL, own_migrations, split_statements
 from perdure.testing.samples import manifest
 from tests.cli.desk import Desk
+from tests.store.d1_server import ACCOUNT, TOKEN, D1Server
 from tests.store.postgres_server import PostgresServer
 
 
@@ -131,3 +132,49 @@ def test_the_printed_statements_make_a_postgresql_schema(
         connection.execute(told.out.encode())
     assert desk.json("migrate")[0]["applied"] == []
     assert desk.json("ls") == []
+
+
+# Cloudflare D1, which is migrated by this command too, or by Cloudflare's own.
+
+
+@pytest.fixture
+def d1_desk(
+    d1: D1Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Desk:
+    monkeypatch.setenv("CLOUDFLARE_API_TOKEN", TOKEN)
+    monkeypatch.setenv("CLOUDFLARE_API_BASE_URL", d1.base_url)
+    return Desk(f"d1:{ACCOUNT}/{d1.drop('three')}", capsys)
+
+
+@pytest.mark.node
+def test_a_d1_database_is_made_by_the_command(d1_desk: Desk) -> None:
+    refused = d1_desk.run("ls")
+    assert refused.code == 2
+    assert f"perdure migrate --store {d1_desk.url}" in refused.err
+    (told,) = d1_desk.json("migrate")
+    assert told["applied"] == [each.name for each in own_migrations()]
+    assert d1_desk.json("migrate")[0]["applied"] == []
+    d1_desk.work(lambda store: store.enqueue("run", manifest(), handler="h"))
+    assert [run["id"] for run in d1_desk.json("ls")] == ["run"]
+    assert d1_desk.run("doctor").code == 0
+
+
+@pytest.mark.node
+def test_the_printed_statements_make_a_d1_database(
+    d1_desk: Desk, d1: D1Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without_token:
+        without_token.delenv("CLOUDFLARE_API_TOKEN")
+        told = d1_desk.run("migrate", "--sql")
+    assert told.code == 0
+    d1.run(*split_statements(told.out), database="three")
+    assert d1_desk.json("migrate")[0]["applied"] == []
+
+
+def test_a_d1_database_needs_a_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CLOUDFLARE_API_TOKEN", raising=False)
+    told = Desk("d1:account/database", capsys).run("migrate")
+    assert told.code == 2
+    assert "set CLOUDFLARE_API_TOKEN" in told.err

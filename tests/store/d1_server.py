@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,9 @@ class D1Server:
         self._client = httpx2.Client(verify=False)
         self._bridged: list[BridgedBinding] = []
         self._swept: dict[str, list[str]] = {}
+
+    def close(self) -> None:
+        self._client.close()
 
     @property
     def base_url(self) -> str:
@@ -170,7 +173,9 @@ def running_d1(folder: Path | None = None) -> Iterator[D1Server]:
     ) as process:
         try:
             assert process.stdout is not None
-            yield D1Server(f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}")
+            port = json.loads(process.stdout.readline())["port"]
+            with closing(D1Server(f"http://127.0.0.1:{port}")) as server:
+                yield server
         finally:
             # Its database runs in a child of its own.
             os.killpg(process.pid, signal.SIGKILL)

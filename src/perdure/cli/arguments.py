@@ -23,7 +23,7 @@ STATES: Final = (
     "stopped",
     "failed",
 )
-STORE_HELP: Final = "the store: sqlite:PATH, file:PATH or postgresql://…"
+STORE_HELP: Final = "the store: sqlite:PATH, file:PATH, postgresql://… or d1:ACCOUNT/DATABASE"
 RUN_HELP: Final = "id of the run, as ls prints it; chat:SESSION:N for a turn"
 
 _PASSWORD = re.compile(r"(//[^/@:]*:)[^/@]*(@)")

@@ -75,6 +75,8 @@ def _schema_of(url: str) -> Iterator[tuple[str, str]]:
     scheme = url.partition(":")[0]
     if scheme in ("postgresql", "postgres"):
         yield from _postgres_schema_of(url)
+    elif scheme == "d1":
+        yield from _d1_schema()
     elif scheme == "sqlite":
         yield "001_reference", DURABLE_SCHEMA_SQL
         for migration in own_migrations():
@@ -90,3 +92,10 @@ def _postgres_schema_of(url: str) -> Iterator[tuple[str, str]]:
     schema = read_address(url).schema
     statements = migration_sql(schema, own_migrations(), iso_time(system_clock()))
     yield f"schema {schema}", "\n".join(f"{each.strip().rstrip(';')};" for each in statements)
+
+
+def _d1_schema() -> Iterator[tuple[str, str]]:
+    """Yield one step with the record of what was applied, for whoever applies it elsewhere."""
+    from perdure.store.sql.d1.schema import migration_sql
+
+    yield "schema", "\n".join(migration_sql(own_migrations(), iso_time(system_clock())))
