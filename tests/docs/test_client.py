@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,6 +73,32 @@ async def test_the_client_reads_the_whole_answer_although_the_server_is_killed(
     assert run is not None
     assert (run.state, run.epoch) == ("completed", 2)
     assert told.decode() == steps[0].result["finalText"] + "\n"
+
+
+def test_the_client_comes_back_when_it_is_told_to_and_takes_a_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = b'{"id":null,"chunk":{"type":"result","data":{"finalText":"It is clear."}}}\n'
+    end = b'{"id":"0001_0000000003_97bce5","chunk":{"type":"session.run.completed","data":{}}}\n'
+    answers = [
+        httpx2.Response(503, headers={"retry-after": "0"}),
+        httpx2.Response(429, headers={"retry-after": "0"}),
+        httpx2.Response(200, content=result + end),
+    ]
+    asked: list[tuple[str, str]] = []
+
+    @contextlib.contextmanager
+    def stream(method: str, url: str, **_: Any) -> Iterator[httpx2.Response]:
+        asked.append((method, url))
+        answer = answers.pop(0)
+        answer.request = httpx2.Request(method, url)
+        yield answer
+
+    monkeypatch.setattr(httpx2, "stream", stream)
+    names: dict[str, Any] = {}
+    exec(compile(whole_client(), "wire.md", "exec"), names)
+    assert names["answer"]("http://service/v1/sessions/k", 0, "Hi") == "It is clear."
+    assert asked == [("POST", "http://service/v1/sessions/k/turns?envelope=1")] * 3
 
 
 async def test_the_endpoint_of_the_readme_submits_and_rejoins(
