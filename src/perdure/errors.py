@@ -388,19 +388,10 @@ class ToolError(AgentRuntimeError):
     hint = "It is for the model, which may call the tool again with other arguments."
 
 
-class ChatTurnError(AgentRuntimeError):
-    """A sandbox refused a chat turn or broke it off, or nobody knows its address.
+class ChatTurnError(BackendTransportError):
+    """A sandbox refused a chat turn, broke it off or fell silent, or nobody knows its address."""
 
-    `status` is None when there was no response. `retryable` is decided for each failure.
-    """
-
-    code = "transport"
     hint = "Check the address of the sandbox and its authorization."
-
-    def __init__(self, message: str, *, status: int | None = None, retryable: bool = False) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retryable = retryable
 
 
 EVENT_EMIT_RACE = "event_emit_race"

@@ -156,6 +156,12 @@ async def test_14_4_the_key_is_the_callers_if_there_is_one(server: ModelServer) 
     assert server.received[0].headers["idempotency-key"] == "turn-7"
 
 
+async def test_bb_12_too_much_at_once_is_refused(server: ModelServer) -> None:
+    server.will(reply(b"data: " + b"x" * (1024 * 1024 + 1)))
+    with pytest.raises(ChatTurnError, match="too much at once"):
+        await turn(server)
+
+
 async def test_14_4_nothing_is_repeated_once_the_answer_has_begun(server: ModelServer) -> None:
     server.will(reply(sse(DELTA), Cut()))
     told: list[Any] = []
@@ -281,4 +287,4 @@ def test_14_4_r7_the_address_of_a_sandbox(instance: Any, url: str) -> None:
 def test_14_4_r7_a_sandbox_without_an_address_is_refused() -> None:
     with pytest.raises(ChatTurnError, match="'box-2'") as raised:
         sandbox_as_chat_turn_target({"id": "box-2"})
-    assert raised.value.status is None
+    assert (raised.value.status, raised.value.retryable) == (0, False)

@@ -213,3 +213,15 @@ async def test_10_r5_rows_live_in_the_database_of_the_runs(url: str, tmp_path: P
     await run.persist({"route": "chat"})
     assert await rows.get("intake:1") == run.to_row({"route": "chat"})
     await store.close()
+
+
+async def test_10_r5_a_row_that_two_write_at_once_for_the_first_time_is_kept() -> None:
+    store = await open_store("memory:")
+    run = started(id="intake:1")
+    run.complete("completed")
+    writers = [DurableRunRows(store) for _ in range(3)]
+    await asyncio.gather(*(rows.upsert(run.to_row({"by": n})) for n, rows in enumerate(writers)))
+    kept = [await rows.get("intake:1") for rows in writers]
+    assert kept[0] is not None
+    assert kept == [kept[0]] * 3
+    await store.close()

@@ -122,7 +122,8 @@ def sandbox_as_chat_turn_target(
     )
     id = str(_member(instance, "id", "id") or "")
     if not isinstance(url, str):
-        raise ChatTurnError(f"the sandbox {id!r} has no address: it may not be running yet")
+        why = "has no address: it may not be running yet"
+        raise ChatTurnError(f"the sandbox {id!r} {why}", backend=id, retryable=False)
     return ChatTurnSandbox(id, url.rstrip("/"), auth_header)
 
 
@@ -163,10 +164,20 @@ async def run_chat_turn(
                 yield event
     except CutShort:
         wanted.raise_if_cancelled()
+    except ValueTooLargeError as error:
+        raise ChatTurnError(
+            f"the sandbox {sandbox.id!r} sent too much at once: {error}",
+            backend=sandbox.id,
+            retryable=False,
+        ) from error
     except BackendTransportError as failure:
         words = f": {failure.body[:WORDS_MAX]}" if failure.body else ""
         raise ChatTurnError(
-            f"{failure}{words}", status=failure.status or None, retryable=failure.retryable
+            f"{failure}{words}",
+            backend=sandbox.id,
+            status=failure.status,
+            body=failure.body,
+            retryable=failure.retryable,
         ) from failure
 
 
@@ -186,22 +197,22 @@ async def _events(
         idle_timeout_ms=calling.idle_timeout_ms,
         client=calling.client,
     )
-    async with aclosing(endpoint):
-        key = calling.idempotency_key or new_uuid()
-        answer = await endpoint.post(body, {"Idempotency-Key": key})
-        async with aclosing(answer):
-            reader, is_empty = ChatTurnReader(), True
-            try:
-                while chunk := await answer.chunk(calling.idle_timeout_ms):
-                    is_empty = False
-                    for event in reader.feed(chunk):
-                        yield event
-            except ValueTooLargeError as error:
-                raise ChatTurnError(f"{endpoint}: {error}", status=answer.status) from error
-            if is_empty:
-                raise ChatTurnError(f"{endpoint} answered without a body", status=answer.status)
-            for event in reader.close():
+    key = calling.idempotency_key or new_uuid()
+    async with (
+        aclosing(endpoint),
+        aclosing(await endpoint.post(body, {"Idempotency-Key": key})) as answer,
+    ):
+        reader, is_empty = ChatTurnReader(), True
+        while chunk := await answer.chunk(calling.idle_timeout_ms):
+            is_empty = False
+            for event in reader.feed(chunk):
                 yield event
+        if is_empty:
+            raise BackendTransportError(
+                f"{endpoint} answered without a body", backend=sandbox.id, status=answer.status
+            )
+        for event in reader.close():
+            yield event
 
 
 def _body(profile: dict[str, JsonValue], messages: list[JsonValue], model: str | None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from perdure.agent.runtime_run import RuntimeRunRow
@@ -9,7 +10,7 @@ from perdure.core.records import AgentTaskSpec, RunManifest
 from perdure.core.wire import from_wire, to_wire
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
-from perdure.errors import RunNotFoundError
+from perdure.errors import LeaseHeldError, RunNotFoundError
 from perdure.store.protocol import RunStore
 
 RUN_PREFIX: Final = "agent-run:"
@@ -31,14 +32,15 @@ class DurableRunRows:
     async def upsert(self, row: RuntimeRunRow) -> None:
         """Keep the row, in place of what was kept under its id."""
         run_id, wire = RUN_PREFIX + row.id, to_wire(row)
-        await run_durable(
-            self._store,
-            run_id=run_id,
-            manifest=RunManifest(
-                "agent-runs", AgentTaskSpec(row.task_id, "Keep the row of a run of an agent")
-            ),
-            task=_nothing,
-        )
+        task = AgentTaskSpec(row.task_id, "Keep the row of a run of an agent")
+        # Who else writes it for the first time holds its lease: then it is there.
+        with suppress(LeaseHeldError):
+            await run_durable(
+                self._store,
+                run_id=run_id,
+                manifest=RunManifest("agent-runs", task),
+                task=_nothing,
+            )
         number = len((await self._store.read_details(run_id)).events) + 1
         while not (await self._store.emit_event(run_id, _KEY.format(number), wire))[0]:
             number += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from perdure.agent.sessions import RuntimeSession
@@ -12,7 +13,7 @@ from perdure.core.secret import Secret
 from perdure.core.wire import from_wire, to_wire
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
-from perdure.errors import RunNotFoundError
+from perdure.errors import LeaseHeldError, RunNotFoundError
 from perdure.store.protocol import RunStore
 
 RUN_PREFIX: Final = "agent-session:"
@@ -120,12 +121,14 @@ class DurableSessionStore:
 
     async def _create(self, session_id: str) -> None:
         task = AgentTaskSpec(session_id, "Keep what happens in this session of an agent")
-        await run_durable(
-            self._store,
-            run_id=RUN_PREFIX + session_id,
-            manifest=RunManifest("agent-sessions", task),
-            task=_nothing,
-        )
+        # Who else begins it just now holds its lease: then it is there, and takes events.
+        with suppress(LeaseHeldError):
+            await run_durable(
+                self._store,
+                run_id=RUN_PREFIX + session_id,
+                manifest=RunManifest("agent-sessions", task),
+                task=_nothing,
+            )
 
 
 class _Log:

@@ -3,6 +3,9 @@
 `STORE_CASES` and `check_run_store` prove that a store keeps the contract of `RunStore`;
 `SCHEDULE_CASES` are for one that keeps schedules too, `UPKEEP_CASES` for one with `upkeep()` and
 `ERASURE_CASES` for one with `erasure()`.
+`backend_conformance` proves the same of an execution backend for agent tasks (`BACKEND_CASES`),
+`session_store_conformance` of a store for its sessions (`SESSION_STORE_CASES`, and
+`COMPARING_SESSION_STORE_CASES` for one with `put_if`).
 `crash_everywhere` proves that a piece of work survives a crash at each of its writes, and
 `check_replay` that changed code still fits what older code recorded. With pytest, the fixtures of
 `perdure.pytest_plugin` give each test its stores.
@@ -10,6 +13,8 @@
 
 from __future__ import annotations
 
+from perdure.testing.backend_lab import BackendLab, OpenBackend, Plan
+from perdure.testing.backends import BACKEND_CASES, backend_conformance
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import (
     ERASURE_CASES,
@@ -22,22 +27,38 @@ from perdure.testing.contract import (
 from perdure.testing.faults import Crash, CrashPoint, CrashReport, Scenario, crash_everywhere
 from perdure.testing.lab import Case, OpenHandle, StoreLab
 from perdure.testing.replaying import check_replay
+from perdure.testing.session_store_lab import NewSessionStoreLab, SessionStoreLab
+from perdure.testing.session_stores import (
+    COMPARING_SESSION_STORE_CASES,
+    SESSION_STORE_CASES,
+    session_store_conformance,
+)
 
 __all__ = [
+    "BACKEND_CASES",
+    "COMPARING_SESSION_STORE_CASES",
     "ERASURE_CASES",
     "SCHEDULE_CASES",
+    "SESSION_STORE_CASES",
     "STORE_CASES",
     "UPKEEP_CASES",
+    "BackendLab",
     "Case",
     "Crash",
     "CrashPoint",
     "CrashReport",
     "ManualClock",
     "NewLab",
+    "NewSessionStoreLab",
+    "OpenBackend",
     "OpenHandle",
+    "Plan",
     "Scenario",
+    "SessionStoreLab",
     "StoreLab",
+    "backend_conformance",
     "check_replay",
     "check_run_store",
     "crash_everywhere",
+    "session_store_conformance",
 ]

@@ -1,0 +1,244 @@
+"""What a session store keeps: sessions by their id, and the events of each, whole and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from perdure.agent.backend import AgentBackendContext, AgentBackendInput, IterableBackend
+from perdure.agent.knowledge import UserQuestion
+from perdure.agent.session_life import SessionChoice
+from perdure.agent.sessions import RuntimeSession, RuntimeSessionStore, new_session, touched
+from perdure.agent.stream import run_agent_task_stream
+from perdure.agent.stream_events import (
+    ArtifactEvent,
+    FinalEvent,
+    LlmCallEvent,
+    QuestionsEndEvent,
+    RuntimeStreamEvent,
+    SessionCreatedEvent,
+    TextDeltaEvent,
+    ToolCallEvent,
+    ToolResultEvent,
+    event_to_wire,
+)
+from perdure.core.records import AgentTaskSpec
+from perdure.core.secret import Secret
+from perdure.testing.lab import check, same
+from perdure.testing.session_store_lab import SessionStoreLab
+
+TASK: Final = AgentTaskSpec("t", "Answer", inputs={"a_b": [1, None, "ü"]})
+MOMENT: Final = "2026-05-10T00:00:00.000Z"
+KIND: Final = "demo"
+PIECES: Final = 120
+WRITERS: Final = 3
+ODD_IDS: Final = ("a", "A", "a:1", "a:10", "a/1", "a b", "ü", "x" * 200)
+
+
+async def what_was_never_put_is_not_there(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    same(await store.get("s"), None, "a session that nobody has put")
+    same(list(await store.list_events("s")), [], "its events")
+
+
+async def what_was_put_last_is_got(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    first = new_session(KIND, session_id="s")
+    await store.put(first)
+    same(await store.get("s"), first, "the session")
+    last = replace(first, status="completed", updated_at=MOMENT)
+    await store.put(last)
+    same(await store.get("s"), last, "the session that was put again")
+
+
+async def a_session_comes_back_whole(lab: SessionStoreLab) -> None:
+    whole = RuntimeSession(
+        "s", KIND, "failed", MOMENT, MOMENT, Secret("token-1"), {"a_b": {"cD": [1, None, 0.5]}}
+    )
+    await (await lab.open()).put(whole)
+    same(await (await lab.open()).get("s"), whole, "the session")
+
+
+async def a_resume_token_comes_back_as_a_secret(lab: SessionStoreLab) -> None:
+    await (await lab.open()).put(new_session(KIND, session_id="s", resume_token="token-1"))
+    session = await _got(await lab.open(), "s")
+    same(session.resume_token, Secret("token-1"), "the token")
+    check("token-1" not in repr(session), "the token is shown")
+
+
+async def ids_are_taken_as_they_are(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    for number, id in enumerate(ODD_IDS):
+        await store.put(new_session(KIND, session_id=id, metadata={"n": number}))
+        await store.append_event(id, TextDeltaEvent(text=str(number)))
+    for number, id in enumerate(ODD_IDS):
+        same((await _got(store, id)).metadata, {"n": number}, f"the session {id!r:.20}")
+        same(await _texts(store, id), [str(number)], f"its events, of {id!r:.20}")
+
+
+async def events_come_back_in_order(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    await store.put(new_session(KIND, session_id="s"))
+    texts = [str(number) for number in range(PIECES)]
+    for text in texts:
+        await store.append_event("s", TextDeltaEvent(text=text))
+    same(await _texts(store, "s"), texts, "the events")
+
+
+async def events_come_back_whole(lab: SessionStoreLab) -> None:
+    session = new_session(KIND, session_id="s")
+    known: dict[str, Any] = {"task": TASK, "session": session, "timestamp": MOMENT}
+    events: list[RuntimeStreamEvent] = [
+        SessionCreatedEvent(**known),
+        ToolCallEvent(**known, tool_name="find", tool_call_id="c", args={"a_b": [1, None]}),
+        ToolResultEvent(**known, tool_name="find", tool_call_id="c", result={"x": "ü\u2028"}),
+        LlmCallEvent(**known, model="m", tokens_in=0, cost_usd=0.25),
+        ArtifactEvent(**known, artifact_id="a", content="text", metadata={"x_y": 1}),
+        FinalEvent(**known, status="failed", reason="broken", text="half"),
+    ]
+    store = await lab.open()
+    await store.put(session)
+    for event in events:
+        await store.append_event("s", event)
+    kept = await (await lab.open()).list_events("s")
+    same([event_to_wire(each) for each in kept], [event_to_wire(each) for each in events], "events")
+
+
+async def an_event_without_task_or_session_comes_back_without(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    session = new_session(KIND, session_id="s")
+    await store.put(session)
+    events = [
+        TextDeltaEvent(text="a", task=TASK, session=session, timestamp=MOMENT),
+        TextDeltaEvent(text="b"),
+        TextDeltaEvent(text="c", task=TASK, session=touched(session, status="completed")),
+    ]
+    for event in events:
+        await store.append_event("s", event)
+    kept = await (await lab.open()).list_events("s")
+    same([event_to_wire(each) for each in kept], [event_to_wire(each) for each in events], "events")
+
+
+async def sessions_do_not_share_events(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    for id in ("s", "t"):
+        await store.put(new_session(KIND, session_id=id))
+        await store.append_event(id, TextDeltaEvent(text=id))
+    same((await _texts(store, "s"), await _texts(store, "t")), (["s"], ["t"]), "the events")
+
+
+async def to_put_a_session_again_keeps_its_events(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    session = new_session(KIND, session_id="s")
+    await store.put(session)
+    await store.append_event("s", TextDeltaEvent(text="kept"))
+    await store.put(touched(session, status="completed"))
+    same(await _texts(store, "s"), ["kept"], "the events")
+
+
+async def a_list_of_events_is_the_readers_own(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    await store.put(new_session(KIND, session_id="s"))
+    await store.append_event("s", TextDeltaEvent(text="a"))
+    listed = await store.list_events("s")
+    await store.append_event("s", TextDeltaEvent(text="b"))
+    same(len(listed), 1, "the events of a list that was read before another one came")
+    if hasattr(listed, "clear"):
+        cast("list[Any]", listed).clear()
+    same(await _texts(store, "s"), ["a", "b"], "the events")
+
+
+async def another_handle_sees_what_is_kept(lab: SessionStoreLab) -> None:
+    writer, reader = await lab.open(), await lab.open()
+    await reader.get("s")
+    await reader.list_events("s")
+    session = new_session(KIND, session_id="s")
+    await writer.put(session)
+    await writer.append_event("s", TextDeltaEvent(text="a"))
+    same(await reader.get("s"), session, "the session")
+    same(await _texts(reader, "s"), ["a"], "its events")
+
+
+async def events_of_many_writers_are_all_kept(lab: SessionStoreLab) -> None:
+    await (await lab.open()).put(new_session(KIND, session_id="s"))
+
+    async def write(name: int) -> None:
+        store = await lab.open()
+        for number in range(10):
+            await store.append_event("s", TextDeltaEvent(text=f"{name}:{number:02d}"))
+
+    await asyncio.gather(*map(write, range(WRITERS)))
+    kept = await _texts(await lab.open(), "s")
+    same(len(kept), WRITERS * 10, "the number of events")
+    for name in range(WRITERS):
+        of_one = [text for text in kept if text.startswith(f"{name}:")]
+        same(of_one, sorted(set(of_one)), f"the events of writer {name}")
+
+
+async def the_secrets_of_events_are_not_shown(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    await store.put(new_session(KIND, session_id="s", resume_token="hush-token"))
+    session = await _got(store, "s")
+    question = UserQuestion("q", "The key?", "needed", "r", "high", "credential", "a lot")
+    await store.append_event(
+        "s",
+        QuestionsEndEvent(
+            task=TASK,
+            timestamp=MOMENT,
+            questions=(question,),
+            user_answers={"q": Secret("hush-answer")},
+        ),
+    )
+    await store.append_event("s", TextDeltaEvent(text="a", session=session))
+    kept = await (await lab.open()).list_events("s")
+    same(len(kept), 2, "the number of events")
+    shown = json.dumps([event_to_wire(each) for each in kept]) + repr(kept)
+    check("hush" not in shown, "a secret is shown by an event that was kept")
+
+
+async def a_stream_is_kept_as_it_was_told(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    told = await _streamed(store)
+    kept = await (await lab.open()).list_events("s")
+    wire = [event_to_wire(each) for each in told]
+    begun = [each["type"] for each in wire].index("session_created")
+    same([event_to_wire(each) for each in kept], wire[begun:], "the events from the session on")
+    same((await _got(store, "s")).status, "completed", "the status of the session")
+
+
+async def a_session_is_resumed_by_another_handle(lab: SessionStoreLab) -> None:
+    await _streamed(await lab.open())
+    told = await _streamed(await lab.open(), resume=True)
+    check("session_resumed" in [event.type for event in told], "the session was begun anew")
+    kept = [event.type for event in await (await lab.open()).list_events("s")]
+    same(kept.count("final"), 2, "the number of streams in the session")
+
+
+# What the cases share.
+
+
+async def _got(store: RuntimeSessionStore, id: str) -> RuntimeSession:
+    session = await store.get(id)
+    if session is None:
+        raise AssertionError(f"the session {id!r} is not there")
+    return session
+
+
+async def _texts(store: RuntimeSessionStore, id: str) -> list[str]:
+    return [cast("TextDeltaEvent", event).text for event in await store.list_events(id)]
+
+
+async def _streamed(store: RuntimeSessionStore, *, resume: bool = False) -> list[Any]:
+    choice = SessionChoice(store, "s", resume=resume)
+    stream = run_agent_task_stream(TASK, IterableBackend(KIND, _hello), session=choice)
+    return [event async for event in stream]
+
+
+async def _hello(
+    input: AgentBackendInput, context: AgentBackendContext
+) -> AsyncIterator[TextDeltaEvent]:
+    yield TextDeltaEvent(text="Hel")
+    yield TextDeltaEvent(text="lo")

@@ -1,0 +1,86 @@
+"""Every name that the specification of agent tasks gives is there, under the module it lives in."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+
+import pytest
+
+NAMES = {
+    "agent.adapter": "AgentAdapter AgentKnowledgeProvider AgentTaskContext",
+    "agent.backend": "AgentBackendContext AgentBackendInput AgentExecutionBackend "
+    "IterableBackend create_iterable_backend",
+    "agent.cancel": "CancelSignal",
+    "agent.chat_turn": "ChatTurnMessage ChatTurnOverlay ChatTurnSandbox compose_turn_profile "
+    "run_chat_turn sandbox_as_chat_turn_target",
+    "agent.conformance": "ConformanceIssue ConformanceOptions ConformanceResult "
+    "assert_profile_conformance check_profile_conformance",
+    "agent.control": "run_agent_control_loop",
+    "agent.evals": "ControlEvalResult blocking_knowledge_eval objective_eval subjective_eval",
+    "agent.events": "AgentRuntimeEvent AgentRuntimeEventSink AgentTaskStatus",
+    "agent.gaps": "acquisition_plans_for_knowledge_gaps user_questions_for_knowledge_gaps",
+    "agent.intent": "ClassifyIntentResult SubagentMatcher classify_intent",
+    "agent.knowledge": "DataAcquisitionPlan KnowledgeBundle KnowledgeReadinessDecision "
+    "KnowledgeReadinessReport KnowledgeRequirement UserQuestion",
+    "agent.model_backend": "BackendRetryPolicy create_openai_compatible_backend",
+    "agent.profile": "AgentProfile AgentSubagentProfile merge_agent_profiles",
+    "agent.readiness": "decide_knowledge_readiness score_knowledge_readiness",
+    "agent.run_records": "validate_run_record",
+    "agent.runtime_run": "RuntimeRun RuntimeRunCost RuntimeRunPersistenceAdapter RuntimeRunRow "
+    "RuntimeRunStatus start_runtime_run",
+    "agent.sandbox_backend": "create_sandbox_prompt_backend",
+    "agent.sessions": "InMemoryRuntimeSessionStore RuntimeSession RuntimeSessionStore",
+    "agent.steps": "Continue ControlActionOutcome ControlBudget ControlDecision ControlRunResult "
+    "ControlRuntimeError ControlStep Stop StopDecision",
+    "agent.stopping": "ControlStopPolicies",
+    "agent.stream": "run_agent_task_stream",
+    "agent.stream_events": "RuntimeStreamEvent RuntimeStreamEventSink UnknownEvent event_from_wire",
+    "agent.summary": "AgentTaskRunSummary summarize_agent_task_run",
+    "agent.task": "AgentTaskRunResult run_agent_task",
+    "core.records": "AgentTaskSpec",
+    "errors": "AgentRuntimeError BackendTransportError CaptureIntegrityError ChatTurnError "
+    "ConfigError JudgeError NotFoundError ReplayError RuntimeRunStateError SessionMismatchError "
+    "ValidationError VerificationError",
+    "observe.collector": "RuntimeEventCollector RuntimeStreamEventCollector "
+    "RuntimeStreamEventSummary create_runtime_event_collector "
+    "create_runtime_stream_event_collector",
+    "observe.sanitize": "sanitize_agent_runtime_event sanitize_knowledge_readiness_report "
+    "sanitize_runtime_stream_event",
+    "observe.sanitized": "SanitizedKnowledgeReadinessReport SanitizedKnowledgeRequirement",
+    "observe.sse": "encode_server_sent_event readiness_server_sent_event "
+    "runtime_stream_server_sent_event sse_stream",
+    "observe.telemetry": "RuntimeTelemetryOptions telemetry_client telemetry_log",
+    "observe.trace": "TraceBridge TraceEvent create_trace_bridge to_agent_eval_trace",
+    "sync": "run_agent_task_sync",
+    "testing": "backend_conformance session_store_conformance",
+}
+KEYWORDS = {
+    "agent.task.run_agent_task": "knowledge on_event signal readiness control durable",
+    "agent.stream.run_agent_task_stream": "input knowledge session signal readiness raise_errors",
+    "agent.runtime_run.start_runtime_run": "workspace_id session_id agent_id adapter id now",
+    "agent.intent.classify_intent": "default_min_score skip filter whole_words",
+    "agent.chat_turn.run_chat_turn": "overlay prior_messages model_override signal calling",
+    "observe.trace.create_trace_bridge": "run_id span_id new_event_id",
+    "observe.sse.encode_server_sent_event": "event id retry",
+}
+"""The records of options that became keyword arguments."""
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module in NAMES for name in NAMES[module].split()]
+)
+def test_the_name_is_there(module: str, name: str) -> None:
+    found = getattr(importlib.import_module(f"perdure.{module}"), name)
+    if inspect.isfunction(found) or dataclasses.is_dataclass(found):
+        assert inspect.getdoc(found)
+
+
+@pytest.mark.parametrize("place", KEYWORDS)
+def test_options_are_keyword_arguments(place: str) -> None:
+    module, _, name = place.rpartition(".")
+    function = getattr(importlib.import_module(f"perdure.{module}"), name)
+    known = inspect.signature(function).parameters.values()
+    keywords = {each.name for each in known if each.kind is each.KEYWORD_ONLY}
+    assert set(KEYWORDS[place].split()) <= keywords

@@ -1,0 +1,213 @@
+"""Session stores with one planted fault each, and the case of the contract that must find it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+from perdure.agent.sessions import (
+    InMemoryRuntimeSessionStore,
+    RuntimeSession,
+    RuntimeSessionStore,
+)
+from perdure.agent.stream_events import QuestionsEndEvent, RuntimeStreamEvent
+from perdure.core.secret import Secret
+from perdure.testing import SessionStoreLab
+
+
+class SoundStore(InMemoryRuntimeSessionStore):
+    """Keeps its data in what all handles share; the faults below change one thing."""
+
+    def __init__(self, shared: SoundStore | None = None) -> None:
+        super().__init__()
+        if shared is not None:
+            self._sessions, self._events = shared._sessions, shared._events
+
+    async def open(self) -> RuntimeSessionStore:
+        return type(self)(self)
+
+
+class FindsWhatIsNotThere(SoundStore):
+    async def get(self, session_id: str) -> RuntimeSession | None:
+        return self._sessions.get(session_id, RuntimeSession(session_id, "", "active", "", ""))
+
+
+class KeepsTheFirst(SoundStore):
+    async def put(self, session: RuntimeSession) -> None:
+        self._sessions.setdefault(session.id, session)
+
+
+class ForgetsMetadata(SoundStore):
+    async def get(self, session_id: str) -> RuntimeSession | None:
+        session = self._sessions.get(session_id)
+        return session and replace(session, metadata=None)
+
+
+class RedactsTokens(SoundStore):
+    async def put(self, session: RuntimeSession) -> None:
+        await super().put(replace(session, resume_token=None))
+
+
+class ForgetsTheCaseOfIds(SoundStore):
+    async def get(self, session_id: str) -> RuntimeSession | None:
+        return await super().get(session_id.lower())
+
+    async def put(self, session: RuntimeSession) -> None:
+        self._sessions[session.id.lower()] = session
+
+
+class SortsEvents(SoundStore):
+    async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
+        return sorted(await super().list_events(session_id), key=str)
+
+
+class ForgetsResults(SoundStore):
+    async def append_event(self, session_id: str, event: Any) -> None:
+        kept = replace(event, result=None) if event.type == "tool_result" else event
+        await super().append_event(session_id, kept)
+
+
+class FillsInTheSession(SoundStore):
+    async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
+        session = self._sessions[session_id]
+        return [replace(each, session=session) for each in await super().list_events(session_id)]
+
+
+class HasOneLogForAll(SoundStore):
+    async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> None:
+        await super().append_event("all", event)
+
+    async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
+        return await super().list_events("all")
+
+
+class BeginsTheLogAnew(SoundStore):
+    async def put(self, session: RuntimeSession) -> None:
+        self._events.pop(session.id, None)
+        await super().put(session)
+
+
+class HandsOutItsOwnList(SoundStore):
+    async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
+        return self._events.get(session_id, [])
+
+
+class RemembersWhatItRead(SoundStore):
+    def __init__(self, shared: SoundStore | None = None) -> None:
+        super().__init__(shared)
+        self._seen: dict[str, RuntimeSession | None] = {}
+
+    async def get(self, session_id: str) -> RuntimeSession | None:
+        return self._seen.setdefault(session_id, await super().get(session_id))
+
+    async def put(self, session: RuntimeSession) -> None:
+        await super().put(session)
+        self._seen[session.id] = session
+
+
+class LosesWhatIsWrittenAtOnce(SoundStore):
+    async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> None:
+        events = list(self._events.get(session_id, ()))
+        await asyncio.sleep(0)
+        self._events[session_id] = [*events, event]
+
+
+class StoresSecretsAsTexts(SoundStore):
+    async def append_event(self, session_id: str, event: Any) -> None:
+        if isinstance(event, QuestionsEndEvent):
+            answers = {
+                key: each.reveal() if isinstance(each, Secret) else each
+                for key, each in event.user_answers.items()
+            }
+            event = replace(event, user_answers=answers)
+        await super().append_event(session_id, event)
+
+
+class LosesTheEnd(SoundStore):
+    async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> None:
+        if event.type != "final":
+            await super().append_event(session_id, event)
+
+
+class KeepsSessionsToEachHandle(SoundStore):
+    async def open(self) -> RuntimeSessionStore:
+        return type(self)()
+
+
+class TakesWhatIsTaken(SoundStore):
+    async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
+        if expected is None:
+            await self.put(session)
+            return True
+        return await super().put_if(session, expected)
+
+
+class ComparesOnlyIds(SoundStore):
+    async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
+        kept = self._sessions.get(session.id)
+        return await super().put_if(session, expected and kept)
+
+
+class ReplacesNothing(SoundStore):
+    async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
+        if session.id not in self._sessions:
+            expected = None
+        return await super().put_if(session, expected)
+
+
+class ComparesWithWhatItRemembers(RemembersWhatItRead):
+    async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
+        if await self.get(session.id) != expected:
+            return False
+        await self.put(session)
+        return True
+
+
+class DropsTheLogOfWhatItReplaces(SoundStore):
+    async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
+        self._events.pop(session.id, None)
+        return await super().put_if(session, expected)
+
+
+class LooksThenWrites(SoundStore):
+    async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
+        kept = self._sessions.get(session.id)
+        await asyncio.sleep(0)
+        if kept != expected:
+            return False
+        await self.put(session)
+        return True
+
+
+FAULTS: list[tuple[type[SoundStore], str]] = [
+    (FindsWhatIsNotThere, "what_was_never_put_is_not_there"),
+    (KeepsTheFirst, "what_was_put_last_is_got"),
+    (ForgetsMetadata, "a_session_comes_back_whole"),
+    (RedactsTokens, "a_resume_token_comes_back_as_a_secret"),
+    (ForgetsTheCaseOfIds, "ids_are_taken_as_they_are"),
+    (SortsEvents, "events_come_back_in_order"),
+    (ForgetsResults, "events_come_back_whole"),
+    (FillsInTheSession, "an_event_without_task_or_session_comes_back_without"),
+    (HasOneLogForAll, "sessions_do_not_share_events"),
+    (BeginsTheLogAnew, "to_put_a_session_again_keeps_its_events"),
+    (HandsOutItsOwnList, "a_list_of_events_is_the_readers_own"),
+    (RemembersWhatItRead, "another_handle_sees_what_is_kept"),
+    (LosesWhatIsWrittenAtOnce, "events_of_many_writers_are_all_kept"),
+    (StoresSecretsAsTexts, "the_secrets_of_events_are_not_shown"),
+    (LosesTheEnd, "a_stream_is_kept_as_it_was_told"),
+    (KeepsSessionsToEachHandle, "a_session_is_resumed_by_another_handle"),
+    (TakesWhatIsTaken, "a_free_id_is_taken_once"),
+    (ComparesOnlyIds, "only_what_was_expected_is_replaced"),
+    (ReplacesNothing, "what_is_not_there_is_not_replaced"),
+    (ComparesWithWhatItRemembers, "another_handle_sees_who_has_won"),
+    (DropsTheLogOfWhatItReplaces, "to_replace_a_session_keeps_its_events"),
+    (LooksThenWrites, "of_all_who_begin_a_session_at_once_one_wins"),
+    (LooksThenWrites, "of_all_who_resume_a_session_at_once_one_wins"),
+]
+
+
+def lab_of(kind: type[SoundStore]) -> AbstractAsyncContextManager[SessionStoreLab]:
+    return nullcontext(SessionStoreLab(kind().open))
