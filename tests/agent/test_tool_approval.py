@@ -139,7 +139,7 @@ async def test_a_human_may_change_the_arguments(store: RunStore) -> None:
     assert bank.paid == [5]
     answer = json.loads(told(provider)[0])
     assert answer["result"] == "paid 5"
-    assert answer["note"] == "a human has changed the arguments to {'amount': 5}"
+    assert answer["note"] == 'a human has changed the arguments to {"amount": 5}'
     steps = {step.intent: step.result for step in await store.read_steps("run")}
     assert steps["event:approval:loop:1.1"] == {"approved": True, "arguments": {"amount": 5}}
 

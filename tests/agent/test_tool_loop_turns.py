@@ -147,6 +147,7 @@ async def test_a_recorded_tool_and_model_call_are_not_made_again_after_a_crash(
     assert RESTARTED in await kinds_with_restart(stage)
     assert (made, len(prompts)) == (["Faro"], 3)
     assert prompts[1].idempotency_key == prompts[2].idempotency_key
+    assert [len(prompt.messages) for prompt in prompts] == [1, 3, 3]
     parts = (await stage.answer())["parts"]
     assert [part["k"] for part in parts] == ["text", "tool_call", "tool_result", "text"]
 

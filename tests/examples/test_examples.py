@@ -29,6 +29,8 @@ LAST_LINES = {
     "10_steps_at_once": "12 pages, at most 3 at a time",
     "11_schedules": "5 due times or more, each of them one run",
     "12_fork_from_a_step": "collected 1 time, then ran ['rank', 'summarize']",
+    "14_a_tool_loop": "6 calls of models and tools, 6 of them for the first time",
+    "15_approval_by_a_human": "2 model calls, by two workers",
 }
 """What the last line of each example says: the fact that it is there to show."""
 

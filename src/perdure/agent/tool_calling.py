@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -221,7 +222,8 @@ class ToolBatch:
             one.outcome = ToolOutcome.failed("denied", told)
         elif approval.arguments is not None:
             one.arguments = dict(approval.arguments)
-            one.note = f"a human has changed the arguments to {one.arguments}"
+            changed = json.dumps(one.arguments, ensure_ascii=False)
+            one.note = f"a human has changed the arguments to {changed}"
             if approval.reason:
                 one.note = f"{one.note}: {approval.reason}"
 

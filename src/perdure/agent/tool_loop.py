@@ -240,9 +240,9 @@ class _Work:
 
     def _ask(self) -> Answer:
         loop, options = self.loop, self.loop.options
-        messages = self.messages
+        messages = [*self.messages]
         if options.instructions is not None:
-            messages = [{"role": "system", "content": options.instructions}, *messages]
+            messages.insert(0, {"role": "system", "content": options.instructions})
         is_first = self.meter.model_calls == 0
         prompt = Prompt(
             messages,
