@@ -23,6 +23,7 @@ from perdure.agent.sessions import (
 )
 from perdure.agent.stream_events import RuntimeStreamEvent
 from perdure.errors import SessionBusyError, SessionMismatchError, ValidationError
+from perdure.observe.credentials import mask_text
 
 logger = logging.getLogger("perdure.agent")
 
@@ -114,8 +115,10 @@ class SessionLife:
         try:
             await resolve(stop(self.session, reason))
         except Exception as error:
-            logger.warning("the backend %s could not be stopped: %s", self._backend.kind, error)
-            return str(error) or type(error).__qualname__
+            why = str(error) or type(error).__qualname__
+            kind = self._backend.kind
+            logger.warning("the backend %s could not be stopped: %s", kind, mask_text(why))
+            return why
         return None
 
     async def _resume(
@@ -160,5 +163,6 @@ class SessionLife:
         try:
             await writing
         except Exception as error:
-            logger.warning("the store of a session failed at its end: %s", error)
             self.store_error = str(error) or type(error).__qualname__
+            why = mask_text(self.store_error)
+            logger.warning("the store of a session failed at its end: %s", why)

@@ -46,6 +46,7 @@ from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
 from perdure.errors import DurableRunError, StepFailedError, StoreError
+from perdure.observe.credentials import mask_text
 from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.agent")
@@ -260,8 +261,8 @@ class _TaskRun:
         try:
             await resolve(self._on_event(event))
         except Exception as error:
-            logger.warning("the sink of a task failed at %s: %s", event.type, error)
             message = str(error) or type(error).__qualname__
+            logger.warning("the sink of a task failed at %s: %s", event.type, mask_text(message))
             self._sink_errors.append(f"{event.type}: {message}")
 
     async def _run_records(self, control: ControlRunResult) -> tuple[JsonValue, ...]:

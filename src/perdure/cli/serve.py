@@ -18,6 +18,7 @@ from perdure.cli.arguments import without_password
 from perdure.cli.models import chosen_backend, model_backend
 from perdure.durable.retention import keep_collecting
 from perdure.errors import UsageError
+from perdure.observe.logs import MaskingFormatter
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.turn.answering import answer_with, attachment_text, image_part
@@ -36,7 +37,9 @@ def serve(options: argparse.Namespace) -> int:
     # First of all, so that a missing extra is named together with the command that installs it.
     for module in ("perdure.web.app", "perdure.web.dashboard", "perdure.web.server"):
         importlib.import_module(module)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     _check(options)
     asyncio.run(_serve(options))
     return 0
