@@ -1,4 +1,6 @@
-"""A process that writes steps while its disk fails: `python -m tests.store.disk_process URL`.
+"""A process that writes steps on a disk that fails, or is recorded.
+
+    python -m tests.store.disk_process URL full|normal
 
 Each line of its output is a position and what came of it: "acknowledged", or the error's name. A
 write that failed is tried again, as a client would. The opening is position "open".
@@ -8,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Literal, cast
 
+from perdure.core.limits import LEASE_MS
 from perdure.core.records import Lease
 from perdure.errors import StoreError
 from perdure.store.opening import open_store
@@ -27,9 +31,10 @@ def say(position: object, what: str) -> None:
 
 
 async def write(store: RunStore, lease: Lease, position: int) -> None:
-    """Write a step until it is acknowledged, or was refused too often."""
+    """Renew the lease and write a step until it is acknowledged, or was refused too often."""
     for _ in range(TRIES):
         try:
+            await store.renew([lease], LEASE_MS)
             written = await store.write(lease, completed(position, f"result {position}"))
         except StoreError as error:
             say(position, type(error).__name__)
@@ -39,9 +44,9 @@ async def write(store: RunStore, lease: Lease, position: int) -> None:
             return
 
 
-async def main(url: str) -> None:
+async def main(url: str, durability: Literal["full", "normal"]) -> None:
     try:
-        store = await open_store(url)
+        store = await open_store(url, durability=durability)
         lease = await hold(store, RUN_ID)
         await store.write(lease, row(1, "x" * 20_000))
     except StoreError as error:
@@ -56,4 +61,4 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], cast(Literal["full", "normal"], sys.argv[2])))

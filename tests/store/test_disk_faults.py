@@ -61,7 +61,7 @@ def run_with(url: str, fault: Fault) -> list[tuple[str, str]]:
     """Run the process on a failing disk, and return what it said."""
     command = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", os.devnull]
     command += ["-e", f"trace={fault.calls}", "-e", f"inject={fault}"]
-    command += [sys.executable, "-m", "tests.store.disk_process", url]
+    command += [sys.executable, "-m", "tests.store.disk_process", url, "full"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )

@@ -27,7 +27,7 @@ def hourly(due_at: str) -> Schedule:
 
 @asynccontextmanager
 async def opened(folder: Path) -> AsyncIterator[RunStore]:
-    store = FileStore(folder, clock=CLOCK, durability="normal")
+    store = FileStore(folder, clock=CLOCK)
     try:
         yield store
     finally:

@@ -17,12 +17,12 @@ from tests.store.file_folders import flip, log_of
 
 
 async def test_a_damaged_run_keeps_nobody_from_the_others(tmp_path: Path) -> None:
-    store = FileStore(tmp_path / "runs", durability="normal")
+    store = FileStore(tmp_path / "runs")
     for run_id in ("a", "b", "c"):
         await finish(store, run_id, row(1, "x"))
     await store.close()
     flip(log_of(tmp_path / "runs", "b"), 120)
-    again = FileStore(tmp_path / "runs", durability="normal")
+    again = FileStore(tmp_path / "runs")
     with pytest.raises(StoreCorruptError):
         await again.read_run("b")
     upkeep = again.upkeep()
@@ -35,12 +35,12 @@ async def test_a_damaged_run_keeps_nobody_from_the_others(tmp_path: Path) -> Non
 
 
 async def test_a_session_with_a_damaged_turn_is_kept(tmp_path: Path) -> None:
-    store = FileStore(tmp_path / "runs", durability="normal")
+    store = FileStore(tmp_path / "runs")
     for turn in range(2):
         await finish(store, f"turn-{turn}", session=SessionKey("s", turn))
     await store.close()
     flip(log_of(tmp_path / "runs", "turn-1"), 120)
-    again = FileStore(tmp_path / "runs", durability="normal")
+    again = FileStore(tmp_path / "runs")
     upkeep = again.upkeep()
     now = await upkeep.now()
     assert (await upkeep.find_ended(now, limit=9)).run_ids == []

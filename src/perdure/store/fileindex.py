@@ -97,6 +97,7 @@ class FileIndex:
             self._log.append(descriptor, [_dumps(entry) for entry in entries])
             if flushed:
                 flush(descriptor)
+                self._log.settle()
             if created:
                 flush_folder(os.path.dirname(self._log.path))
             for entry in entries:

@@ -51,7 +51,8 @@ class FileLog:
     """What one handle has read of one log: which log it was, and how far.
 
     A log begins with a name drawn at random, since another file may come to stand under its path,
-    and be as long.
+    and be as long. A line has its number, and behind a `~` how many lines before it may not have
+    been flushed when it was written: a power cut may leave it, and take some of those.
     """
 
     def __init__(self, path: str) -> None:
@@ -59,6 +60,7 @@ class FileLog:
         self.name: bytes = b""
         self.size = 0
         self.lines = 0
+        self._unflushed = 0
 
     def forget(self) -> None:
         """Read the log from its start when it is read next."""
@@ -67,8 +69,8 @@ class FileLog:
     def catch_up(self, file: int | None) -> Tail:
         """Return the whole lines behind what was read; `file` None: there is no file.
 
-        What a writer left unfinished at the end is no line. Raises StoreCorruptError for a
-        damaged line that others follow.
+        What a writer left unfinished at the end is no line, nor is what a power cut has left of
+        lines that were not flushed. Raises StoreCorruptError for a damaged line that was.
         """
         header = b"" if file is None else os.pread(file, HEADER_BYTES, 0)
         if file is None or len(header) < HEADER_BYTES or not any(header):
@@ -106,7 +108,8 @@ class FileLog:
             name = new_token().encode()
             header = _header(name)
         data = header + b"".join(
-            _line(name, self.lines + number, text) for number, text in enumerate(texts, 1)
+            _line(name, self.lines + number, self._unflushed, text)
+            for number, text in enumerate(texts, 1)
         )
         if os.fstat(file).st_size != self.size:
             os.ftruncate(file, self.size)
@@ -116,6 +119,11 @@ class FileLog:
             os.ftruncate(file, self.size)
             raise
         self.name, self.size, self.lines = name, self.size + len(data), self.lines + len(texts)
+        self._unflushed += len(texts)
+
+    def settle(self) -> None:
+        """Note that all that was read and written is on the disk: it was flushed."""
+        self._unflushed = 0
 
     def replace(self, texts: Sequence[str]) -> None:
         """Put a new log with these lines in the place of this one. The caller holds the lock."""
@@ -142,20 +150,28 @@ class FileLog:
             if text is None:
                 self._check_torn(whole[number + 1 :])
                 break
-            count, _, body = text.partition(" ")
-            if int(count) != self.lines + 1:
+            count, unflushed, body = _parts(text)
+            if count != self.lines + 1:
                 raise StoreCorruptError(
                     f"{self.path!r} lacks its line {self.lines + 1}: {count} stands there"
                 )
             texts.append(body)
+            # Whoever wrote it may have died before he flushed it.
+            self._unflushed = unflushed + 1
             self.lines += 1
             self.size += len(line) + 1
         return texts
 
     def _check_torn(self, later: Sequence[bytes]) -> None:
-        """A damaged line is a write that was cut off only if nothing was written behind it."""
-        if any(_text(self.name, line) is not None for line in later):
-            raise StoreCorruptError(f"{self.path!r} is damaged in its line {self.lines + 1}")
+        """A damaged line is a write that was cut off unless a later one knows it to be flushed."""
+        damaged = self.lines + 1
+        for line in later:
+            text = _text(self.name, line)
+            if text is None:
+                continue
+            number, unflushed, _ = _parts(text)
+            if damaged < number - unflushed:
+                raise StoreCorruptError(f"{self.path!r} is damaged in its line {damaged}")
 
 
 def _header(name: bytes) -> bytes:
@@ -179,8 +195,9 @@ def new_path(path: str) -> str:
     return f"{path}.new"
 
 
-def _line(name: bytes, number: int, text: str) -> bytes:
-    body = b"%d %b" % (number, text.encode("ascii"))
+def _line(name: bytes, number: int, unflushed: int, text: str) -> bytes:
+    count = b"%d~%d" % (number, unflushed) if unflushed else b"%d" % number
+    body = b"%b %b" % (count, text.encode("ascii"))
     return b"%08x %b\n" % (zlib.crc32(body, zlib.crc32(name)), body)
 
 
@@ -190,6 +207,13 @@ def _text(name: bytes, line: bytes) -> str | None:
     if line[:9] != b"%08x " % zlib.crc32(body, zlib.crc32(name)):
         return None
     return body.decode("ascii")
+
+
+def _parts(text: str) -> tuple[int, int, str]:
+    """Return a line's number, how many before it may not have been flushed, and what it says."""
+    count, _, body = text.partition(" ")
+    number, _, unflushed = count.partition("~")
+    return int(number), int(unflushed or 0), body
 
 
 def _read_all(file: int, start: int) -> bytes:

@@ -293,6 +293,7 @@ class FileRuns(MemoryData):
         log.append(descriptor, [text])
         if durable:
             flush(descriptor)
+            log.settle()
             if created:
                 flush_folder(os.path.dirname(log.path))
                 flush_folder(os.path.dirname(os.path.dirname(log.path)))
