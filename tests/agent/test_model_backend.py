@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from perdure.errors import BackendTransportError
 from tests.agent.streaming import final_of, read, types
 from tests.backends.conftest import server
 from tests.backends.model_server import ModelServer, chunk, refusal, reply, sse
+from tests.turn.provider import ProvidedBackend, Provider
 
 __all__ = ["server"]
 
@@ -128,3 +130,81 @@ async def test_9_6_r1_calls_of_tools_are_told_not_run() -> None:
 @pytest.mark.parametrize(("tries", "wait_ms"), list(enumerate([1, 2, 4, 8, 16, 30, 30], 1)))
 def test_9_4_r5_back_off_without_jitter(tries: int, wait_ms: int) -> None:
     assert BackendRetryPolicy(jitter=0).wait_ms(tries, chance=0.9) == wait_ms * 1_000
+
+
+# Answers that go on upstream.
+
+
+class Kept:
+    """Keeps a handle, as a turn does."""
+
+    def __init__(self, handle: Any = None) -> None:
+        self.handle = handle
+        self.saved: list[Any] = []
+
+    async def save(self, handle: Any) -> None:
+        self.saved.append(handle)
+
+
+WHOLE = [frames.text("He"), frames.text("llo"), frames.upstream_end("stop")]
+
+
+def asked_with(kept: Kept | None) -> AgentBackendInput:
+    return AgentBackendInput(task=TASK, upstream=kept, idempotency_key="k-1")
+
+
+async def test_a_handle_is_saved_before_anything_is_told() -> None:
+    provider, kept = Provider(WHOLE), Kept()
+    await provider.give()
+    backend = ModelBackend(ProvidedBackend(provider))
+    events = await read(run_agent_task_stream(TASK, backend, input=asked_with(kept)))
+    assert final_of(events).text == "Hello"
+    assert kept.saved == [{"answer": "answer-1"}]
+    assert [prompt.idempotency_key for prompt in provider.prompts] == ["k-1"]
+    assert provider.cancelled == []
+
+
+async def test_an_answer_whose_handle_is_kept_is_joined() -> None:
+    provider = Provider(WHOLE)
+    await provider.give()
+    handle = {"answer": provider.begin(Prompt([]))}
+    backend = ModelBackend(ProvidedBackend(provider))
+    events = await read(run_agent_task_stream(TASK, backend, input=asked_with(Kept(handle))))
+    assert final_of(events).text == "Hello"
+    assert (len(provider.prompts), provider.attached) == (1, [handle])
+
+
+async def test_an_answer_that_is_not_kept_any_more_is_not_asked_for_anew() -> None:
+    provider = Provider(WHOLE)
+    backend = ModelBackend(ProvidedBackend(provider))
+    asked = asked_with(Kept({"answer": "gone"}))
+    events = await read(run_agent_task_stream(TASK, backend, input=asked))
+    assert final_of(events).status == "failed"
+    assert provider.prompts == []
+
+
+@pytest.mark.parametrize("kept", [None, Kept()], ids=["nobody keeps it", "kept"])
+async def test_an_answer_that_nobody_will_join_is_ended(kept: Kept | None) -> None:
+    provider = Provider(WHOLE)
+    await provider.give(1)
+    backend = ModelBackend(ProvidedBackend(provider))
+    async with aclosing(run_agent_task_stream(TASK, backend, input=asked_with(kept))) as events:
+        async for event in events:
+            if event.type == "text_delta":
+                break
+    assert provider.listeners == 0
+    assert provider.cancelled == ([{"answer": "answer-1"}] if kept is None else [])
+
+
+async def test_a_whole_answer_is_not_ended() -> None:
+    provider = Provider(WHOLE)
+    await provider.give()
+    await read(run_agent_task_stream(TASK, ModelBackend(ProvidedBackend(provider))))
+    assert provider.cancelled == []
+
+
+async def test_a_model_that_cannot_be_joined_says_so() -> None:
+    backend = ModelBackend(ScriptedBackend(WHOLE))
+    assert backend.cancel is None
+    events = await read(run_agent_task_stream(TASK, backend, input=asked_with(Kept({"a": 1}))))
+    assert "joined" in final_of(events).reason

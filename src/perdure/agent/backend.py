@@ -14,14 +14,34 @@ from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.errors import ValidationError
 
 
+class UpstreamAnswer(Protocol):
+    """Where the handle of an answer is kept that goes on upstream although nobody listens."""
+
+    @property
+    def handle(self) -> JsonValue:
+        """The answer that is to be joined; None: a new one is to be asked for."""
+        ...
+
+    async def save(self, handle: JsonValue) -> None:
+        """Keep the handle of the answer that has begun, or was joined, before any of it is told."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentBackendInput:
-    """What a backend is asked: a message, a whole conversation, or (neither) the task itself."""
+    """What a backend is asked: a message, a whole conversation, or (neither) the task itself.
+
+    `idempotency_key` is equal whenever the same is asked again after a crash. `upstream` is there
+    where somebody will join an answer again that nobody listens to; without it such an answer is
+    to be ended.
+    """
 
     task: AgentTaskSpec
     message: str | None = None
     messages: tuple[Mapping[str, JsonValue], ...] = ()
     inputs: Mapping[str, JsonValue] | None = None
+    idempotency_key: str | None = None
+    upstream: UpstreamAnswer | None = None
 
     @property
     def last_message(self) -> str:
@@ -67,6 +87,9 @@ class AgentExecutionBackend(Protocol):
     - `start(input, context)` -> the RuntimeSession that is begun (else a new one of this kind)
     - `resume(session, input, context)` -> the session as it goes on (else active again)
     - `stop(session, reason)`: clean up after a failure, or because nobody listens any more
+    - `cancel(handle)`: end an answer that goes on upstream. A backend that has it saves the handle
+      of its answer in `input.upstream`, if there is one, and joins the answer that stands there,
+      telling it from its beginning: it never asks anew instead
     """
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from perdure.agent.backend import AgentBackendContext, AgentBackendInput
 from perdure.agent.stream_events import (
@@ -16,12 +18,17 @@ from perdure.agent.stream_events import (
     ToolCallEvent,
     ToolResultEvent,
 )
-from perdure.backends.protocol import Backend, Prompt
+from perdure.backends.protocol import AttachableBackend, Backend, Prompt
 from perdure.backends.retry import BackendRetry
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame
 from perdure.core.records import JsonValue
+from perdure.errors import UsageError
 
+logger = logging.getLogger("perdure.agent")
+
+CANCEL_MS: Final = 4_000
+"""How long the provider has to end an answer that nobody wants any more."""
 KIND = "tcloud"
 """The kind of an OpenAI-compatible backend that is given no other."""
 
@@ -47,6 +54,9 @@ class ModelBackend:
     call ends with at most one `llm_call`, also one that failed, and none if the provider counted
     nothing. `cost_usd` makes the cost of such an event where it is known; without it a cost is
     unknown.
+
+    An AttachableBackend's answer goes on upstream when nobody listens any more, if somebody keeps
+    its handle (`input.upstream`) and may join it; otherwise it is ended.
     """
 
     def __init__(
@@ -58,6 +68,9 @@ class ModelBackend:
         cost_usd: Callable[[LlmCallEvent], float | None] | None = None,
     ) -> None:
         self.kind = kind or model.name
+        self.cancel: Callable[[JsonValue], Awaitable[None]] | None = (
+            model.cancel if isinstance(model, AttachableBackend) else None
+        )
         self._model = model
         self._options = options or ModelOptions()
         self._cost_usd = cost_usd
@@ -70,8 +83,7 @@ class ModelBackend:
         names: dict[str, str] = {}
         failure: Exception | None = None
         try:
-            frames = cast("AsyncGenerator[Frame, None]", self._model.stream(self._prompt(input)))
-            async with aclosing(frames):
+            async with aclosing(self._frames(input)) as frames:
                 async for frame in frames:
                     if frame.kind in ("usage", "upstream_end"):
                         meter.update(frame.data)
@@ -89,6 +101,41 @@ class ModelBackend:
         """Give back the connections of the model."""
         await self._model.aclose()
 
+    async def _frames(self, input: AgentBackendInput) -> AsyncGenerator[Frame, None]:
+        """Yield the answer; its handle is with whoever keeps it before any of it is told."""
+        upstream, unkept = input.upstream, None
+        is_whole = False
+        try:
+            async with aclosing(cast("AsyncGenerator[Frame, None]", self._begin(input))) as frames:
+                async for frame in frames:
+                    if frame.kind != "upstream_begin":
+                        is_whole = is_whole or frame.kind == "upstream_end"
+                        yield frame
+                    elif upstream is not None:
+                        await upstream.save(frame.data["handle"])
+                    else:
+                        unkept = frame.data["handle"]
+        finally:
+            if unkept is not None and not is_whole:
+                await self._end(unkept)
+
+    def _begin(self, input: AgentBackendInput) -> AsyncIterator[Frame]:
+        handle = None if input.upstream is None else input.upstream.handle
+        if handle is None:
+            return self._model.stream(self._prompt(input))
+        if not isinstance(self._model, AttachableBackend):
+            raise UsageError(f"no answer of the backend {self.kind!r} can be joined")
+        return self._model.attach(handle)
+
+    async def _end(self, handle: JsonValue) -> None:
+        """End an answer that nobody will join; that it cannot be ended hides nothing else."""
+        assert self.cancel is not None
+        try:
+            async with asyncio.timeout(CANCEL_MS / 1_000):
+                await self.cancel(handle)
+        except Exception as error:
+            logger.warning("an answer of %s could not be ended upstream: %s", self.kind, error)
+
     def _prompt(self, input: AgentBackendInput) -> Prompt:
         options = self._options
         messages: list[Mapping[str, JsonValue]] = list(input.conversation)
@@ -96,6 +143,7 @@ class ModelBackend:
             messages.insert(0, {"role": "system", "content": options.instructions})
         return Prompt(
             messages,
+            idempotency_key=input.idempotency_key,
             tools=options.tools,
             tool_choice=options.tool_choice,
             response_format=options.response_format,

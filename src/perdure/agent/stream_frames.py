@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import count
 from typing import Any, Final, Protocol
 
-from perdure.agent.adapter import AgentKnowledgeProvider
+from perdure.agent.adapter import AgentKnowledgeProvider, optional_method, resolve
 from perdure.agent.backend import AgentBackendInput, AgentExecutionBackend
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.session_life import SessionChoice
 from perdure.agent.sessions import RuntimeSessionStore
-from perdure.agent.stream import run_agent_task_stream
+from perdure.agent.stream import Events, run_agent_task_stream
 from perdure.agent.stream_events import RuntimeStreamEvent
+from perdure.backends.joining import join
 from perdure.core import frames, identity
 from perdure.core.frames import Frame
 from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.errors import BackendTransportError
 from perdure.observe.sanitize import sanitize_event
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_client
+
+logger = logging.getLogger("perdure.agent")
 
 DATA_PREFIX: Final = "agent."
 """How the name of a `data` frame begins that tells an event of a task."""
@@ -33,6 +39,11 @@ class _Identity(Protocol):
     def session_id(self) -> str: ...
 
 
+class _Partial(Protocol):
+    @property
+    def parts(self) -> Sequence[Mapping[str, JsonValue]]: ...
+
+
 class TaskTurn(Protocol):
     """What this producer reads of a turn."""
 
@@ -42,6 +53,27 @@ class TaskTurn(Protocol):
     def user_message(self) -> str: ...
     @property
     def history(self) -> Any: ...
+    @property
+    def idempotency_key(self) -> str: ...
+    @property
+    def partial(self) -> _Partial: ...
+    @property
+    def upstream(self) -> JsonValue: ...
+    def save_handle(self, handle: JsonValue, /) -> Awaitable[None]: ...
+
+
+class _Kept:
+    """The handle of an answer that a turn keeps; `joined` is set once that answer is there."""
+
+    def __init__(self, turn: TaskTurn, handle: JsonValue) -> None:
+        self.handle = handle
+        self.joined = asyncio.Event()
+        self._turn = turn
+
+    async def save(self, handle: JsonValue) -> None:
+        if handle != self.handle:
+            await self._turn.save_handle(handle)
+        self.joined.set()
 
 
 class FrameMaker:
@@ -127,6 +159,9 @@ class AgentTaskProducer:
     attempt after a crash. Text, reasoning, tools and usage become frames of their own; the other
     events are `data` frames named `agent.<type>`, of which `telemetry` says what leaves. A blocked
     task ends its turn with the finish reason `blocked`; a failed one fails it with its error.
+
+    An answer that goes on upstream, of a backend with `cancel`, is joined by the attempt after a
+    crash: readers see no restart, and no model is asked a second time.
     """
 
     shows_attachments = False
@@ -150,24 +185,79 @@ class AgentTaskProducer:
         self._telemetry = telemetry or telemetry_client()
 
     async def __call__(self, turn: TaskTurn) -> AsyncIterator[Frame]:
+        maker = FrameMaker(self._telemetry)
+        async with aclosing(self._events(turn, _Kept(turn, None))) as events:
+            async for event in events:
+                for frame in maker.frames(event):
+                    yield frame
+
+    async def attach(self, turn: TaskTurn) -> AsyncIterator[Frame] | None:
+        """Join the answer upstream; None where the backend cannot, or has another answer."""
+        if optional_method(self._backend, "cancel") is None:
+            return None
+        try:
+            return await join(self._joined(turn), turn.partial.parts)
+        except BackendTransportError as error:
+            logger.info("the answer of a task cannot be joined again: %s", error)
+            return None
+
+    async def cancel(self, handle: JsonValue) -> None:
+        """End the answer upstream that nobody waits for."""
+        cancel = optional_method(self._backend, "cancel")
+        if cancel is not None:
+            await resolve(cancel(handle))
+
+    def _events(self, turn: TaskTurn, kept: _Kept) -> Events:
         task = self._task_of(turn)
         asked: dict[str, JsonValue] = {"role": "user", "content": turn.user_message}
-        stream = run_agent_task_stream(
+        return run_agent_task_stream(
             task,
             self._backend,
             input=AgentBackendInput(
-                task=task, message=turn.user_message, messages=(*turn.history, asked)
+                task=task,
+                message=turn.user_message,
+                messages=(*turn.history, asked),
+                idempotency_key=turn.idempotency_key,
+                upstream=kept,
             ),
             knowledge=self._knowledge,
             session=SessionChoice(self._sessions, session_id_of(turn), resume=True),
             readiness=self._readiness,
             raise_errors=True,
         )
-        maker = FrameMaker(self._telemetry)
-        async with aclosing(stream) as events:
+
+    async def _joined(self, turn: TaskTurn) -> AsyncGenerator[Frame, None]:
+        """Yield the answer that goes on upstream, from its beginning.
+
+        What the task tells before its backend is asked is with the readers already.
+        """
+        kept, maker = _Kept(turn, turn.upstream), FrameMaker(self._telemetry)
+        async with aclosing(self._events(turn, kept)) as events:
             async for event in events:
-                for frame in maker.frames(event):
+                if event.type == "backend_start":
+                    break
+            first = asyncio.ensure_future(_next(events))
+            joined = asyncio.ensure_future(kept.joined.wait())
+            try:
+                # An answer that is still silent upstream is joined as well.
+                await asyncio.wait((first, joined), return_when=asyncio.FIRST_COMPLETED)
+                if kept.joined.is_set():
+                    yield frames.upstream_begin(turn.upstream)
+                following = await first
+            finally:
+                first.cancel()
+                joined.cancel()
+                await asyncio.gather(first, joined, return_exceptions=True)
+            while following is not None:
+                for frame in maker.frames(following):
                     yield frame
+                following = await _next(events)
+
+
+async def _next(events: Events) -> RuntimeStreamEvent | None:
+    async for event in events:
+        return event
+    return None
 
 
 def session_id_of(turn: TaskTurn) -> str:

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
+from perdure.backends.joining import join
 from perdure.backends.protocol import AttachableBackend, Backend, Prompt
 from perdure.core.frames import Frame
 from perdure.core.records import JsonValue
 from perdure.errors import AttachmentsNotShownError, BackendTransportError
 from perdure.turn.attachments import Attachment, attachments_from_json
 from perdure.turn.handout import Turn
-from perdure.turn.joining import join
 
 logger = logging.getLogger("perdure.turn")
 
@@ -75,7 +75,7 @@ class BackendProducer:
         if not isinstance(backend, AttachableBackend):
             return None
         try:
-            return await join(backend.attach(turn.upstream), turn.partial)
+            return await join(backend.attach(turn.upstream), turn.partial.parts)
         except BackendTransportError as error:
             logger.info("an answer cannot be joined again: %s", error)
             return None

@@ -6,14 +6,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from perdure.core.frames import DELTA_KINDS, KEPT_KINDS, Frame, part_element
 from perdure.core.records import JsonValue
-from perdure.turn.recovery import Partial
 
 
-async def join(frames: AsyncIterator[Frame], seen: Partial) -> AsyncGenerator[Frame, None] | None:
+async def join(
+    frames: AsyncIterator[Frame], seen: Sequence[Mapping[str, JsonValue]]
+) -> AsyncGenerator[Frame, None] | None:
     """Return what follows in `frames` behind `seen`; None where they are not the same answer.
 
-    Takes from `frames` its `upstream_begin`, and as much as readers have, which must be there
-    already. What is returned is
+    `seen` are the parts that readers have, as `fold_parts` makes them. Takes from `frames` its
+    `upstream_begin`, and as much as readers have, which must be there already. What is returned is
     closed by its reader; where it is None, or this raises, `frames` is closed.
     """
     expected = _Expected(seen)
@@ -53,10 +54,10 @@ async def _close(frames: AsyncIterator[Frame]) -> None:
 class _Expected:
     """What readers have of an answer and has not been met again."""
 
-    def __init__(self, seen: Partial) -> None:
+    def __init__(self, seen: Sequence[Mapping[str, JsonValue]]) -> None:
         self._texts: dict[str, str] = {}
         self._elements: list[Mapping[str, JsonValue]] = []
-        for part in seen.parts:
+        for part in seen:
             kind = part["k"]
             if kind in DELTA_KINDS:
                 self._texts[kind] = self._texts.get(kind, "") + part["d"]

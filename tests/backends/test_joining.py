@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perdure.backends.joining import join
 from perdure.core.frames import (
     Frame,
+    fold_parts,
     reasoning,
     text,
     tool_call,
@@ -19,8 +21,6 @@ from perdure.core.frames import (
     upstream_end,
     usage,
 )
-from perdure.turn.joining import join
-from perdure.turn.recovery import partial_of
 
 CALL, RESULT = tool_call("c", "search", {"q": 1}), tool_result("c", {"found": 1})
 ENDING = [usage(tokens_in=1), upstream_end("stop")]
@@ -52,7 +52,7 @@ def named(frames: Sequence[Frame]) -> list[Frame]:
 
 
 async def behind(answer: Answer, *seen: Frame) -> list[Frame] | None:
-    joined = await join(answer.frames(), partial_of(named(seen)))
+    joined = await join(answer.frames(), fold_parts(named(seen)))
     return None if joined is None else [frame async for frame in joined]
 
 
@@ -73,7 +73,7 @@ async def test_nothing_is_skipped_where_readers_have_nothing() -> None:
 
 async def test_no_more_is_taken_before_the_answer_is_known_to_be_the_same() -> None:
     answer = Answer(text("a"), text("b"), *ENDING)
-    joined = await join(answer.frames(), partial_of(named([text("a")])))
+    joined = await join(answer.frames(), fold_parts(named([text("a")])))
     assert joined is not None
     assert answer.taken == 2
     await joined.aclose()
@@ -120,7 +120,7 @@ async def test_an_answer_that_cannot_be_had_is_closed() -> None:
             closed.append(1)
 
     with pytest.raises(OSError, match="gone"):
-        await join(broken(), partial_of(named([text("a")])))
+        await join(broken(), fold_parts(named([text("a")])))
     assert closed == [1]
 
 
