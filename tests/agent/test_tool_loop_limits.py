@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from perdure.agent.model_backend import ModelOptions
-from perdure.agent.tool_limits import ModelUsage, ToolLimits
+from perdure.agent.tool_limits import ModelUsage, ToolLimits, usd_by
 from perdure.agent.tool_loop import LIMIT_FRAME, ToolLoop
 from perdure.agent.tools import Tool
 from perdure.backends.scripted import ScriptedBackend
 from perdure.core import frames
 from perdure.core.frames import Frame
+from perdure.core.pricing import ModelCall, Price
 from perdure.errors import UsageError
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
@@ -90,6 +91,36 @@ async def test_money_is_spent_up_to_its_limit(store: RunStore) -> None:
     result = await run(store, ToolLoop(provider.backend(), [PURE], limits=limits, cost_usd=cents))
     assert (result.end, result.model_calls) == ("cost", 3)
     assert result.cost_usd == pytest.approx(0.3)
+
+
+class Table:
+    """Asks a thousandth of the currency for each token."""
+
+    def __init__(self, currency: str = "USD") -> None:
+        self._currency = currency
+
+    def price(self, call: ModelCall) -> Price | None:
+        if (call.provider, call.model) != ("strict", "strict-1"):
+            return None
+        return Price((call.tokens_in + call.tokens_out) * 1_000_000, self._currency, "1")
+
+
+@pytest.mark.parametrize(("currency", "cost"), [("USD", 0.03), ("EUR", None)])
+async def test_a_table_of_prices_tells_what_calls_cost(
+    store: RunStore, currency: str, cost: float | None
+) -> None:
+    provider = StrictProvider(FARO, says("Warm."))
+    loop = ToolLoop(provider.backend(), [PURE], cost_usd=usd_by(Table(currency)))
+    result = await run(store, loop)
+    assert result.cost_usd == (None if cost is None else pytest.approx(cost))
+
+
+def test_what_is_not_known_of_a_call_has_no_price() -> None:
+    cost_usd = usd_by(Table())
+    assert cost_usd(ModelUsage("strict", "strict-1", 1, 1)) == 0.002
+    assert cost_usd(ModelUsage("strict", "strict-1", 1, None)) is None
+    assert cost_usd(ModelUsage("strict", None, 1, 1)) is None
+    assert cost_usd(ModelUsage("strict", "strict-2", 1, 1)) is None
 
 
 async def test_a_cost_that_nobody_knows_ends_a_loop_with_a_limit_of_money(store: RunStore) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
+from perdure.core.pricing import NANOS, ModelCall, PriceTable
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError
 
@@ -33,6 +34,28 @@ class ModelUsage(NamedTuple):
 
 CostUsd = Callable[[ModelUsage], float | None]
 """Returns what a call costs in US dollars; None if that is not known."""
+
+
+def usd_by(prices: PriceTable) -> CostUsd:
+    """Return what asks a table of prices, such as `perdure.observe.prices.PriceList`."""
+
+    def cost_usd(usage: ModelUsage) -> float | None:
+        if usage.model is None or usage.tokens_in is None or usage.tokens_out is None:
+            return None
+        call = ModelCall(
+            usage.model,
+            usage.tokens_in,
+            usage.tokens_out,
+            provider=usage.provider,
+            tokens_cached=usage.tokens_cached,
+            tokens_reasoning=usage.tokens_reasoning,
+        )
+        price = prices.price(call)
+        if price is None or price.currency.upper() != "USD":
+            return None
+        return price.cost_nanos / NANOS
+
+    return cost_usd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
