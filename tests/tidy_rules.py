@@ -32,6 +32,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/encryption": {"cryptography"},
     "src/perdure/observe/otel": {"opentelemetry"},
     "src/perdure/observe/prices": {"genai_prices"},
+    "src/perdure/store/sql/d1/api": {"httpx2"},
     "src/perdure/store/sql/postgres": {"psycopg"},
     "src/perdure/pytest_plugin": {"pytest"},
     "src/perdure/web": {"starlette"},

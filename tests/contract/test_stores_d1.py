@@ -44,3 +44,4 @@ async def test_contract_on_d1(case: Case, way: str, d1: D1Server) -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_d1_skips_no_case(way: str, d1: D1Server) -> None:
     assert await check_run_store(lambda: d1_lab(d1, way)) == len(STORE_CASES)
+    await d1.let_go()

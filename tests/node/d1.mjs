@@ -1,8 +1,9 @@
 // Cloudflare's own D1 (workerd), behind its HTTP query API and behind raw calls of its binding.
 //
-// Prints one line, {"port": …}. The database of an address is one of DATABASES; faults are told by
+// Prints one line, {"port": …}. The database of an address is one of DATABASES. Faults are told by
 // POST /faults with a list, one entry for each batch to come: "before" (lost, never ran), "after"
-// (ran, the answer is lost), {"cut": n} (the first n statements ran alone), {"status", "body"}, or null.
+// (ran, the answer is lost), {"cut": n} (the first n statements ran alone), {"status", "body"}, or
+// null.
 import { Miniflare } from "miniflare";
 
 const DATABASES = ["one", "two", "three"];
@@ -11,8 +12,10 @@ const script = `
 let faults = [];
 let batches = 0;
 
-const failed = (status, code, message) =>
-  Response.json({ success: false, errors: [{ code, message }], messages: [], result: null }, { status });
+const failed = (status, code, message) => {
+  const answer = { success: false, errors: [{ code, message }], messages: [], result: null };
+  return Response.json(answer, { status });
+};
 
 async function run(db, asked) {
   const statements = asked.map(({ sql, params }) => {

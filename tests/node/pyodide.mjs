@@ -1,8 +1,9 @@
 // Runs a Python file under Pyodide, with Cloudflare's Python SDK and a real D1 binding.
 //
 // node pyodide.mjs FILE SOURCE SDK_WHEEL SETTING: `SOURCE` is on the path. The file's
-// `main(setting, direct, raw, wrapped)` gets the binding as Miniflare hands it out, as a bare JavaScript
-// object that is faster, and that one as the SDK wraps it; what it returns is printed, as JSON.
+// `main(setting, direct, raw, wrapped)` gets the binding as Miniflare hands it out, as a bare
+// JavaScript object that is faster, and that one as the SDK wraps it; what it returns is printed,
+// as JSON.
 import { readFileSync } from "node:fs";
 import { loadPyodide } from "pyodide";
 import { Miniflare } from "miniflare";
@@ -11,7 +12,8 @@ const [file, source, wheel, setting] = process.argv.slice(2);
 
 const python = await loadPyodide();
 // What the runtime of a Worker gives to the SDK.
-python.registerJsModule("_cloudflare_compat_flags", { python_workflows_implicit_dependencies: true });
+const flags = { python_workflows_implicit_dependencies: true };
+python.registerJsModule("_cloudflare_compat_flags", flags);
 python.registerJsModule("_pyodide_entrypoint_helper", {
   cloudflareWorkersModule: { env: {} },
   cloudflareSocketsModule: {},
@@ -43,15 +45,17 @@ const miniflare = new Miniflare({
   cf: false,
 });
 
-// Miniflare's own stand-in for the binding blocks for each statement that is prepared. This one has the
-// Worker do all of a batch. The SDK knows a binding by the name of its class.
+// Miniflare's own stand-in for the binding blocks for each statement that is prepared. This one has
+// the Worker do all of a batch. The SDK knows a binding by the name of its class.
 class D1PreparedStatement {
   constructor(sql, values = []) {
     this.sql = sql;
     this.values = values;
   }
   bind(...values) {
-    if (values.includes(undefined)) throw new Error("D1_TYPE_ERROR: Type 'undefined' not supported");
+    if (values.includes(undefined)) {
+      throw new Error("D1_TYPE_ERROR: Type 'undefined' not supported");
+    }
     return new D1PreparedStatement(this.sql, values);
   }
 }
