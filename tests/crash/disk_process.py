@@ -1,6 +1,6 @@
 """A process that writes steps on a disk that fails, or is recorded.
 
-    python -m tests.store.disk_process URL full|normal
+    python -m tests.crash.disk_process URL full|normal
 
 Each line of its output is a position and what came of it: "acknowledged", or the error's name. A
 write that failed is tried again, as a client would. The opening is position "open".

@@ -1,4 +1,4 @@
-"""A check of recorded histories: could the calls have happened one after another, at one place?
+"""A check of recorded histories: whether the calls could have happened one after another.
 
 A history holds the calls on one run, by many processes. Each call has the moment at which it was
 made, the moment at which it was answered, and the answer; one that was never answered (its process

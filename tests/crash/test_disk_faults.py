@@ -16,7 +16,7 @@ import pytest
 
 from perdure.store.opening import open_store
 from tests.conftest import IN_CI
-from tests.store.disk_process import ALONE, AT_ONCE, RUN_ID
+from tests.crash.disk_process import ALONE, AT_ONCE, RUN_ID
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -61,7 +61,7 @@ def run_with(url: str, fault: Fault) -> list[tuple[str, str]]:
     """Run the process on a failing disk, and return what it said."""
     command = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", os.devnull]
     command += ["-e", f"trace={fault.calls}", "-e", f"inject={fault}"]
-    command += [sys.executable, "-m", "tests.store.disk_process", url, "full"]
+    command += [sys.executable, "-m", "tests.crash.disk_process", url, "full"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from perdure.store.opening import open_store
-from tests.store.disk_process import RUN_ID
-from tests.store.power_cuts import Disk, Event, File, record
-from tests.store.test_disk_faults import strace
+from tests.crash.disk_process import RUN_ID
+from tests.crash.power_cuts import Disk, Event, File, record
+from tests.crash.test_disk_faults import strace
 
 __all__ = ["strace"]
 
@@ -40,7 +40,7 @@ async def recording(scheme: str, tmp_path: Path, durability: str = "full") -> Re
     url = f"{scheme}:{folder / 'store'}"
     await (await open_store(url)).close()
     shutil.copytree(folder, before)
-    events = record("tests.store.disk_process", url, durability, folder=folder)
+    events = record("tests.crash.disk_process", url, durability, folder=folder)
     assert sum(event.data.endswith(b"acknowledged\n") for event in events) >= 10
     return Recording(scheme, folder, before, events)
 
