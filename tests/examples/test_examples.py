@@ -31,6 +31,9 @@ LAST_LINES = {
     "12_fork_from_a_step": "collected 1 time, then ran ['rank', 'summarize']",
     "14_a_tool_loop": "6 calls of models and tools, 6 of them for the first time",
     "15_approval_by_a_human": "2 model calls, by two workers",
+    "16_an_agent_task": "completed after 3 coats and 3 decisions",
+    "17_a_task_as_a_stream": "session_created, then session_resumed; 2 finals, each the last",
+    "18_intent_and_profiles": "valid: False, 6 errors, 1 warning",
 }
 """What the last line of each example says: the fact that it is there to show."""
 

@@ -1,0 +1,68 @@
+"""An agent task: what it must know is asked first, and a crash costs no second decision."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from perdure import AgentTaskSpec, emit_event, open_store
+from perdure.agent.adapter import AgentTaskContext
+from perdure.agent.evals import ControlEvalResult, objective_eval
+from perdure.agent.knowledge import KnowledgeRequirement
+from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.steps import Continue, ControlDecision
+from perdure.agent.task import run_agent_task
+
+COLOUR = KnowledgeRequirement("colour", "the colour of the door", fallback_policy="block")
+TASK = AgentTaskSpec("door", "Paint the door", required_knowledge=[COLOUR])
+door = {"coats": 0}
+decisions = 0
+
+
+class Painter:
+    """Puts on one coat after the other; in the first process the third one never dries."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        self.hangs = hangs
+
+    def observe(self, context: AgentTaskContext) -> Any:
+        return dict(door)
+
+    def validate(self, context: AgentTaskContext) -> list[ControlEvalResult]:
+        coats = context.state["coats"]
+        return [objective_eval("covered", coats == 3, score=coats / 3, severity="error")]
+
+    def decide(self, context: AgentTaskContext) -> ControlDecision:
+        global decisions
+        decisions += 1
+        return Continue({"coat": context.state["coats"] + 1})
+
+    async def act(self, action: Any, context: AgentTaskContext) -> Any:
+        if self.hangs and action["coat"] == 3:
+            await asyncio.Event().wait()
+        [answer] = (context.knowledge.bundle.user_answers or {}).values()
+        print(f"coat {action['coat']} of {answer}")
+        door["coats"] = action["coat"]
+
+
+async def main() -> None:
+    store = await open_store("memory:")
+    asking = ReadinessPolicy(answers_event="answers")
+
+    def work(*, hangs: bool) -> Any:
+        adapter = Painter(hangs=hangs)
+        return run_agent_task(TASK, adapter, readiness=asking, durable=(store, "door:1"))
+
+    first = asyncio.create_task(work(hangs=True))
+    await asyncio.sleep(0.1)
+    await emit_event(store, "door:1", "answers", {"question_colour": "blue"})
+    await asyncio.sleep(0.2)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    result = await work(hangs=False)
+    await store.close()
+    print(f"{result.status} after {len(result.control.steps)} coats and {decisions} decisions")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
