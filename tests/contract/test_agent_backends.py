@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 
 from perdure.agent.backend import AgentExecutionBackend, IterableBackend
+from perdure.agent.callable_backend import CallableBackend
 from perdure.agent.model_backend import ModelBackend, create_openai_compatible_backend
 from perdure.agent.sandbox_backend import SandboxPromptBackend
 from perdure.agent.stream_events import TextDeltaEvent
+from perdure.backends.anthropic import AnthropicBackend
 from perdure.backends.responses import OpenAIResponsesBackend
 from perdure.backends.retry import BackendRetry
 from perdure.backends.scripted import ScriptedBackend
 from perdure.core import frames
 from perdure.testing import BACKEND_CASES, BackendLab, OpenBackend, Plan, backend_conformance
 from perdure.testing.backends import BackendCase
+from tests.backends import messaging
 from tests.backends.model_server import Cut, Hang, ModelServer, Reply, Step, chunk, reply, sse
 from tests.backends.responding import BEGUN, DONE, delta
 
@@ -72,6 +75,21 @@ async def responses(plan: Plan) -> AsyncIterator[AgentExecutionBackend]:
         await model.aclose()
 
 
+@asynccontextmanager
+async def messages(plan: Plan) -> AsyncIterator[AgentExecutionBackend]:
+    said = messaging.wire(
+        messaging.begun(),
+        messaging.block(0, "text", text="Hel"),
+        messaging.delta(0, "text_delta", text="lo"),
+    )
+    called = messaging.block(1, "tool_use", id="c-1", name="f", input={})
+    end = messaging.wire(called, messaging.end(1), *messaging.ENDING)
+    async with serving(plan, said, end) as server:
+        model = AnthropicBackend("sk-1", base_url=server.base_url, model="model-1", retry=ONCE)
+        yield ModelBackend(model)
+        await model.aclose()
+
+
 def rest_of(plan: Plan) -> Any:
     """Return what a script ends with."""
     return {
@@ -110,6 +128,10 @@ def iterable(plan: Plan) -> AbstractAsyncContextManager[AgentExecutionBackend]:
     return nullcontext(IterableBackend("iterable", stream))
 
 
+def function(plan: Plan) -> AbstractAsyncContextManager[AgentExecutionBackend]:
+    return nullcontext(CallableBackend(lambda input: pieces(plan), kind="function"))
+
+
 def sandbox(plan: Plan) -> AbstractAsyncContextManager[AgentExecutionBackend]:
     async def prompted(box: Any, message: str, context: Any) -> AsyncIterator[Any]:
         async for piece in pieces(plan):
@@ -124,7 +146,9 @@ def sandbox(plan: Plan) -> AbstractAsyncContextManager[AgentExecutionBackend]:
 BACKENDS: dict[str, OpenBackend] = {
     "canned": canned,
     "completions": completions,
+    "function": function,
     "iterable": iterable,
+    "messages": messages,
     "responses": responses,
     "sandbox": sandbox,
     "scripted": scripted,

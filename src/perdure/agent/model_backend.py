@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from perdure.agent.backend import AgentBackendContext, AgentBackendInput
+from perdure.agent.calls import GRACE_MS
 from perdure.agent.stream_events import (
     BackendStreamEvent,
     LlmCallEvent,
@@ -27,8 +28,8 @@ from perdure.errors import UsageError
 
 logger = logging.getLogger("perdure.agent")
 
-CANCEL_MS: Final = 4_000
-"""How long the provider has to end an answer that nobody wants any more."""
+CANCEL_MS: Final = GRACE_MS - 200
+"""How long the provider may take to confirm that it ends an answer: less than we have to leave."""
 KIND = "tcloud"
 """The kind of an OpenAI-compatible backend that is given no other."""
 
@@ -87,7 +88,7 @@ class ModelBackend:
                 async for frame in frames:
                     if frame.kind in ("usage", "upstream_end"):
                         meter.update(frame.data)
-                    elif (event := _event_of(frame, names)) is not None:
+                    elif (event := event_of_frame(frame, names)) is not None:
                         yield event
         except Exception as error:
             failure = error
@@ -162,8 +163,8 @@ class ModelBackend:
         return call if self._cost_usd is None else replace(call, cost_usd=self._cost_usd(call))
 
 
-def _event_of(frame: Frame, names: dict[str, str]) -> BackendStreamEvent | None:
-    """Return the event that a frame is; `names` has the tool of each call so far."""
+def event_of_frame(frame: Frame, names: dict[str, str]) -> BackendStreamEvent | None:
+    """Return the event that a frame is, if it is one alone; `names` has the tool of each call."""
     data = frame.data
     match frame.kind:
         case "text":
