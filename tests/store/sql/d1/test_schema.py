@@ -29,8 +29,10 @@ MADE = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE '_cf_%' OR
 
 async def migrate(d1: D1Server) -> None:
     database = D1(d1.api(), migrate=True)
-    await database.open()
-    await database.close()
+    try:
+        await database.open()
+    finally:
+        await database.close()
 
 
 async def test_a_database_that_lacks_something_is_refused_and_not_touched(d1: D1Server) -> None:
