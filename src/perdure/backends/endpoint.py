@@ -12,6 +12,7 @@ from typing import Final
 
 from perdure.backends.provider_error import read_error
 from perdure.backends.retry import BackendRetry, retry_after_ms
+from perdure.core import billing
 from perdure.core.effects import random_float, system_clock
 from perdure.errors import BackendTimeoutError, BackendTransportError, UsageError
 
@@ -34,6 +35,9 @@ PLAIN_HEADERS: Final = frozenset({"accept", "anthropic-version", "content-type"}
 """Headers that hold no secret, whatever their length."""
 
 _NO_STREAM_TYPES = ("application/json", "text/html")
+_NEVER_ASKED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+_LOST_STATUSES = frozenset({0, 408, 502, 504})
+"""None at all, and what somebody on the way says of a provider that he no longer waits for."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -95,7 +99,7 @@ class Endpoint:
         """Return the answer once its first bytes are here; the caller closes it.
 
         Tries again, as the policy says, after a status that may pass, a lost connection, or too
-        long a silence. Raises BackendTransportError.
+        long a silence; a try that may be billed is recorded before. Raises BackendTransportError.
         """
         _check_headers(headers)
         return await self._begun("POST", self._url, headers, body)
@@ -145,6 +149,8 @@ class Endpoint:
                 failure.body = self.quote(failure.body)
                 if not failure.retryable or tries >= self.retry.tries_max:
                     raise
+                if method == "POST" and _may_be_billed(failure):
+                    await billing.request_lost(self.name)
                 wait_ms = self.retry.wait_ms(
                     tries, chance=random_float(), retry_after_ms=failure.retry_after_ms
                 )
@@ -324,6 +330,13 @@ def _address(base_url: str) -> httpx2.URL:
         # The address is not shown: it may hold a password or a key.
         raise UsageError("base_url must be an address such as https://api.openai.com/v1")
     return url
+
+
+def _may_be_billed(failure: BackendTransportError) -> bool:
+    """Return whether the provider may have answered, and only its answer was lost."""
+    if isinstance(failure.__cause__, _NEVER_ASKED):
+        return False
+    return failure.status in _LOST_STATUSES
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
-from perdure.core import effects
+from perdure.core import billing, effects
 from perdure.core.changes import Change, CompleteStep, FailStep, IntendUsage, SettleUsage
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import JsonValue, StepRecord, Written
@@ -26,7 +26,7 @@ from perdure.durable.failures import (
 from perdure.durable.positions import Positions
 from perdure.durable.scope import StepScope as StepScope
 from perdure.durable.scope import StepSpec as StepSpec
-from perdure.durable.scope import call_body
+from perdure.durable.scope import call_body, current_scope
 from perdure.durable.scope import current_step as current_step
 from perdure.durable.scope import inside as inside
 from perdure.durable.scope import report_usage as report_usage
@@ -302,3 +302,25 @@ class Steps(Positions):
             if scope is not None:
                 await attempt.settle_late(scope.usage)
             raise
+
+    async def record_lost(self, spec: StepSpec, provider: str) -> None:
+        """Record a request of this step that may be billed and has no answer, as a call of its own.
+
+        The call that the step was begun with is the request that is made in its place.
+        """
+        attempt = self.attempt
+        if attempt is None or spec.kind != "llm":
+            return
+        call = attempt.usage_calls
+        attempt.usage_calls += 1
+        intend = IntendUsage(call, step_index=spec.position, provider=provider)
+        await self.write(attempt, intend, SettleUsage(call, state="unknown"))
+
+
+async def _record_lost(provider: str) -> None:
+    scope = current_scope.get()
+    if scope is not None and isinstance(scope.owner, Steps):
+        await scope.owner.record_lost(scope.spec, provider)
+
+
+billing.recorder = _record_lost
