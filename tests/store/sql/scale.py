@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
-from perdure.store.sql.postgres.dialect import postgres_statements
+from perdure.store.sql.postgres.texts import postgres_statements
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Values = Sequence[str | int | None]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 
-import psycopg
 import pytest
 
 from perdure.core.limits import LEASE_MS
@@ -25,12 +23,13 @@ from perdure.store.protocol import RunStore
 from perdure.store.sql.leases import SqlRenewer
 from perdure.store.sql.postgres import liveness
 from perdure.store.sql.postgres.address import read_address
-from perdure.store.sql.postgres.dialect import postgres_statements
 from perdure.store.sql.postgres.driver import LOCK_TIMEOUT_MS, Postgres
 from perdure.store.sql.postgres.liveness import PostgresLiveness
+from perdure.store.sql.postgres.texts import postgres_statements
 from perdure.store.sql.store import SqlStore
 from perdure.testing.samples import HANDLER, completed, hold, manifest, row
-from tests.store.postgres_server import SCHEMA, PostgresServer, running_server
+from tests.store.postgres_server import PostgresServer, running_server
+from tests.store.sql.outsider import end_connections, execute, locked
 
 PATIENCE_S = 20.0
 MANY = 60
@@ -169,23 +168,6 @@ async def test_a_cancel_of_all_that_a_handle_does_costs_no_handle(store: RunStor
     assert (await store.read_steps("run"))[0].result == "whole"
 
 
-async def end_connections(url: str) -> None:
-    await execute(
-        url,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
-    )
-
-
-async def execute(url: str, sql: str) -> list[tuple[object, ...]]:
-    """Run a statement past the store; `{}` stands for its schema."""
-    base = url.partition("?")[0]
-    connection = await psycopg.AsyncConnection.connect(base, autocommit=True)
-    async with connection:
-        found = await connection.execute(sql.format(SCHEMA).encode())
-        return await found.fetchall() if found.description else []
-
-
 # Many at once.
 
 
@@ -225,16 +207,6 @@ async def test_a_row_that_somebody_keeps_locked_costs_no_other_run_its_write(
         assert (await store.read_steps("free"))[0].result == "done"
     await waiting
     assert (await store.read_steps("stuck"))[0].result == "late"
-
-
-@asynccontextmanager
-async def locked(url: str, run_id: str) -> AsyncIterator[None]:
-    """Keep the row of a run locked, as a stuck transaction does."""
-    connection = await psycopg.AsyncConnection.connect(url.partition("?")[0])
-    async with connection:
-        sql = f"SELECT 1 FROM {SCHEMA}.durable_runs WHERE run_id = %s FOR UPDATE"
-        await connection.execute(sql.encode(), (run_id,))
-        yield
 
 
 async def deadline(store: RunStore, run_id: str) -> str:

@@ -260,11 +260,17 @@ def package_text(name: str) -> str:
     return data.decode("utf-8")
 
 
-def load_statements(dialect: Dialect) -> dict[str, Text]:
-    """Return every block of `statements.sql` by name, written for one database."""
+def read_blocks() -> dict[str, str]:
+    """Return every block of `statements.sql` by name, without its comments, for any database."""
     pieces = _BLOCK.split(package_text("statements.sql"))
     blocks = zip(pieces[1::2], pieces[2::2], strict=True)
-    return {name: _expand(_COMMENT.sub("", block).strip(), dialect) for name, block in blocks}
+    return {name: _COMMENT.sub("", block).strip() for name, block in blocks}
+
+
+def load_statements(dialect: Dialect, blocks: Mapping[str, str] | None = None) -> dict[str, Text]:
+    """Return every block, or those of `blocks`, written for one database."""
+    blocks = read_blocks() if blocks is None else blocks
+    return {name: _expand(block, dialect) for name, block in blocks.items()}
 
 
 def _expand(block: str, dialect: Dialect) -> Text:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 import psycopg
 from psycopg import errors
@@ -18,7 +18,7 @@ from perdure.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from perdure.store.sql.database import Dialect, Statement, load_statements
+from perdure.store.sql.database import Dialect
 
 REFUSED: Final = "PD001"
 """The SQLSTATE of `perdure_refuse`: a required statement has found no row."""
@@ -29,16 +29,7 @@ _NOW: Final = f"to_char(now() AT TIME ZONE 'UTC', {_ISO})"
 _CASTS: Final = {"TEXT": "{}", "INTEGER": "({})::bigint"}
 
 _TABLE: Final = re.compile(r'(?<![\w."])((?:durable|perdure)_\w+)(?![\w.(])')
-_PARAMETER: Final = re.compile(r"(CAST\()?\?(\d+)")
 _SCHEMA_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-
-
-class Prepared(NamedTuple):
-    """A statement as it is sent, and which of its values go along: those that it names."""
-
-    sql: str
-    checked_sql: str
-    places: Sequence[int]
 
 
 def postgres_dialect(*, own_clock: bool) -> Dialect:
@@ -87,35 +78,6 @@ def check_schema_name(name: str) -> str:
 def qualified(sql: str, schema: str) -> str:
     """Return `sql` with its tables named in full, since a search path may be anybody's."""
     return _TABLE.sub(rf'"{schema}".\1', sql)
-
-
-def postgres_statements(schema: str, *, own_clock: bool) -> dict[str, Prepared]:
-    """Return every statement by name, as it is sent.
-
-    With `own_clock`, the store's time is one more value behind those of the statement.
-    """
-    texts = load_statements(postgres_dialect(own_clock=own_clock))
-    return {name: _prepared(text.sql, schema) for name, text in texts.items()}
-
-
-def _prepared(sql: str, schema: str) -> Prepared:
-    # The server has to know the type of every parameter, so one that is not used may not be there.
-    numbers = sorted({int(number) for _, number in _PARAMETER.findall(sql)})
-    renumbered = {number: index for index, number in enumerate(numbers, 1)}
-
-    def parameter(match: re.Match[str]) -> str:
-        # What is not cast to a number is text; numbers travel as text too.
-        number = renumbered[int(match[2])]
-        return f"CAST(${number}" if match[1] else f"${number}::text"
-
-    sent = _PARAMETER.sub(parameter, qualified(sql.replace("AS INTEGER)", "AS BIGINT)"), schema))
-    # The whole list is refused in the database, so that it travels in one piece with its COMMIT.
-    checked = (
-        f"WITH q AS ({sent}) SELECT q.* FROM (SELECT count(*) AS n FROM q) AS c "
-        "LEFT JOIN q ON true WHERE CASE WHEN c.n > 0 THEN true "
-        f'ELSE "{schema}".perdure_refuse(${len(numbers) + 1}::integer) END'
-    )
-    return Prepared(sent, checked, [number - 1 for number in numbers])
 
 
 def refused_index(error: BaseException) -> int | None:
@@ -200,28 +162,3 @@ def _meaning(error: Exception, target: str) -> PerdureError | None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-Sent = tuple[str, list[str | None]]
-"""A statement and its parameters, as they are sent."""
-Render = Callable[[Sequence[Statement]], list[Sent]]
-
-
-def renderer(texts: Mapping[str, Prepared], now: Callable[[], str] | None) -> Render:
-    """Return what makes of a list of statements what is sent, with one moment for all of it."""
-
-    def render(statements: Sequence[Statement]) -> list[Sent]:
-        moment = None if now is None else now()
-        sent: list[Sent] = []
-        for index, statement in enumerate(statements):
-            text = texts[statement.name]
-            known = statement.values if moment is None else (*statement.values, moment)
-            picked = [known[place] for place in text.places]
-            values = [None if value is None else str(value) for value in picked]
-            if statement.required:
-                sent.append((text.checked_sql, [*values, str(index)]))
-            else:
-                sent.append((text.sql, values))
-        return sent
-
-    return render

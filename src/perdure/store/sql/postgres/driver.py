@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -16,20 +16,31 @@ from perdure.store.closing import CLOSED
 from perdure.store.liveness import NoLiveness
 from perdure.store.sql.database import Statement
 from perdure.store.sql.postgres.address import read_address
-from perdure.store.sql.postgres.dialect import postgres_statements, renderer, translated
+from perdure.store.sql.postgres.dialect import translated
 from perdure.store.sql.postgres.hints import Hints
-from perdure.store.sql.postgres.lane import Connection, Job, Lane, Rows
+from perdure.store.sql.postgres.lane import Lane
+from perdure.store.sql.postgres.line import Job, Line
 from perdure.store.sql.postgres.liveness import PostgresLiveness
+from perdure.store.sql.postgres.pipe import Connection, Sent
 from perdure.store.sql.postgres.renewer import PostgresConnection
 from perdure.store.sql.postgres.schema import prepare_schema
+from perdure.store.sql.postgres.siding import Siding
+from perdure.store.sql.postgres.texts import Renderer, Rows, postgres_statements
 
 WRITERS: Final = 2
 READERS: Final = 2
+SHARED_LOCK_TIMEOUT_MS: Final = 200
+"""So long a shared transaction waits for a row that somebody else has locked."""
 LOCK_TIMEOUT_MS: Final = 2_000
-"""A transaction waits so long for a row that somebody else has locked, then it is run again."""
+"""The same of a list that is alone; then it is run again."""
 IDLE_TIMEOUT_MS: Final = 10_000
 """The server ends a transaction whose client says nothing for so long: it may be dead."""
 CONNECT_TIMEOUT_S: Final = 10
+
+_SNAPSHOT: Final = {
+    "default_transaction_isolation": "repeatable read",
+    "default_transaction_read_only": "on",
+}
 
 Durability = Literal["full", "normal"]
 
@@ -60,9 +71,10 @@ class Postgres:
         self._durability = durability
         self._migrate = migrate
         self._clock = clock
-        self._texts = postgres_statements(address.schema, own_clock=clock is not None)
+        texts = postgres_statements(address.schema, own_clock=clock is not None)
         now = None if clock is None else (lambda: iso_time(clock()))
-        self._render = renderer(self._texts, now)
+        self._renderer = Renderer(texts, now)
+        self._commits = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = os.getpid()
         self._closed = False
@@ -92,7 +104,7 @@ class Postgres:
     @property
     def commits(self) -> int:
         """How many transactions this handle has committed."""
-        return sum(lane.commits for lane in self._writers)
+        return self._commits
 
     async def open(self) -> None:
         self._check()
@@ -113,8 +125,6 @@ class Postgres:
         # Lists of one run stay in order.
         place = hash(statements[0].values[0]) if statements else 0
         self._writers[place % WRITERS].put(Job(statements, future))
-        if self._hints is not None:
-            self._hints.after(future, statements)
         return future
 
     async def read(self, statements: Sequence[Statement]) -> Rows:
@@ -135,7 +145,7 @@ class Postgres:
         """Return a connection of its own, for one thread that is not the loop's."""
         return PostgresConnection(
             self._connect_in_thread,
-            self._render,
+            self._renderer,
             begin=self._begin(),
             prepare=not self._address.is_pooled,
             target=self.target,
@@ -190,33 +200,63 @@ class Postgres:
             await connection.close()
 
     def _start_lanes(self) -> None:
-        lane = partial(
-            Lane,
-            self._connect_ready,
-            self._render,
-            prepare=not self._address.is_pooled,
-            target=self.target,
-        )
-        snapshot = ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
-        self._writers = [lane(begin=self._begin()) for _ in range(WRITERS)]
-        self._readers = [lane(begin=snapshot) for _ in range(READERS)]
         self._hints = Hints(self._connect, self.schema, is_pooled=self._address.is_pooled)
+        self._writers = [self._lane(self._writer) for _ in range(WRITERS)]
+        self._readers = [self._lane(self._reader) for _ in range(READERS)]
 
-    async def _connect_ready(self) -> Connection:
+    def _lane(self, line: Callable[[int], Line]) -> Lane:
+        siding = Siding(line(LOCK_TIMEOUT_MS), target=self.target)
+        return Lane(line(SHARED_LOCK_TIMEOUT_MS), siding, target=self.target)
+
+    def _writer(self, patience_ms: int) -> Line:
+        settings = self._settings(patience_ms)
+        if not self._address.is_pooled:
+            connect = partial(self._connect_ready, settings)
+            return Line(connect, self._renderer, prepares=True, committed=self._committed)
+        # What is set for a session would be left to whoever gets the connection next.
+        ahead = [Sent(b"", _set_sql(settings, is_local=True), [])]
+        return Line(
+            partial(self._connect_ready, {}),
+            self._renderer,
+            prepares=False,
+            ahead=ahead,
+            committed=self._committed,
+        )
+
+    def _reader(self, patience_ms: int) -> Line:
+        if not self._address.is_pooled:
+            settings = {**self._settings(patience_ms), **_SNAPSHOT}
+            return Line(partial(self._connect_ready, settings), self._renderer, prepares=True)
+        return Line(
+            partial(self._connect_ready, {}),
+            self._renderer,
+            prepares=False,
+            ahead=[Sent(b"", b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", [])],
+            behind=[Sent(b"", b"COMMIT", [])],
+        )
+
+    def _committed(self) -> None:
+        self._commits += 1
+        if self._hints is not None:
+            self._hints.written()
+
+    async def _connect_ready(self, settings: Mapping[str, str]) -> Connection:
         await self.open()
-        return await self._connect()
+        return await self._connect(settings)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, settings: Mapping[str, str] | None = None) -> Connection:
+        """Connect; `settings` are of the session, by default those of a statement alone."""
         connection = await psycopg.AsyncConnection.connect(
             self._address.conninfo,
             autocommit=True,
             cursor_factory=psycopg.AsyncRawCursor,
             **self._arguments(),
         )
+        if settings is None:
+            settings = {} if self._address.is_pooled else self._settings()
         try:
-            for setting in self._settings():
-                if not self._address.is_pooled:
-                    await connection.execute(f"SET {setting}".encode())
+            if settings:
+                await connection.execute(_set_sql(settings, is_local=False))
         except BaseException:
             await connection.close()
             raise
@@ -230,9 +270,8 @@ class Postgres:
             **self._arguments(),
         )
         try:
-            for setting in self._settings():
-                if not self._address.is_pooled:
-                    connection.execute(f"SET {setting}".encode())
+            if not self._address.is_pooled:
+                connection.execute(_set_sql(self._settings(), is_local=False))
         except BaseException:
             connection.close()
             raise
@@ -241,19 +280,28 @@ class Postgres:
     def _arguments(self) -> dict[str, Any]:
         # Statements are prepared by name of ours or not at all: those of a pooler's connection
         # may be somebody else's.
-        return {"connect_timeout": CONNECT_TIMEOUT_S, "prepare_threshold": None}
+        return {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "prepare_threshold": None,
+            "client_encoding": "utf8",
+        }
 
     def _begin(self) -> list[str]:
         if not self._address.is_pooled:
             return ["BEGIN"]
-        # What is set for a session would be left to whoever gets the connection next.
-        return ["BEGIN", *(f"SET LOCAL {setting}" for setting in self._settings())]
+        return ["BEGIN", *(f"SET LOCAL {name} = {to}" for name, to in self._settings().items())]
 
-    def _settings(self) -> list[str]:
-        settings = [
-            f"lock_timeout = {LOCK_TIMEOUT_MS}",
-            f"idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}",
-        ]
+    def _settings(self, patience_ms: int = LOCK_TIMEOUT_MS) -> dict[str, str]:
+        settings = {
+            "lock_timeout": str(patience_ms),
+            "idle_in_transaction_session_timeout": str(IDLE_TIMEOUT_MS),
+        }
         if self._durability == "normal":
-            settings.append("synchronous_commit = off")
+            settings["synchronous_commit"] = "off"
         return settings
+
+
+def _set_sql(settings: Mapping[str, str], *, is_local: bool) -> bytes:
+    """Return one statement that makes all settings, for the session or its transaction."""
+    calls = [f"set_config('{name}', '{to}', {is_local})" for name, to in settings.items()]
+    return f"SELECT {', '.join(calls)}".encode()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 import psycopg
 
 from perdure.core.effects import jittered
-from perdure.store.sql.database import Statement
 
 logger = logging.getLogger("perdure.postgres")
 
@@ -21,15 +20,17 @@ POLL_MS: Final = 500
 """How often whoever waits looks by himself while hints arrive: they may get lost."""
 POLL_ALONE_MS: Final = 50
 """The same where no hint can arrive, behind a pooler."""
+PAUSE_MS: Final = 10
+"""After a hint, the next one waits so long for what else is written."""
 _RECONNECT_MS: Final = 1_000
 
 
 class Hints:
     """Tells other handles that something was written here, and this one that it was elsewhere.
 
-    A hint is sent after the commit, outside of it, and as one for all commits meanwhile, so that
-    no writer waits for the lock that the queue of notifications takes. Who listens are the
-    handles in which somebody waits.
+    A hint is sent after the commit, outside of it, so that no writer waits for the lock that the
+    queue of notifications takes; the first after a pause at once, and then one for all commits
+    meanwhile. Who listens are the handles in which somebody waits.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class Hints:
         self._own_pid = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def after(self, done: asyncio.Future[Any], statements: Sequence[Statement]) -> None:
-        """Send a hint once this write has happened."""
-        if statements and not self._is_pooled:
-            done.add_done_callback(self._note)
+    def written(self) -> None:
+        """Send a hint: a transaction of this handle was committed."""
+        if not self._is_pooled:
+            self._start("perdure-notify", self._notify)
+            self._written.set()
 
     def watch(self, changed: Callable[[], None], *, interval_ms: int | None) -> None:
         """Call `changed` after writes of others until told otherwise (`interval_ms` None)."""
@@ -71,12 +73,6 @@ class Hints:
         """Start a task unless it runs: whoever cancels every task of the loop ends it too."""
         if name not in self._tasks or self._tasks[name].done():
             self._tasks[name] = asyncio.create_task(work(), name=name)
-
-    def _note(self, done: asyncio.Future[Any]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            return
-        self._start("perdure-notify", self._notify)
-        self._written.set()
 
     def _tell(self) -> None:
         if self._changed is not None:
@@ -116,7 +112,10 @@ class Hints:
                     if connection is None or connection.closed:
                         connection = await self._connect()
                         self._own_pid = connection.info.backend_pid
+                        # A hint that a crash takes along is no loss, but its flush would be one.
+                        await connection.execute(b"SET synchronous_commit = off")
                     await connection.execute(f'NOTIFY "{self._channel}"'.encode())
+                    await asyncio.sleep(PAUSE_MS / 1_000)
                 except psycopg.Error as error:
                     logger.debug("a hint could not be sent: %s", error)
                     await asyncio.sleep(jittered(_RECONNECT_MS) / 1_000)

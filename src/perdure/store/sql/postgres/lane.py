@@ -1,231 +1,165 @@
-"""One connection, the lists that wait for it, and the transactions that they share."""
+"""The lists that wait for one connection, and the transactions that they share."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
 
-import psycopg
-
-from perdure.core.effects import jittered
-from perdure.errors import StoreUnavailableError
-from perdure.store.sql.database import Refused, Row, Statement
-from perdure.store.sql.postgres.dialect import (
-    Render,
-    Sent,
-    is_lost,
-    is_transient,
-    refused_index,
-    translated,
-)
-
-logger = logging.getLogger("perdure.postgres")
-
-Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-Rows = list[list[Row]]
+from perdure.store.sql.postgres.dialect import is_lost, is_transient
+from perdure.store.sql.postgres.line import Job, Line, answer, cut_off, meaning, refuse
+from perdure.store.sql.postgres.pipe import Outcome, Sent
+from perdure.store.sql.postgres.siding import Siding
+from perdure.store.sql.postgres.texts import rows_of_each
 
 LISTS_MAX: Final = 128
 """How many lists share one transaction at most."""
-_TRIES_MAX: Final = 8
-_PAUSE_MS: Final = 5.0
-
-
-class Job(NamedTuple):
-    """A list of statements, and the future that waits for its rows."""
-
-    statements: Sequence[Statement]
-    future: asyncio.Future[Rows]
 
 
 class Lane:
     """Runs what is put into it, in order; what piled up meanwhile shares a transaction.
 
-    Everything of a transaction travels in one piece, its COMMIT too: whether it holds is decided
-    in the database. A list that is refused, or at fault, is run again alone after the others. A
-    connection that was lost is opened anew with the next list; what had been sent is answered
-    with StoreUnavailableError, since nobody can say whether it happened.
+    Everything of a transaction travels in one piece: whether it holds is decided in the database.
+    As long as all goes well, nothing but callbacks lie between a list and its answer. A task is
+    needed to connect, and where a shared transaction fails: then each list is run alone, and what
+    still meets a locked row waits in the siding, behind which the lane goes on. What was sent on a
+    connection that was lost is answered with StoreUnavailableError, since nobody can say whether
+    it happened.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], Awaitable[Connection]],
-        render: Render,
-        *,
-        begin: Sequence[str],
-        prepare: bool,
-        target: str,
-    ) -> None:
-        self.commits = 0
-        self._connect = connect
-        self._render = render
-        self._begin = begin
-        self._prepare = prepare
+    def __init__(self, line: Line, siding: Siding, *, target: str) -> None:
+        self._line = line
+        self._siding = siding
         self._target = target
-        self._jobs: asyncio.Queue[Job | None] = asyncio.Queue()
-        self._connection: Connection | None = None
+        self._loop = asyncio.get_running_loop()
+        self._jobs: deque[Job] = deque()
+        self._is_busy = False
+        self._rested: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def put(self, job: Job | None) -> None:
-        self._jobs.put_nowait(job)
-        if self._task is None or self._task.done():
-            self._start()
+    def put(self, job: Job) -> None:
+        self._jobs.append(job)
+        if not self._is_busy:
+            self._is_busy = True
+            # Not at once: whoever else is woken with this caller may share the transaction.
+            self._loop.call_soon(self._next)
 
     async def close(self) -> None:
         """Finish what was accepted, then let go."""
-        if self._task is not None:
-            self.put(None)
-            while not self._task.done():
-                await asyncio.wait((self._task,))
+        while self._is_busy:
+            self._rested = asyncio.Event()
+            await self._rested.wait()
+        await self._siding.close()
+        await self._line.close()
 
-    def _start(self) -> None:
-        self._task = asyncio.create_task(self._serve(), name="perdure-postgres")
-        self._task.add_done_callback(self._go_on)
+    def _next(self) -> None:
+        """Send what waits by now; runs behind those who were just answered."""
+        jobs = self._take()
+        if not jobs:
+            self._is_busy = False
+            if self._rested is not None:
+                self._rested.set()
+        elif self._line.is_open:
+            self._send(jobs)
+        else:
+            self._start(jobs, is_open=False)
 
-    def _go_on(self, over: asyncio.Task[None]) -> None:
-        # Somebody has cancelled every task of the loop, but this work is not his.
-        if over.cancelled() and not self._jobs.empty():
-            self._start()
-
-    async def _serve(self) -> None:
-        try:
-            while (job := await self._jobs.get()) is not None:
-                jobs = [job]
-                last = False
-                while len(jobs) < LISTS_MAX and not self._jobs.empty():
-                    more = self._jobs.get_nowait()
-                    if more is None:
-                        last = True
-                        break
-                    jobs.append(more)
-                await self._serve_group(jobs)
-                if last:
-                    return
-        finally:
-            await self._drop()
-
-    async def _serve_group(self, jobs: list[Job]) -> None:
-        try:
-            await self._run_group(jobs)
-        except asyncio.CancelledError:
-            cut = StoreUnavailableError(f"the connection was cut off by a cancel ({self._target})")
-            _refuse(jobs, cut, self._target)
-            raise
-
-    async def _run_group(self, jobs: list[Job]) -> None:
-        # Whoever locks rows does it in one order, so that groups of two processes never deadlock.
-        jobs.sort(key=_place)
-        if len(jobs) > 1:
-            try:
-                done = await self._transaction([job.statements for job in jobs])
-            except Exception as error:
-                if is_lost(error):
-                    await self._drop()
-                    _refuse(jobs, error, self._target)
-                    return
+    def _take(self) -> list[Job]:
+        waiting, jobs = self._jobs, list[Job]()
+        while waiting and len(jobs) < LISTS_MAX:
+            job = waiting.popleft()
+            if self._siding.holds(job):
+                self._siding.put(job)
             else:
-                for job, rows in zip(jobs, done, strict=True):
-                    _answer(job, rows)
-                return
+                jobs.append(job)
+        return jobs
+
+    def _send(self, jobs: list[Job]) -> None:
+        if len(jobs) > 1:
+            # Whoever locks rows does it in one order, so that groups of two processes never
+            # deadlock.
+            jobs.sort(key=lambda job: job.place)
+        ready: list[Job] = []
+        lists: list[list[Sent]] = []
+        for job in jobs:
+            try:
+                lists.append(self._line.render(job.statements))
+            except Exception as error:
+                refuse(job, error, self._target)
+            else:
+                ready.append(job)
+        if any(lists):
+            self._line.send(lists, partial(self._over, ready, list(map(len, lists))))
+            return
+        for job in ready:
+            answer(job, [])
+        self._loop.call_soon(self._next)
+
+    def _over(self, jobs: Sequence[Job], lengths: Sequence[int], outcome: Outcome) -> None:
+        if isinstance(outcome, list):
+            at = 0
+            for job, length in zip(jobs, lengths, strict=True):
+                try:
+                    rows = rows_of_each(job.statements, outcome[at : at + length])
+                except Exception as error:
+                    refuse(job, error, self._target)
+                else:
+                    answer(job, rows)
+                at += length
+        elif is_lost(outcome):
+            for job in jobs:
+                refuse(job, outcome, self._target)
+        elif len(jobs) == 1:
+            self._refuse_alone(jobs[0], meaning(outcome))
+        else:
+            self._start(jobs, is_open=True)
+            return
+        self._loop.call_soon(self._next)
+
+    # Where something is in the way.
+
+    def _start(self, jobs: Sequence[Job], *, is_open: bool) -> None:
+        work = self._run_each(jobs) if is_open else self._open_and_send(list(jobs))
+        self._task = self._loop.create_task(work, name="perdure-postgres")
+        self._task.add_done_callback(partial(self._go_on, jobs))
+
+    def _go_on(self, jobs: Sequence[Job], over: asyncio.Task[None]) -> None:
+        if over.cancelled():
+            # Somebody has cancelled every task of the loop, but this work is not his.
+            for job in jobs:
+                refuse(job, cut_off(self._target), self._target)
+            self._next()
+
+    async def _open_and_send(self, jobs: list[Job]) -> None:
+        try:
+            await self._line.open()
+        except Exception as error:
+            for job in jobs:
+                refuse(job, error, self._target)
+            self._next()
+        else:
+            self._send(jobs)
+
+    async def _run_each(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             await self._run_alone(job)
+        self._next()
 
     async def _run_alone(self, job: Job) -> None:
-        pause_ms = _PAUSE_MS
-        for tries in range(1, _TRIES_MAX + 1):
-            try:
-                (rows,) = await self._transaction([job.statements])
-            except Exception as error:
-                if is_lost(error):
-                    await self._drop()
-                elif is_transient(error) and tries < _TRIES_MAX:
-                    await asyncio.sleep(jittered(pause_ms) / 1_000)
-                    pause_ms *= 2
-                    continue
-                _refuse([job], error, self._target)
-            else:
-                _answer(job, rows)
+        if self._siding.holds(job):
+            self._siding.put(job)
             return
-
-    async def _transaction(self, lists: Sequence[Sequence[Statement]]) -> list[Rows]:
-        """Run all lists as one transaction. Raises Refused of a single list, psycopg's errors."""
-        connection = await self._connected()
-        sent = [self._render(statements) for statements in lists]
-        if not any(sent):
-            return [[] for _ in lists]
         try:
-            cursors = await self._send(connection, [each for some in sent for each in some])
+            answer(job, await self._line.run(job.statements))
         except Exception as error:
-            if not is_lost(error) and not connection.closed:
-                await connection.rollback()
-            index = refused_index(error)
-            if index is not None and len(lists) == 1:
-                raise Refused(index) from None
-            raise
-        self.commits += 1
-        found = iter(cursors)
-        return [[await _rows_of(next(found)) for _ in some] for some in sent]
+            if is_lost(error):
+                await self._line.close()
+            self._refuse_alone(job, error)
 
-    async def _send(
-        self, connection: Connection, statements: Sequence[Sent]
-    ) -> list[psycopg.AsyncCursor[tuple[Any, ...]]]:
-        cursors: list[psycopg.AsyncCursor[tuple[Any, ...]]] = []
-        failure: Exception | None = None
-        try:
-            async with connection.pipeline():
-                # A failure inside is the first one; leaving the block only tells of what it ended.
-                try:
-                    for text in self._begin:
-                        await connection.execute(text.encode())
-                    for sql, values in statements:
-                        cursor = connection.cursor()
-                        await cursor.execute(sql.encode(), values, prepare=self._prepare)
-                        cursors.append(cursor)
-                    await connection.execute(b"COMMIT")
-                except psycopg.Error as error:
-                    failure = error
-        except psycopg.Error as error:
-            raise failure or error from None
-        if failure is not None:
-            raise failure
-        return cursors
-
-    async def _connected(self) -> Connection:
-        if self._connection is not None and self._connection.closed:
-            await self._drop()
-        if self._connection is None:
-            self._connection = await self._connect()
-        return self._connection
-
-    async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                await connection.close()
-            except psycopg.Error as error:
-                logger.debug("closing a connection failed: %s", error)
-
-
-async def _rows_of(cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> list[Row]:
-    return await cursor.fetchall() if cursor.description else []
-
-
-def _place(job: Job) -> str:
-    """Return what a list locks first: the run, or what its session is called."""
-    return str(job.statements[0].values[:2]) if job.statements else ""
-
-
-def _answer(job: Job, rows: Rows) -> None:
-    if not job.future.done():
-        job.future.set_result(rows)  # Else the caller was cancelled; it has happened all the same.
-
-
-def _refuse(jobs: Sequence[Job], error: Exception, target: str) -> None:
-    for job in jobs:
-        if job.future.done():
-            continue
-        told = error if isinstance(error, Refused) else translated(error, target)
-        if is_lost(error) and not isinstance(told, StoreUnavailableError):
-            told = StoreUnavailableError(f"the connection was lost: {error} ({target})")
-        job.future.set_exception(told)
+    def _refuse_alone(self, job: Job, error: Exception) -> None:
+        if is_transient(error):
+            self._siding.put(job)
+        else:
+            refuse(job, error, self._target)

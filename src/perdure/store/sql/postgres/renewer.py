@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 
 from perdure.store.sql.database import Refused, Row, Statement
-from perdure.store.sql.postgres.dialect import Render, is_lost, refused_index, translated
+from perdure.store.sql.postgres.dialect import is_lost, refused_index, translated
+from perdure.store.sql.postgres.texts import Renderer, rows_of_each
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -19,14 +20,14 @@ class PostgresConnection:
     def __init__(
         self,
         connect: Callable[[], Connection],
-        render: Render,
+        renderer: Renderer,
         *,
         begin: Sequence[str],
         prepare: bool,
         target: str,
     ) -> None:
         self._connect = connect
-        self._render = render
+        self._renderer = renderer
         self._begin = begin
         self._prepare = prepare
         self._target = target
@@ -58,13 +59,14 @@ class PostgresConnection:
         try:
             for text in self._begin:
                 connection.execute(text.encode())
-            for sql, values in self._render(statements):
+            for _, sql, values in self._renderer.render(statements):
                 cursor = connection.cursor()
-                cursor.execute(sql.encode(), values, prepare=self._prepare)
+                texts = [None if value is None else value.decode() for value in values]
+                cursor.execute(sql, texts, prepare=self._prepare)
                 found.append(cursor.fetchall() if cursor.description else [])
             connection.execute(b"COMMIT")
         except Exception as error:
             if not is_lost(error) and not connection.closed:
                 connection.rollback()
             raise
-        return found
+        return rows_of_each(statements, found)

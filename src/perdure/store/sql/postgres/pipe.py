@@ -1,0 +1,176 @@
+"""One connection in libpq's pipeline mode, driven by the loop's own callbacks, without a task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg import errors, pq
+from psycopg.adapt import Transformer
+
+from perdure.store.sql.database import Row
+
+logger = logging.getLogger("perdure.postgres")
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+_ROWS: Final = pq.ExecStatus.TUPLES_OK
+_DONE: Final = pq.ExecStatus.COMMAND_OK
+_ABORTED: Final = pq.ExecStatus.PIPELINE_ABORTED
+_SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
+_MORE_TO_SEND: Final = 1
+
+
+class Sent(NamedTuple):
+    """A statement as it travels: its text, by which name it is prepared, its values as text."""
+
+    name: bytes
+    sql: bytes
+    values: Sequence[bytes | None]
+
+
+Outcome = list[list[Row]] | Exception
+"""The rows of each statement of a segment, or why nothing of it has happened."""
+
+
+class Pipe:
+    """Sends segments, one at a time, each in one piece, and calls back with what became of it.
+
+    A segment is one transaction without a BEGIN and a COMMIT: it ends where libpq's sync stands.
+    Whoever waits is answered from the callback that has read the last byte, so nothing but the
+    round trip lies between. A statement is prepared where it is first sent, unless the connection
+    is not ours alone (`prepares` False). Belongs to the loop that made it.
+    """
+
+    def __init__(self, connection: Connection, *, prepares: bool) -> None:
+        self._connection = connection
+        self._prepares = prepares
+        self._loop = asyncio.get_running_loop()
+        self._pgconn = connection.pgconn
+        self._socket = self._pgconn.socket
+        self._transformer = Transformer(connection)
+        self._prepared: set[bytes] = set()
+        self._expected: deque[bytes | None] = deque()
+        self._done: Callable[[Outcome], None] | None = None
+        self._rows: list[list[Row]] = []
+        self._failure: Exception | None = None
+        self._is_writing = False
+        self._pgconn.nonblocking = 1
+        self._pgconn.enter_pipeline_mode()
+        self._loop.add_reader(self._socket, self._read)
+
+    @property
+    def closed(self) -> bool:
+        return self._socket < 0
+
+    def send(self, statements: Sequence[Sent], done: Callable[[Outcome], None]) -> None:
+        """Send a segment; `done` is called later, once. Nothing else may be under way."""
+        assert self._done is None
+        self._done, self._rows, self._failure = done, [], None
+        try:
+            self._queue(statements)
+            self._flush()
+        except psycopg.Error as error:
+            self._loop.call_soon(self._break, error)
+
+    async def close(self) -> None:
+        """Let go of the connection. What is under way is told that it was cut off."""
+        self._break(errors.OperationalError("the connection was closed"))
+        try:
+            await self._connection.close()
+        except psycopg.Error as error:
+            logger.debug("closing a connection failed: %s", error)
+
+    def _queue(self, statements: Sequence[Sent]) -> None:
+        pgconn, expected = self._pgconn, self._expected
+        asked: set[bytes] = set()
+        for name, sql, values in statements:
+            if not self._prepares:
+                pgconn.send_query_params(sql, values)
+            else:
+                if name not in self._prepared and name not in asked:
+                    pgconn.send_prepare(name, sql)
+                    asked.add(name)
+                    expected.append(name)
+                pgconn.send_query_prepared(name, values)
+            expected.append(None)
+        pgconn.pipeline_sync()
+
+    def _flush(self) -> None:
+        if self._pgconn.flush() == _MORE_TO_SEND:
+            if not self._is_writing:
+                self._is_writing = True
+                self._loop.add_writer(self._socket, self._write)
+        elif self._is_writing:
+            self._is_writing = False
+            self._loop.remove_writer(self._socket)
+
+    def _write(self) -> None:
+        try:
+            self._flush()
+        except psycopg.Error as error:
+            self._break(error)
+
+    def _read(self) -> None:
+        pgconn = self._pgconn
+        try:
+            pgconn.consume_input()
+            while self._done is not None and not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is not None:
+                    self._take(result)
+                elif pgconn.status != pq.ConnStatus.OK:
+                    raise errors.OperationalError("the connection broke")
+        except psycopg.Error as error:
+            self._break(error)
+
+    def _take(self, result: pq.abc.PGresult) -> None:
+        status = result.status
+        if status == _SYNC:
+            self._finish()
+            return
+        prepared = self._expected.popleft() if self._expected else None
+        if status == _ROWS:
+            self._rows.append(self._load(result))
+        elif status == _DONE:
+            if prepared is None:
+                self._rows.append([])
+            else:
+                self._prepared.add(prepared)
+        elif status != _ABORTED and self._failure is None:
+            self._failure = errors.error_from_result(result)
+
+    def _load(self, result: pq.abc.PGresult) -> list[Row]:
+        try:
+            self._transformer.set_pgresult(result)
+            return self._transformer.load_rows(0, result.ntuples, tuple)
+        except (psycopg.Error, UnicodeError) as error:
+            raise errors.OperationalError(f"an answer cannot be read: {error}") from error
+
+    def _finish(self) -> None:
+        self._expected.clear()
+        done, self._done = self._done, None
+        if self._pgconn.transaction_status == pq.TransactionStatus.INERROR:
+            # A BEGIN of its own has failed; the server undoes it with the connection.
+            self._detach()
+        if done is not None:
+            done(self._rows if self._failure is None else self._failure)
+
+    def _break(self, error: Exception) -> None:
+        self._detach()
+        done, self._done = self._done, None
+        if done is not None:
+            # The server's own last word says more than that the connection broke.
+            done(self._failure or error)
+
+    def _detach(self) -> None:
+        if self.closed:
+            return
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket = -1
+        self._pgconn.finish()

@@ -1,0 +1,149 @@
+"""What is sent for a list of statements: prepared texts, and one for the two of a hot write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from perdure.errors import UsageError
+from perdure.store.sql.database import (
+    Refused,
+    Row,
+    Statement,
+    Value,
+    load_statements,
+    read_blocks,
+)
+from perdure.store.sql.postgres.dialect import postgres_dialect, qualified
+from perdure.store.sql.postgres.pipe import Sent
+
+Rows = list[list[Row]]
+
+_PARAMETER: Final = re.compile(r"(CAST\()?\?(\d+)")
+_VALUE: Final = re.compile(r"\?(\d+)")
+_FENCE_WIDTH: Final = 6
+_SHARED: Final = 4
+"""A fence and what stands behind it begin with the same values: those of the lease."""
+_FUSED: Final = ("complete_step", "begin_step")
+
+
+class Prepared(NamedTuple):
+    """A statement as it is sent, and which of its values go along: those that it names.
+
+    `checked`, by a name of its own, refuses the whole list where it finds no row. It is told the
+    place of the statement in its list, as one more value.
+    """
+
+    sql: str
+    places: Sequence[int]
+    name: bytes
+    plain: bytes
+    checked_name: bytes
+    checked: bytes
+
+
+def postgres_statements(schema: str, *, own_clock: bool) -> dict[str, Prepared]:
+    """Return every statement by name, as it is sent.
+
+    With `own_clock`, the store's time is one more value behind those of the statement.
+    """
+    blocks = read_blocks()
+    for name in _FUSED:
+        blocks[f"fenced_{name}"] = _fused(blocks["fence"], blocks[name], schema)
+    texts = load_statements(postgres_dialect(own_clock=own_clock), blocks)
+    return {name: _prepared(name, text.sql, schema) for name, text in texts.items()}
+
+
+def _prepared(name: str, sql: str, schema: str) -> Prepared:
+    # The server has to know the type of every parameter, so one that is not used may not be there.
+    numbers = sorted({int(number) for _, number in _PARAMETER.findall(sql)})
+    renumbered = {number: index for index, number in enumerate(numbers, 1)}
+
+    def parameter(match: re.Match[str]) -> str:
+        # What is not cast to a number is text; numbers travel as text too.
+        number = renumbered[int(match[2])]
+        return f"CAST(${number}" if match[1] else f"${number}::text"
+
+    sent = _PARAMETER.sub(parameter, qualified(sql.replace("AS INTEGER)", "AS BIGINT)"), schema))
+    # The whole list is refused in the database, so that it travels in one piece with its commit.
+    checked = (
+        f"WITH q AS ({sent}) SELECT q.* FROM (SELECT count(*) AS n FROM q) AS c "
+        "LEFT JOIN q ON true WHERE CASE WHEN c.n > 0 THEN true "
+        f'ELSE "{schema}".perdure_refuse(${len(numbers) + 1}::integer) END'
+    )
+    places = [number - 1 for number in numbers]
+    return Prepared(
+        sent, places, name.encode(), sent.encode(), f"{name}!".encode(), checked.encode()
+    )
+
+
+def _fused(fence: str, change: str, schema: str) -> str:
+    """Return one statement for a fence and the one change behind it.
+
+    Right where the change looks at nothing but the row that it writes: the fence has waited for
+    the lock by then, but the snapshot is older than that. A row that is in the way is no matter of
+    the snapshot: INSERT ... ON CONFLICT DO UPDATE meets its newest version.
+    """
+    change = change.replace("{fence}", "EXISTS (SELECT 1 FROM fence)")
+    return (
+        f"WITH fence AS ({fence}), change AS ({_VALUE.sub(_behind_the_fence, change)}) "
+        "SELECT fence.*, change.* FROM fence LEFT JOIN change ON true "
+        "WHERE CASE WHEN change.step_index IS NOT NULL THEN true "
+        f'ELSE "{schema}".perdure_refuse(1) END'
+    )
+
+
+def _behind_the_fence(value: re.Match[str]) -> str:
+    number = int(value[1])
+    return f"?{number if number <= _SHARED else number + _FENCE_WIDTH - _SHARED}"
+
+
+class Renderer:
+    """Makes of a list of statements what is sent, with one moment for all of it."""
+
+    def __init__(self, texts: Mapping[str, Prepared], now: Callable[[], str] | None) -> None:
+        self._texts = texts
+        self._now = now
+
+    def render(self, statements: Sequence[Statement]) -> list[Sent]:
+        """Return one statement for each, or one for both. Raises UsageError for a bad value."""
+        moment = () if self._now is None else (self._now(),)
+        if len(statements) == 2 and statements[1].name in _FUSED:
+            fence, change = statements
+            text = self._texts[f"fenced_{change.name}"]
+            known = (*fence.values, *change.values[_SHARED:], *moment)
+            return [Sent(text.name, text.plain, [encoded(known[at]) for at in text.places])]
+        sent: list[Sent] = []
+        for index, (name, values, required, _) in enumerate(statements):
+            text = self._texts[name]
+            known = (*values, *moment)
+            picked = [encoded(known[at]) for at in text.places]
+            if required:
+                picked.append(b"%d" % index)
+                sent.append(Sent(text.checked_name, text.checked, picked))
+            else:
+                sent.append(Sent(text.name, text.plain, picked))
+        return sent
+
+
+def rows_of_each(statements: Sequence[Statement], rows: Rows) -> Rows:
+    """Return the rows of each statement from those of what was sent. Raises Refused."""
+    if len(rows) == len(statements):
+        return rows
+    (found,) = rows
+    if not found:
+        raise Refused(0)
+    (row,) = found
+    return [[row[:2]], [row[2:]]]
+
+
+def encoded(value: Value) -> bytes | None:
+    """Return a value as it travels."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else str(value)
+    if "\0" in text:
+        # libpq would cut it there.
+        raise UsageError(f"a text holds the character U+0000: {text!r:.60}")
+    return text.encode()

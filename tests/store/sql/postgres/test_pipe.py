@@ -1,0 +1,84 @@
+"""The pipe: what libpq does with texts that are long, odd or many."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from perdure.errors import LeaseLostError, StoreUnavailableError, UsageError
+from perdure.store.opening import open_store
+from perdure.store.protocol import RunStore
+from perdure.testing.samples import completed, hold
+from tests.store.sql.outsider import end_connections
+
+LONG = "x" * 1_000_000
+MANY = 12
+
+
+async def test_more_than_a_socket_takes_at_once_arrives_whole(store: RunStore) -> None:
+    leases = [await hold(store, f"run-{number}") for number in range(MANY)]
+    await asyncio.gather(*(store.write(lease, completed(0, LONG)) for lease in leases))
+    for number in range(MANY):
+        assert (await store.read_steps(f"run-{number}"))[0].result == LONG
+
+
+async def test_a_character_that_libpq_would_cut_a_text_at_is_refused(store: RunStore) -> None:
+    lease = await hold(store)
+    cut = lease._replace(token=f"{lease.token}\0more")
+    with pytest.raises(UsageError, match=r"U\+0000"):
+        await store.write(cut, completed(0, "x"))
+    assert await store.read_steps("run") == []
+
+
+async def test_a_bad_value_in_a_shared_transaction_costs_the_others_nothing(
+    store: RunStore,
+) -> None:
+    leases = [await hold(store, f"run-{number}") for number in range(4)]
+    bad = leases[2]._replace(token="\ud800")
+    answers = await asyncio.gather(
+        *(store.write(lease, completed(0, "x")) for lease in [*leases[:2], bad, leases[3]]),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in answers if isinstance(one, Exception)] == [UsageError]
+    for number in (0, 1, 3):
+        assert len(await store.read_steps(f"run-{number}")) == 1
+
+
+@pytest.mark.parametrize("pooled", ["", "&pooled=1"])
+async def test_a_lost_lease_leaves_the_connection_fit_for_the_next(
+    store: RunStore, url: str, pooled: str
+) -> None:
+    lease = await hold(store)
+    handle = await open_store(f"{url}{pooled}")
+    for position in range(3):
+        with pytest.raises(LeaseLostError):
+            await handle.write(lease._replace(token="another"), completed(position, "lost"))
+        await handle.write(lease, completed(position, "whole"))
+    assert [step.result for step in await handle.read_steps("run")] == ["whole"] * 3
+    await handle.close()
+
+
+async def test_a_connection_that_ends_while_nothing_is_asked_is_not_asked_any_more(
+    store: RunStore, url: str
+) -> None:
+    lease = await hold(store)
+    await store.write(lease, completed(0, "x"))
+    await end_connections(url)
+    # The loop hears of it before it is asked to write.
+    await asyncio.sleep(0.1)
+    await store.write(lease, completed(1, "y"))
+    assert len(await store.read_steps("run")) == 2
+
+
+async def test_a_connection_that_ends_under_a_write_is_told_of_as_lost(
+    store: RunStore, url: str
+) -> None:
+    leases = [await hold(store, f"run-{number}") for number in range(MANY)]
+    writes = [asyncio.ensure_future(store.write(lease, completed(0, LONG))) for lease in leases]
+    await asyncio.sleep(0)
+    await end_connections(url)
+    for answer in await asyncio.gather(*writes, return_exceptions=True):
+        assert not isinstance(answer, BaseException) or isinstance(answer, StoreUnavailableError)
+    for lease in leases:
+        await store.write(lease, completed(0, LONG))
