@@ -10,12 +10,19 @@ from typing import Any
 
 import pytest
 
-from perdure.agent.runtime_run import RuntimeRun, RuntimeRunRow, start_runtime_run
+from perdure.agent.runtime_run import (
+    RuntimeRun,
+    RuntimeRunCost,
+    RuntimeRunRow,
+    start_runtime_run,
+)
 from perdure.agent.stored_rows import DurableRunRows
 from perdure.agent.stream_events import FinalEvent, LlmCallEvent, TextDeltaEvent
 from perdure.core.records import AgentTaskSpec
 from perdure.core.wire import to_wire
 from perdure.errors import RuntimeRunStateError, ValidationError
+from perdure.observe.prices import ModelPrice, PriceList
+from perdure.store.ledger import UsageSum
 from perdure.store.opening import open_store
 
 TASK = AgentTaskSpec("intake", "Answer a question", domain="support")
@@ -225,3 +232,55 @@ async def test_10_r5_a_row_that_two_write_at_once_for_the_first_time_is_kept() -
     assert kept[0] is not None
     assert kept == [kept[0]] * 3
     await store.close()
+
+
+def test_a_call_without_a_cost_is_priced_where_there_are_prices() -> None:
+    prices = PriceList({"m": ModelPrice(input=1, output=2)}, version="1")
+    run = started(prices=prices)
+    run.observe(call(tokens_in=1_000, tokens_out=1_000))
+    run.observe(call(tokens_in=1, tokens_out=1, cost_usd=5))
+    assert run.cost().cost_usd == pytest.approx(5.003)
+    assert run.cost().cost_known
+    run.observe(LlmCallEvent(model="other", tokens_in=1, tokens_out=1))
+    assert not run.cost().cost_known
+    assert run.cost().cost_usd == pytest.approx(5.003)
+
+
+@pytest.mark.parametrize("used", [{}, {"tokens_in": 1}, {"tokens_in": 1.5, "tokens_out": 1}])
+def test_a_call_whose_tokens_are_not_known_has_no_price(used: dict[str, Any]) -> None:
+    run = started(prices=PriceList({"m": ModelPrice(input=1, output=2)}, version="1"))
+    run.observe(call(**used))
+    assert (run.cost().cost_usd, run.cost().cost_known) == (0, False)
+
+
+def test_a_price_in_another_currency_is_no_cost_in_dollars() -> None:
+    euros = PriceList({"m": ModelPrice(input=1, output=2)}, version="1", currency="EUR")
+    run = started(prices=euros)
+    run.observe(call(tokens_in=1, tokens_out=1))
+    assert (run.cost().cost_usd, run.cost().cost_known) == (0, False)
+
+
+def test_the_ledger_knows_more_than_the_events() -> None:
+    run = started(now=ticking(100, 100, 350))
+    run.observe(call(tokens_in=1, tokens_out=1, cost_usd=1))
+    usage = UsageSum(
+        calls=3,
+        settled=2,
+        unknown=1,
+        tokens_in=20,
+        tokens_out=30,
+        cost_nanos={"USD": 1_500_000_000},
+    )
+    run.take_usage(usage._replace(uncounted=1, unpriced=1))
+    assert (run.cost().tokens_known, run.cost().cost_known) == (False, False)
+    run.take_usage(usage)
+    run.complete("completed")
+    assert run.cost() == RuntimeRunCost(20, 30, 1.5, 250, 3)
+    with pytest.raises(RuntimeRunStateError, match="completed"):
+        run.take_usage(usage)
+
+
+def test_costs_of_other_currencies_are_not_known_in_dollars() -> None:
+    run = started()
+    run.take_usage(UsageSum(calls=1, cost_nanos={"EUR": 1, "USD": 2_000_000_000}))
+    assert (run.cost().cost_usd, run.cost().cost_known) == (2, False)

@@ -33,7 +33,7 @@ logger = logging.getLogger("tests.bills")
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 KILLS = int(os.environ.get("PERDURE_KILLS", "6"))
-RUNS = 30
+RUNS = 5 * KILLS
 STEPS = 4
 RETRY = Retry(tries_max=2, backoff_ms=1)
 SEED = int(os.environ.get("PERDURE_SEED", "1"))

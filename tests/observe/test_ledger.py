@@ -8,16 +8,17 @@ from typing import Any, cast
 import pytest
 
 from perdure.core.changes import IntendUsage, SettleUsage
+from perdure.core.limits import LEASE_MS
 from perdure.core.pricing import ModelCall, Price
 from perdure.core.records import SessionKey, UsageRecord
-from perdure.errors import UsageError
-from perdure.observe.ledger import price_of, usage_summary
+from perdure.errors import RunNotFoundError, UsageError
+from perdure.observe.ledger import price_of, run_usage, usage_summary
 from perdure.observe.prices import ModelPrice, PriceList
 from perdure.store.forwarding import ForwardingStore
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.testing import ManualClock
-from perdure.testing.samples import ended, hold
+from perdure.testing.samples import ended, hold, manifest
 
 TABLE = PriceList({"m": ModelPrice(input=1, output=2)}, version="1", currency="EUR")
 HOUR_MS = 3_600_000
@@ -132,6 +133,28 @@ async def test_a_call_is_priced_by_the_time_it_was_made(
     summary = await usage_summary(store, prices=Asked())
     assert asked == [ModelCall("m", 1_000, 1_000, "p", 3, 4, at)]
     assert (summary.priced, summary.total.unpriced) == (0, 1)
+
+
+async def test_a_run_is_added_up_over_all_of_its_attempts(
+    store: RunStore, clock: ManualClock
+) -> None:
+    acme = store.for_tenant("acme")
+    await acme.write(await hold(acme, "run"), IntendUsage(0, model="m"))
+    clock.advance(LEASE_MS)
+    lease = await hold(acme, "run", worker_id="bob")
+    await acme.write(lease, IntendUsage(0), IntendUsage(1))
+    await acme.write(lease, used(0), used(1, cost_nanos=7, currency="EUR"))
+    found = await run_usage(acme, "run", prices=TABLE)
+    assert (found.key, found.tenant) == ("@acme/run", "acme")
+    assert (found.calls, found.settled, found.unknown, found.unpriced) == (3, 2, 1, 1)
+    assert dict(found.cost_nanos) == {"EUR": 3_000_007}
+    assert dict((await run_usage(acme, "run")).cost_nanos) == {"EUR": 7}
+    [sum_of_store] = (await usage_summary(store, by="run", prices=TABLE)).sums
+    assert found == sum_of_store
+    with pytest.raises(RunNotFoundError):
+        await run_usage(store, "run")
+    await store.enqueue("quiet", manifest(), handler="h")
+    assert (await run_usage(store, "quiet")).calls == 0
 
 
 def test_a_call_that_is_not_known_has_no_price() -> None:

@@ -12,8 +12,10 @@ from typing import Any, Final, Literal, Protocol, cast
 from perdure.agent.adapter import resolve
 from perdure.agent.stream_events import FinalEvent
 from perdure.core.effects import Clock, iso_time, new_uuid, system_clock
+from perdure.core.pricing import NANOS, ModelCall, PriceTable
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.errors import RuntimeRunStateError, ValidationError
+from perdure.store.ledger import UsageSum
 
 RuntimeRunStatus = Literal["running", "completed", "failed", "cancelled"]
 
@@ -86,13 +88,20 @@ class RuntimeRun:
     """
 
     def __init__(
-        self, row: RuntimeRunRow, *, task: AgentTaskSpec, adapter: Any, now: Clock
+        self,
+        row: RuntimeRunRow,
+        *,
+        task: AgentTaskSpec,
+        adapter: Any,
+        now: Clock,
+        prices: PriceTable | None = None,
     ) -> None:
         self.task_spec = task
         self.late_events = 0
         self._row = row
         self._adapter: RuntimeRunPersistenceAdapter | None = adapter
         self._now = now
+        self._prices = prices
         self._begun_ms = now()
         self._cost = RuntimeRunCost()
         self._completion: _Completion | None = None
@@ -116,7 +125,8 @@ class RuntimeRun:
     def observe(self, event: object) -> None:
         """Add what an `llm_call` used; other events change nothing.
 
-        An event that comes after the completion only counts in `late_events`.
+        Its cost, where it names none, is what the prices say, if there are any. An event that
+        comes after the completion only counts in `late_events`.
         """
         if getattr(event, "type", None) != "llm_call":
             return
@@ -128,6 +138,8 @@ class RuntimeRun:
             name: getattr(given, name, None) for name in ("tokens_in", "tokens_out", "cost_usd")
         }
         known = {name: value for name, value in used.items() if _is_amount(value)}
+        if "cost_usd" not in known and (priced := self._priced(given)) is not None:
+            known["cost_usd"] = priced
         cost = self._cost
         self._cost = replace(
             cost,
@@ -135,6 +147,24 @@ class RuntimeRun:
             llm_calls=cost.llm_calls + 1,
             tokens_known=cost.tokens_known and {"tokens_in", "tokens_out"} <= known.keys(),
             cost_known=cost.cost_known and "cost_usd" in known,
+        )
+
+    def take_usage(self, usage: UsageSum) -> None:
+        """Put what the ledger knows of the run in place of what was observed.
+
+        It has also the calls of attempts that crashed, which no event tells of. Costs in other
+        currencies than dollars are left out, and make the cost one that is not known. Raises
+        RuntimeRunStateError for a run that is completed.
+        """
+        if self._completion is not None:
+            raise RuntimeRunStateError(f"the run {self.id!r} is {self.status}: its cost is fixed")
+        self._cost = RuntimeRunCost(
+            tokens_in=usage.tokens_in,
+            tokens_out=usage.tokens_out,
+            cost_usd=usage.cost_nanos.get("USD", 0) / NANOS,
+            llm_calls=usage.calls,
+            tokens_known=not usage.uncounted,
+            cost_known=not usage.unpriced and usage.cost_nanos.keys() <= {"USD"},
         )
 
     def cost(self) -> RuntimeRunCost:
@@ -215,6 +245,17 @@ class RuntimeRun:
                 self.complete("failed", error=str(error) or type(error).__qualname__)
         await self.persist()
 
+    def _priced(self, call: Any) -> float | None:
+        """Return what the prices say of a call, in dollars."""
+        model, counts = getattr(call, "model", None), (call.tokens_in, call.tokens_out)
+        if self._prices is None or not isinstance(model, str):
+            return None
+        if any(type(count) is not int or count < 0 for count in counts):
+            return None
+        price = self._prices.price(ModelCall(model, *counts))
+        in_dollars = price is not None and price.currency == "USD"
+        return price.cost_nanos / NANOS if price is not None and in_dollars else None
+
     def _override(self, given: Mapping[str, float]) -> None:
         known = {name: given[name] for name in _OVERRIDES if _is_amount(given.get(name))}
         if {"tokens_in", "tokens_out"} <= known.keys():
@@ -234,10 +275,12 @@ def start_runtime_run(
     adapter: RuntimeRunPersistenceAdapter | None = None,
     id: str | None = None,
     now: Callable[[], int] = system_clock,
+    prices: PriceTable | None = None,
 ) -> RuntimeRun:
     """Begin a run and return its handle; its id is `<task id>:<random>` unless it is given.
 
-    `now` gives milliseconds since the epoch. Raises ValidationError for an empty workspace or
+    `now` gives milliseconds since the epoch. `prices` say what an `llm_call` cost that names no
+    cost. Raises ValidationError for an empty workspace or
     task id.
     """
     for name, value in (("workspace_id", workspace_id), ("task_spec.id", task_spec.id)):
@@ -255,7 +298,7 @@ def start_runtime_run(
         cost=RuntimeRunCost(),
         started_at=iso_time(now()),
     )
-    return RuntimeRun(row, task=task_spec, adapter=adapter, now=now)
+    return RuntimeRun(row, task=task_spec, adapter=adapter, now=now, prices=prices)
 
 
 def _is_amount(value: object) -> bool:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
+from perdure.core import identity
 from perdure.core.pricing import ModelCall, Price, PriceTable
 from perdure.core.records import UsageRecord
-from perdure.store.ledger import Grouping, Tallies, UsageEntry, UsageQuery, UsageSum
+from perdure.store.ledger import (
+    Grouping,
+    Tallies,
+    UsageEntry,
+    UsageQuery,
+    UsageSum,
+    is_unpriced,
+)
 from perdure.store.protocol import RunStore
 from perdure.store.upkeep import Upkeep, upkeep_of
 
@@ -64,6 +72,22 @@ async def usage_summary(
                 all_calls.price(entry, price)
     total = next(iter(all_calls.sums()), UsageSum())
     return UsageSummary(tallies.sums(), total, is_whole, priced)
+
+
+async def run_usage(store: RunStore, run_id: str, *, prices: PriceTable | None = None) -> UsageSum:
+    """Return what the model calls of one run of the store's tenant came to, over all attempts.
+
+    With `prices`, calls without a recorded cost are priced. Raises RunNotFoundError.
+    """
+    stored_id = identity.stored_id(store.tenant, run_id)
+    tallies = Tallies("run")
+    for usage in (await store.read_details(run_id)).usage:
+        entry = UsageEntry(stored_id, store.tenant, None, usage)
+        tallies.add([entry])
+        price = None if prices is None or not is_unpriced(usage) else price_of(usage, prices)
+        if price is not None:
+            tallies.price(entry, price)
+    return next(iter(tallies.sums()), UsageSum(stored_id, store.tenant))
 
 
 def price_of(usage: UsageRecord, prices: PriceTable) -> Price | None:
