@@ -13,6 +13,7 @@ from perdure.errors import (
     BackendTransportError,
     StepFailedError,
     StoreUnavailableError,
+    UsageError,
 )
 from perdure.turn.ending import IdleTimeoutError, ProducerLostError, failure_of
 from tests.turn.stage import COMPLETED, TURN, Reader, Script, Stage, finish, until, within
@@ -103,6 +104,12 @@ def test_a_reader_is_told_the_kind_of_a_failure_and_nothing_of_the_inside(
     assert failure.ref in caplog.text
     assert INSIDE in caplog.text
     assert INSIDE in failure_of(error, expose=True).message
+
+
+def test_a_reader_is_not_sent_to_a_message_that_it_does_not_get() -> None:
+    failure = failure_of(UsageError(INSIDE), expose=False)
+    begin = "A value that the caller gave is not acceptable. Its reference is "
+    assert failure.message == f"{begin}{failure.ref}."
 
 
 def test_a_step_that_failed_for_a_known_reason_says_that() -> None:

@@ -72,20 +72,21 @@ def failure_of(error: BaseException, *, expose: bool) -> Failure:
     cause = error.__cause__ if isinstance(error, StepFailedError) else None
     told = cause if isinstance(cause, PerdureError) else error
     if isinstance(told, PerdureError):
-        message = str(told) if expose else f"{_summary(told)} Its reference is {ref}."
+        message = str(told) if expose else f"{summary_of(told)} Its reference is {ref}."
         return Failure(told.code, message, told.retryable, ref)
     message = str(error) if expose else f"Something went wrong. Its reference is {ref}."
     return Failure("internal", message, True, ref)
 
 
-def _summary(error: PerdureError) -> str:
+def summary_of(error: PerdureError) -> str:
     """Return what a user may know of `error`: nothing of the moment but the kind of failure."""
     if isinstance(error, BackendTimeoutError):
         return "The model did not answer in time."
     if isinstance(error, BackendTransportError):
         return _PROVIDER_FAILURES.get(error.status, _kind_of_status(error.status))
-    lines = (type(error).__doc__ or "It failed.").strip().splitlines()
-    return lines[0]
+    first_line = (type(error).__doc__ or "It failed.").strip().splitlines()[0]
+    # What follows a semicolon is about the message, which the user does not get to see.
+    return first_line.partition(";")[0].rstrip(".") + "."
 
 
 def _kind_of_status(status: int) -> str:

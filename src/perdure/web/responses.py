@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from perdure.core import effects
 from perdure.errors import OverloadedError, PerdureError
+from perdure.turn.ending import summary_of
 
 logger = logging.getLogger("perdure.web")
 
@@ -105,8 +106,7 @@ def error_answer(error: PerdureError, *, turn: str | None = None) -> Response:
     if status >= 500 and not isinstance(error, OverloadedError):
         ref = effects.new_reference()
         logger.error("a request failed (reference %s)", ref, exc_info=error)
-        summary = (type(error).__doc__ or "It failed.").strip().splitlines()[0]
-        told |= {"message": f"{summary} Its reference is {ref}."}
+        told |= {"message": f"{summary_of(error)} Its reference is {ref}."}
     if turn is not None:
         told["turn"] = headers["location"] = turn
     return json_answer({"error": told}, status=status, headers=headers)
