@@ -117,6 +117,7 @@ class IterableBackend:
         start: Callable[[AgentBackendInput, AgentStartContext], Any] | None = None,
         resume: Callable[[RuntimeSession, AgentBackendInput, AgentStartContext], Any] | None = None,
         stop: Callable[[RuntimeSession, str], Any] | None = None,
+        cancel: Callable[[JsonValue], Any] | None = None,
     ) -> None:
         if not kind:
             raise ValidationError("the kind of a backend must not be empty")
@@ -125,6 +126,7 @@ class IterableBackend:
         self.start = start
         self.resume = resume
         self.stop = stop
+        self.cancel = cancel
 
 
 create_iterable_backend = IterableBackend
