@@ -203,6 +203,26 @@ async def test_a_tool_tells_the_model_only_what_it_wants_to(store: RunStore) -> 
     assert "hunter2" not in repr(recorded)
 
 
+async def test_a_tool_that_cancels_itself_has_failed_like_any_other(store: RunStore) -> None:
+    async def leave() -> None:
+        raise asyncio.CancelledError
+
+    asked = calls(("a", "leave", {}), ("b", "degrees", {"city": "Faro"}))
+    provider = StrictProvider(asked, says("Sorry."))
+    first = await run(store, ToolLoop(provider.backend(), [Tool(leave), PURE]))
+    again = await run(store, ToolLoop(provider.backend(), [Tool(leave), PURE]))
+    assert json.loads(told(provider)[0])["error"]["message"] == "the tool 'leave' failed"
+    assert again == first
+
+
+async def test_arguments_that_no_store_keeps_count_as_malformed(store: RunStore) -> None:
+    deep = "[" * 100 + "]" * 100
+    provider = StrictProvider(calls(("a", "degrees", f'{{"city": {deep}}}')), says("Sorry."))
+    await run(store, ToolLoop(provider.backend(), [PURE]))
+    assert json.loads(told(provider)[0])["error"]["code"] == "bad_arguments"
+    assert provider.refused == []
+
+
 async def test_calls_that_share_an_id_get_ids_of_their_own(store: RunStore) -> None:
     same = calls(("call_0", "degrees", {"city": "Faro"}), ("call_0", "degrees", {"city": "Beja"}))
     provider = StrictProvider(same, calls(("call_0", "degrees", {"city": "Evora"})), says("Done."))

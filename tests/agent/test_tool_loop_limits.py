@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +16,8 @@ from perdure.backends.scripted import ScriptedBackend
 from perdure.core import frames
 from perdure.core.frames import Frame
 from perdure.core.pricing import ModelCall, Price
-from perdure.errors import UsageError
+from perdure.core.records import JsonValue
+from perdure.errors import BackendTransportError, UsageError
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.protocol import RunStore
@@ -180,3 +181,29 @@ def test_a_loop_that_cannot_work_is_refused() -> None:
         ToolLimits(model_calls_max=0)
     with pytest.raises(UsageError, match="cost_usd_max"):
         ToolLimits(cost_usd_max=float("nan"))
+
+
+class Joinable(ScriptedBackend):
+    """An answer that goes on upstream until somebody ends it."""
+
+    def __init__(self, *, failing: bool = False) -> None:
+        super().__init__([frames.upstream_begin("handle"), frames.text("Well"), asyncio.Event()])
+        self.cancelled: list[JsonValue] = []
+        self._failing = failing
+
+    def attach(self, handle: JsonValue) -> AsyncIterator[Frame]:
+        raise NotImplementedError
+
+    async def cancel(self, handle: JsonValue) -> None:
+        self.cancelled.append(handle)
+        if self._failing:
+            raise BackendTransportError("lost", backend="joinable")
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_an_answer_that_is_cut_off_is_ended_upstream(store: RunStore, failing: bool) -> None:
+    backend = Joinable(failing=failing)
+    loop = ToolLoop(backend, [PURE], limits=ToolLimits(wall_ms_max=20))
+    result = await run(store, loop)
+    assert (result.end, result.text) == ("wall_time", "Well")
+    assert backend.cancelled == ["handle"]
