@@ -76,6 +76,13 @@ def test_a_result_belongs_to_the_nearest_call_of_its_id() -> None:
     assert mended[4:] == [calling(call("0_2")), result_message("0_2", "late")]
 
 
+def test_two_calls_of_one_id_keep_a_result_each() -> None:
+    both = [result_message("a", "1"), result_message("a", "2")]
+    [_, message, first, second] = repaired([ASKED, calling(call("a"), call("a")), *both])
+    assert [each["id"] for each in message["tool_calls"]] == ["a", "a_2"]
+    assert [first, second] == [result_message("a", "1"), result_message("a_2", "2")]
+
+
 def test_what_a_model_invented_is_made_acceptable() -> None:
     made = [
         call("", "functions.look at!", '{"broken'),
