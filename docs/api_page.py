@@ -69,9 +69,12 @@ GROUPS: Final = {
 ELSEWHERE: Final = {
     "Backends": (
         "perdure.backends.openai.OpenAIBackend",
+        "perdure.backends.responses.OpenAIResponsesBackend",
+        "perdure.backends.anthropic.AnthropicBackend",
         "perdure.backends.retry.BackendRetry",
         "perdure.backends.scripted.ScriptedBackend",
         "perdure.backends.protocol.Backend",
+        "perdure.backends.protocol.AttachableBackend",
         "perdure.backends.protocol.Prompt",
     ),
     "The application": (
@@ -124,7 +127,9 @@ ELSEWHERE: Final = {
         "perdure.agent.backend.AgentExecutionBackend",
         "perdure.agent.backend.AgentBackendInput",
         "perdure.agent.backend.AgentBackendContext",
+        "perdure.agent.backend.UpstreamAnswer",
         "perdure.agent.backend.IterableBackend",
+        "perdure.agent.callable_backend.CallableBackend",
         "perdure.agent.model_backend.ModelBackend",
         "perdure.agent.model_backend.ModelOptions",
         "perdure.agent.model_backend.create_openai_compatible_backend",
