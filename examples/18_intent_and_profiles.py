@@ -14,7 +14,7 @@ PROFILE = AgentProfile(
     subagents={
         "legal": AgentSubagentProfile(
             description="Reads contracts and says what in them is unusual.",
-            prompt="Read the contract clause by clause. Name what is unusual. Never advise to sign.",
+            prompt="Read it clause by clause. Name what is unusual. Never advise anybody to sign.",
             metadata={"matchers": SubagentMatcher(["nda", "contract"], [r"section \d+"])},
         ),
         "billing": AgentSubagentProfile(

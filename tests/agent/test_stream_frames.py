@@ -52,6 +52,11 @@ def engine_on(store: RunStore, backend: Played, task: Any = task_of) -> ChatTurn
     return ChatTurnEngine(store, produce=producer)
 
 
+def kept_in(store: RunStore) -> DurableSessionStore:
+    """Return the store of the session of the kitchen's chat."""
+    return DurableSessionStore(store).beside("chat:kitchen:0")
+
+
 async def read(submitted: SubmittedTurn) -> list[dict[str, Any]]:
     body = b"".join([line async for line in submitted.lines()])
     return [json.loads(line) for line in body.splitlines()]
@@ -134,7 +139,7 @@ async def test_an_attempt_after_a_give_back_resumes_the_session(store: RunStore)
     assert lines[-1]["type"] == "session.run.completed"
     [context] = backend.contexts
     assert context.session.id == "chat:kitchen"
-    kept = types(await DurableSessionStore(store).list_events("chat:kitchen"))
+    kept = types(await kept_in(store).list_events("chat:kitchen"))
     assert "session_created" in kept
     assert kept.endswith("session_resumed backend_start text_delta backend_end task_end final")
 

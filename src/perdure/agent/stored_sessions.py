@@ -4,42 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final, NamedTuple, cast
 
 from perdure.agent.sessions import RuntimeSession
 from perdure.agent.stream_events import RuntimeStreamEvent, event_from_wire, event_to_wire
-from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest
+from perdure.core.changes import EndRun
+from perdure.core.identity import canonical_hash, derive_worker_id
+from perdure.core.limits import ID_BYTES_MAX
+from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, SessionKey
 from perdure.core.secret import Secret
 from perdure.core.wire import from_wire, to_wire
-from perdure.durable.context import DurableContext
-from perdure.durable.runner import run_durable
-from perdure.errors import LeaseHeldError, RunNotFoundError
+from perdure.durable.erasing import erase_session, stop_for_good
+from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError, UsageError
 from perdure.store.protocol import RunStore
 
 RUN_PREFIX: Final = "agent-session:"
 """How the id of the run begins that keeps a session."""
 
-_ENTRY: Final = "entry:{:010d}"
+_INTENT: Final = "Keep what happens in this session of an agent"
 _SHARED: Final[tuple[str, ...]] = ("task", "session")
 """What events of a session have in common; it is written again when it has changed."""
 
 Entry = dict[str, Any]
 
 
+class _Place(NamedTuple):
+    """Where the log of a session is: a run, and how the keys of its events begin."""
+
+    run_id: str
+    keys: str
+
+
 class DurableSessionStore:
-    """Keeps sessions in a RunStore: with its durability, tenant, protection and erasure.
+    """Keeps sessions in a RunStore: with its durability, tenant, protection, cleaning and erasure.
 
     Each session is a run of its own (`agent-session:<id>`), whose events are the entries of a
     log. An entry is written under the next number, which only one writer can have: `put_if`
     settles races between processes, and no event is ever lost or overwritten. The resume token
     is stored as it is (`protect` the store to have it sealed); other Secrets are redacted.
 
+    To the store of runs it is a session of the same name, `agent-session:<id>`, with one turn for
+    each time that it was begun or resumed: `collect_garbage` deletes it as a whole once it was
+    not used for as long as runs are kept, `erase_session` by its name, and `erase_user` with all
+    that belongs to `owner_id`. One that belongs to another owner raises RunNotFoundError.
+
     Reading costs as much as the session is long. `delete` forgets a session.
     """
 
-    def __init__(self, store: RunStore) -> None:
+    def __init__(self, store: RunStore, *, owner_id: str | None = None) -> None:
         self._store = store
+        self._owner_id = owner_id
+        self._beside: str | None = None
         self._logs: dict[str, _Log] = {}
+
+    def beside(
+        self, run_id: str, *, tenant: str = "", owner_id: str | None = None
+    ) -> DurableSessionStore:
+        """Return the store of sessions that live and die with a run of the tenant, within it.
+
+        If there is no such run, a session is kept as a run of its own, which belongs to the owner.
+        """
+        view = DurableSessionStore(
+            self._store.for_tenant(tenant) if tenant else self._store, owner_id=owner_id
+        )
+        view._beside = run_id
+        return view
 
     async def get(self, session_id: str) -> RuntimeSession | None:
         return (await self._read(session_id)).session
@@ -48,13 +78,13 @@ class DurableSessionStore:
         log = await self._log(session.id)
         while not await self._try_append(log, _session_entry(session)):
             log.skip()
-        log.session = session
+        await self._kept(log, session)
 
     async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
         log = await self._read(session.id)
         while log.session == expected:
             if await self._try_append(log, _session_entry(session)):
-                log.session = session
+                await self._kept(log, session)
                 return True
             log = await self._read(session.id)
         return False
@@ -68,10 +98,10 @@ class DurableSessionStore:
         log.shared.update({name: wire[name] for name in _SHARED if name in wire})
 
     async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
-        """Return the events that are kept; those of a type that is not known any more are not."""
+        """Return the events that are kept, oldest first."""
         shared: dict[str, JsonValue] = {}
         events: list[RuntimeStreamEvent] = []
-        for _, entry in await self._entries(session_id):
+        for _, entry in await self._entries(await self._place(session_id)):
             if "event" not in entry:
                 continue
             news = cast("Entry", entry["event"])
@@ -82,60 +112,98 @@ class DurableSessionStore:
         return events
 
     async def delete(self, session_id: str) -> bool:
-        """Delete the session and its events; return whether there was one."""
+        """Delete the session and its events; return whether there was one.
+
+        Raises UsageError for one that is kept within another run: it goes with that.
+        """
+        place = await self._place(session_id)
+        if place.run_id == self._beside:
+            raise UsageError(f"the session {session_id!r:.60} goes with the run {place.run_id!r}")
         self._logs.pop(session_id, None)
-        return await self._store.delete(RUN_PREFIX + session_id)
+        try:
+            await erase_session(
+                self._store, stored_name(session_id), stop=partial(stop_for_good, self._store)
+            )
+        except RunNotFoundError:
+            return False
+        return True
 
     async def _log(self, session_id: str) -> _Log:
         return self._logs.get(session_id) or await self._read(session_id)
 
     async def _read(self, session_id: str) -> _Log:
         """Read how the log stands; what events share is written anew behind that."""
-        log = _Log(session_id)
-        for number, entry in await self._entries(session_id):
+        log = _Log(session_id, await self._place(session_id))
+        for number, entry in await self._entries(log.place):
             log.next = number + 1
             if "session" in entry:
                 log.session = from_wire(RuntimeSession, entry["session"])
         self._logs[session_id] = log
         return log
 
-    async def _entries(self, session_id: str) -> list[tuple[int, Entry]]:
+    async def _place(self, session_id: str) -> _Place:
+        beside = self._beside
+        if beside is not None and await self._store.read_run(beside) is not None:
+            return _Place(beside, f"{RUN_PREFIX}{canonical_hash(session_id)[:16]}:")
+        return _Place(RUN_PREFIX + session_id, "entry:")
+
+    async def _entries(self, place: _Place) -> list[tuple[int, Entry]]:
         try:
-            details = await self._store.read_details(RUN_PREFIX + session_id)
+            details = await self._store.read_details(place.run_id)
         except RunNotFoundError:
             return []
-        found = {event.key: event.payload for event in details.events}
-        return [(int(key.rpartition(":")[2]), cast("Entry", found[key])) for key in sorted(found)]
+        found = {each.key: each.payload for each in details.events}
+        keys = sorted(key for key in found if key.startswith(place.keys))
+        return [(int(key.removeprefix(place.keys)), cast("Entry", found[key])) for key in keys]
 
     async def _try_append(self, log: _Log, entry: Entry) -> bool:
         """Write an entry under the next number; return whether nobody else has it."""
-        run_id, key = RUN_PREFIX + log.session_id, _ENTRY.format(log.next)
+        key = f"{log.place.keys}{log.next:010d}"
         try:
-            is_ours, _ = await self._store.emit_event(run_id, key, entry)
+            is_ours, _ = await self._store.emit_event(log.place.run_id, key, entry)
         except RunNotFoundError:
-            await self._create(log.session_id)
-            is_ours, _ = await self._store.emit_event(run_id, key, entry)
+            log.place = _Place(RUN_PREFIX + log.session_id, "entry:")
+            await self._take_place(log.session_id, 0)
+            key = f"{log.place.keys}{log.next:010d}"
+            is_ours, _ = await self._store.emit_event(log.place.run_id, key, entry)
         if is_ours:
             log.next += 1
         return is_ours
 
-    async def _create(self, session_id: str) -> None:
-        task = AgentTaskSpec(session_id, "Keep what happens in this session of an agent")
-        # Who else begins it just now holds its lease: then it is there, and takes events.
-        with suppress(LeaseHeldError):
-            await run_durable(
-                self._store,
-                run_id=RUN_PREFIX + session_id,
-                manifest=RunManifest("agent-sessions", task),
-                task=_nothing,
+    async def _kept(self, log: _Log, session: RuntimeSession) -> None:
+        """Take note of the session; one that is taken up again is in use again."""
+        is_again = log.session is not None and session.status == "active"
+        log.session = session
+        if is_again and log.place.run_id != self._beside:
+            await self._take_place(session.id, log.next)
+
+    async def _take_place(self, session_id: str, turn_index: int) -> None:
+        """Begin and end a run that stands for a use of the session, the first one for its log."""
+        mark = f"#{turn_index}" if turn_index else ""
+        # Who else begins it just now holds it: then it is there, and takes events.
+        with suppress(LeaseHeldError, SessionBusyError):
+            claim = await self._store.start_or_resume(
+                f"{RUN_PREFIX}{session_id}{mark}",
+                RunManifest("agent-sessions", AgentTaskSpec(session_id, _INTENT)),
+                worker_id=derive_worker_id(),
+                session=SessionKey(stored_name(session_id), turn_index, owner_id=self._owner_id),
             )
+            if claim.lease is not None:
+                await self._store.write(claim.lease, EndRun("completed"))
+
+
+def stored_name(session_id: str) -> str:
+    """Return the name of a session of an agent as a session of the store."""
+    name = RUN_PREFIX + session_id
+    return name if len(name.encode()) <= ID_BYTES_MAX else RUN_PREFIX + canonical_hash(session_id)
 
 
 class _Log:
     """How a session's log stands, as far as this process knows."""
 
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, place: _Place) -> None:
         self.session_id = session_id
+        self.place = place
         self.next = 1
         self.session: RuntimeSession | None = None
         self.shared: dict[str, JsonValue] = {}
@@ -162,7 +230,3 @@ def _session_entry(session: RuntimeSession) -> Entry:
     if isinstance(session.resume_token, Secret):
         wire["resumeToken"] = session.resume_token.reveal()
     return {"session": wire}
-
-
-async def _nothing(context: DurableContext) -> None:
-    """A run that keeps a session has nothing to do."""

@@ -14,6 +14,7 @@ from perdure.agent.backend import AgentBackendInput, AgentExecutionBackend
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.session_life import SessionChoice
 from perdure.agent.sessions import RuntimeSessionStore
+from perdure.agent.stored_sessions import DurableSessionStore
 from perdure.agent.stream import Events, run_agent_task_stream
 from perdure.agent.stream_events import RuntimeStreamEvent
 from perdure.backends.joining import join
@@ -37,6 +38,8 @@ class _Identity(Protocol):
     def tenant_id(self) -> str: ...
     @property
     def session_id(self) -> str: ...
+    @property
+    def user_id(self) -> str | None: ...
 
 
 class _Partial(Protocol):
@@ -156,9 +159,11 @@ class AgentTaskProducer:
     `task_of` makes the task of a turn; its backend gets the conversation with the user's message.
     All turns of a chat work in one session of the backend, kept in `sessions` (best a
     `DurableSessionStore` on the store of the turns): each begins it or resumes it, and so does an
-    attempt after a crash. Text, reasoning, tools and usage become frames of their own; the other
-    events are `data` frames named `agent.<type>`, of which `telemetry` says what leaves. A blocked
-    task ends its turn with the finish reason `blocked`; a failed one fails it with its error.
+    attempt after a crash. A `DurableSessionStore` keeps the session within the first turn of its
+    chat, so that it is cleaned up and erased with the chat. Text, reasoning, tools and usage
+    become frames of their own; the other events are `data` frames named `agent.<type>`, of which
+    `telemetry` says what leaves. A blocked task ends its turn with the finish reason `blocked`; a
+    failed one fails it with its error.
 
     An answer that goes on upstream, of a backend with `cancel`, is joined by the attempt after a
     crash: readers see no restart, and no model is asked a second time.
@@ -221,10 +226,18 @@ class AgentTaskProducer:
                 upstream=kept,
             ),
             knowledge=self._knowledge,
-            session=SessionChoice(self._sessions, session_id_of(turn), resume=True),
+            session=SessionChoice(self._sessions_of(turn), session_id_of(turn), resume=True),
             readiness=self._readiness,
             raise_errors=True,
         )
+
+    def _sessions_of(self, turn: TaskTurn) -> RuntimeSessionStore:
+        """Return the store of the chat's session, which belongs to whom the chat belongs to."""
+        sessions, chat = self._sessions, turn.identity
+        if not isinstance(sessions, DurableSessionStore):
+            return sessions
+        first = identity.turn_run_id(chat.session_id, 0)
+        return sessions.beside(first, tenant=chat.tenant_id, owner_id=chat.user_id)
 
     async def _joined(self, turn: TaskTurn) -> AsyncGenerator[Frame, None]:
         """Yield the answer that goes on upstream, from its beginning.
