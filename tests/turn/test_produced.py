@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from perdure.core.records import RunRecord
-from perdure.errors import DurableRunError, LeaseLostError, StoreClosedError
+from perdure.errors import DurableRunError, LeaseLostError, RunStoppedError, StoreClosedError
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.testing.samples import manifest
+from perdure.turn import driving
 from perdure.turn.durable import DurableTurn, run_durable_turn
 from tests.durable.doors import Doors
 from tests.turn.stage import Stage, collect, until, within
@@ -148,3 +149,50 @@ async def test_a_producer_that_cancels_itself_has_failed(stage: Stage) -> None:
     assert (run.state, run.lease_holder_id) == ("failed", None)
     (step,) = await store.read_steps("run")
     assert step.status == "failed"
+
+
+class Stubborn:
+    """A producer that does not let itself be cancelled, until it is let go."""
+
+    def __init__(self) -> None:
+        self.refused = 0
+        self.may_go_on = asyncio.Event()
+        self.is_over = asyncio.Event()
+
+    async def __call__(self) -> AsyncIterator[str]:
+        try:
+            yield "word"
+            while not self.may_go_on.is_set():
+                try:
+                    await self.may_go_on.wait()
+                except asyncio.CancelledError:
+                    self.refused += 1
+            yield " too late"
+        finally:
+            self.is_over.set()
+
+
+@pytest.mark.parametrize("how", ["stop", "close"])
+async def test_a_producer_that_does_not_let_itself_be_cancelled_is_left_behind(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(driving, "GRACE_MS", 20)
+    store, produce = await stage.open(), Stubborn()
+    answer = turn(store, produce, lease_ms=3_000)
+    assert await within(anext(answer.stream)) == "word"
+    reading = asyncio.create_task(collect(answer.stream))
+    if how == "stop":
+        await store.request_stop("run")
+    else:
+        await within(store.close())
+    with pytest.raises(RunStoppedError if how == "stop" else StoreClosedError):
+        await within(reading)
+    produce.may_go_on.set()
+    await within(produce.is_over.wait())
+    assert produce.refused == 1
+    if how == "stop":
+        [step] = await store.read_steps("run")
+        assert step.result == {"finalText": "word", "stopped": True}
+        assert answer.final_text() == "word"
+    else:
+        await free(await stage.open())

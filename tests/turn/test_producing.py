@@ -16,7 +16,7 @@ from perdure.core.frames import (
 )
 from perdure.core.limits import FRAME_BYTES_MAX
 from perdure.errors import BackendTransportError
-from perdure.turn import producing
+from perdure.turn import driving
 from perdure.turn.handout import Turn
 from tests.turn.stage import (
     COMPLETED,
@@ -237,7 +237,7 @@ class Stubborn:
 async def test_a_turn_ends_whatever_its_producer_makes_of_that(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, afterwards: str, ending: str
 ) -> None:
-    monkeypatch.setattr(producing, "GRACE_MS", 50)
+    monkeypatch.setattr(driving, "GRACE_MS", 50)
     stubborn = Stubborn(afterwards)
     limit_ms = 50 if ending == "idle" else 60_000
     engine = await stage.engine(stubborn, idle_timeout_ms=limit_ms)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, Final, NamedTuple, cast
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, NamedTuple
 
 from perdure.core import identity
 from perdure.core.changes import (
@@ -45,6 +43,7 @@ from perdure.errors import (
 )
 from perdure.store.closing import CLOSED, before_close, keeping_open
 from perdure.store.protocol import RunStore
+from perdure.turn import driving
 from perdure.turn.ending import ANSWER_BYTES_MAX, final_text_of
 from perdure.turn.hooks import call_hook
 
@@ -100,8 +99,8 @@ class Pipe:
             self.leave()
 
     def finish(self) -> None:
-        """Say that no more events come."""
-        self._is_finished = True
+        """Say that no more events come; those of a producer that was left behind go nowhere."""
+        self._is_finished, self._is_open = True, False
         self._news.set()
 
     def leave(self) -> None:
@@ -146,8 +145,11 @@ class ProducedTurn:
         )
         self._pipe = Pipe()
         self._work: asyncio.Task[str] | None = None
+        self._interrupted = asyncio.Event()
         self._attempt: Attempt | None = None
         self._draining = False
+        self._is_left_behind = False
+        """The producer goes on although it was interrupted."""
         self._tries = 1
         self._text = ""
         self._record: RunRecord | None = None
@@ -264,16 +266,24 @@ class ProducedTurn:
 
     async def _produce_and_settle(self) -> None:
         attempt = self._working
-        self._work = work = asyncio.get_running_loop().create_task(self._produce())
+        loop = asyncio.get_running_loop()
+        self._work = work = loop.create_task(self._produce())
+        work.add_done_callback(driving.note_failure)
+        interrupted = loop.create_task(self._interrupted.wait())
         if self._draining or attempt.stop_requested or attempt.held.lost:
-            work.cancel()
+            self._interrupt()
         try:
-            await asyncio.wait([work])
+            await asyncio.wait((work, interrupted), return_when=asyncio.FIRST_COMPLETED)
+            await driving.time_to_clean_up(work)
         except asyncio.CancelledError:
             work.cancel()
-            await asyncio.wait([work])
+            await driving.time_to_clean_up(work)
             raise
-        error = None if work.cancelled() else work.exception()
+        finally:
+            interrupted.cancel()
+            self._is_left_behind = not work.done()
+            driving.tell_if_left_behind(work, self._stored_id)
+        error = work.exception() if work.done() and not work.cancelled() else None
         if attempt.held.lost:
             raise LeaseLostError(f"the lease on turn {self._stored_id!r} is lost")
         if attempt.stop_requested:
@@ -292,24 +302,17 @@ class ProducedTurn:
     async def _produce(self) -> str:
         """Drive the producer to its end and return the turn's text."""
         call = self._call
-        made = call.produce()
-        if inspect.isawaitable(made):
-            made = await made
-        events = cast(AsyncIterator[Any], getattr(made, "stream", made))
-        async with contextlib.AsyncExitStack() as stack:
-            aclose = getattr(events, "aclose", None)
-            if aclose is not None:
-                stack.push_async_callback(aclose)
+        producer, events = await driving.opened(call.produce())
+        async with driving.closing(events):
             async for event in events:
+                if self._is_left_behind:
+                    # What the turn came to is recorded without it.
+                    raise asyncio.CancelledError
                 if call.accumulate is not None:
                     text = await call_hook(call.accumulate, event, self._text)
                     self._text = text if isinstance(text, str) else self._text
                 await self._pipe.put(event)
-        final_text = getattr(made, "final_text", None)
-        own = await call_hook(final_text) if callable(final_text) else None
-        if own is not None and not isinstance(own, str):
-            raise UsageError(f"final_text() must return a str, it returned {type(own).__name__}")
-        return own or self._text
+        return await driving.final_text_of(producer) or self._text
 
     # Settling.
 
@@ -379,6 +382,7 @@ class ProducedTurn:
         return self._attempt
 
     def _interrupt(self) -> None:
+        self._interrupted.set()
         if self._work is not None:
             self._work.cancel()
 

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import logging
-from collections.abc import AsyncIterator
-from typing import Final, cast
+from typing import Final
 
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame
 from perdure.durable.attempt import Attempt
 from perdure.durable.journal import Journal
 from perdure.durable.steps import StepScope, inside
-from perdure.errors import DurableRunError, PerdureError, UsageError
+from perdure.errors import DurableRunError, PerdureError
+from perdure.turn import driving
 from perdure.turn.closing import Produce
 from perdure.turn.handout import Turn
-from perdure.turn.hooks import call_hook
 from perdure.turn.parts import Content, frame_of
 from perdure.turn.stepping import TurnSteps
 
 logger = logging.getLogger("perdure.turn")
 
-GRACE_MS: Final = 5_000
-"""How long an interrupted producer may take to clean up before it is left behind."""
 FAIR_ITEMS: Final = 64
 """After so many items the event loop gets a turn, even if the producer never waits."""
 LOOK_MS: Final = 1_000
@@ -73,7 +68,7 @@ class Producing:
         loop = asyncio.get_running_loop()
         self._steps.attendant = asyncio.current_task()
         self._work = work = loop.create_task(self._drive(produce, turn))
-        work.add_done_callback(_note_failure)
+        work.add_done_callback(driving.note_failure)
         interrupted = loop.create_task(self._interrupted.wait())
         watching = loop.create_task(self._watch())
         try:
@@ -121,31 +116,20 @@ class Producing:
         return None if self.was_interrupted else DurableRunError("the producer cancelled itself")
 
     async def _clean_up(self, work: asyncio.Task[str | None]) -> None:
-        if not work.done():
-            await asyncio.wait((work,), timeout=GRACE_MS / 1_000)
+        await driving.time_to_clean_up(work)
         try:
-            async with asyncio.timeout(GRACE_MS / 1_000):
+            async with asyncio.timeout(driving.GRACE_MS / 1_000):
                 await self._steps.close()
         except TimeoutError:
             logger.debug("steps of turn %r are left behind", self._attempt.lease.run_id)
-        if not work.done():
-            logger.warning(
-                "the producer of turn %r does not let itself be cancelled: it is left behind",
-                self._attempt.lease.run_id,
-            )
+        driving.tell_if_left_behind(work, self._attempt.lease.run_id)
 
     # The producer.
 
     async def _drive(self, produce: Produce, turn: Turn) -> str | None:
         with inside(self._scope):
-            made = produce(turn)
-            if inspect.isawaitable(made):
-                made = await made
-            items = cast(AsyncIterator[object], getattr(made, "stream", made))
-            async with contextlib.AsyncExitStack() as stack:
-                close = getattr(items, "aclose", None)
-                if close is not None:
-                    stack.push_async_callback(close)
+            producer, items = await driving.opened(produce(turn))
+            async with driving.closing(items):
                 async for item in items:
                     if isinstance(item, Frame) and item.kind == "upstream_begin":
                         await turn.save_handle(item.data["handle"])
@@ -159,7 +143,7 @@ class Producing:
             if self.was_interrupted:
                 # It made a normal end of the interruption, but its answer is not whole.
                 raise asyncio.CancelledError
-            return await _final_text(made)
+            return await driving.final_text_of(producer)
 
     def _take(self, item: object) -> None:
         if self.was_interrupted:
@@ -207,19 +191,3 @@ class Producing:
             return
         if run is not None and run.stop_requested_at is not None:
             self._attempt.held.ask_to_stop()
-
-
-async def _final_text(made: object) -> str | None:
-    final_text = getattr(made, "final_text", None)
-    if not callable(final_text):
-        return None
-    text = await call_hook(final_text)
-    if text is not None and not isinstance(text, str):
-        raise UsageError(f"final_text() returned {type(text).__name__}, not str")
-    return text
-
-
-def _note_failure(work: asyncio.Task[str | None]) -> None:
-    """A producer that was left behind has nobody else who asks how it ended."""
-    if not work.cancelled() and work.exception() is not None:
-        logger.debug("a producer ended: %r", work.exception())
