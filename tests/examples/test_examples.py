@@ -29,6 +29,7 @@ LAST_LINES = {
     "10_steps_at_once": "12 pages, at most 3 at a time",
     "11_schedules": "5 due times or more, each of them one run",
     "12_fork_from_a_step": "collected 1 time, then ran ['rank', 'summarize']",
+    "13_what_it_cost": "3 calls for 0.002490 USD, 1 that may be on the bill",
     "14_a_tool_loop": "6 calls of models and tools, 6 of them for the first time",
     "15_approval_by_a_human": "2 model calls, by two workers",
     "16_an_agent_task": "completed after 3 coats and 3 decisions",
