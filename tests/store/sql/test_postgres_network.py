@@ -38,14 +38,15 @@ TOKENS = [f"word{number} " for number in range(60)]
 class Load:
     """Writers that note what was acknowledged, until they are told to stop."""
 
-    def __init__(self, store: perdure.RunStore) -> None:
+    def __init__(self, store: perdure.RunStore, *, prefix: str = "") -> None:
         self._store = store
+        self._prefix = prefix
         self._stopped = False
         self.acknowledged: dict[str, list[str]] = {}
         self.troubles: Counter[str] = Counter()
 
     async def run(self) -> None:
-        await asyncio.gather(*(self._work(f"run-{number}") for number in range(RUNS)))
+        await asyncio.gather(*(self._work(f"{self._prefix}run-{number}") for number in range(RUNS)))
 
     def stop(self) -> None:
         self._stopped = True
