@@ -19,6 +19,7 @@ from perdure.testing import (
     StoreLab,
     session_store_conformance,
 )
+from perdure.testing.samples import manifest
 from perdure.testing.session_stores import SessionStoreCase
 from tests.contract.test_stores import LABS, postgres_lab
 from tests.store.postgres_server import PostgresServer
@@ -45,7 +46,18 @@ async def stored(new_lab: Callable[[], StoreLab]) -> AsyncIterator[SessionStoreL
         yield SessionStoreLab(open_store)
 
 
-@pytest.fixture(params=sorted(["in_memory", *LABS, "postgres"]))
+@asynccontextmanager
+async def within_a_run(new_lab: Callable[[], StoreLab]) -> AsyncIterator[SessionStoreLab]:
+    async with new_lab() as runs:
+        await (await runs.open()).enqueue("chat:s:0", manifest(), handler="h")
+
+        async def open_store() -> RuntimeSessionStore:
+            return DurableSessionStore(await runs.open()).beside("chat:s:0")
+
+        yield SessionStoreLab(open_store)
+
+
+@pytest.fixture(params=sorted(["in_memory", *LABS, "postgres", "within_a_run"]))
 def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewSessionStoreLab:
     name = cast("str", request.param)
     if name == "in_memory":
@@ -53,14 +65,15 @@ def new_lab(request: pytest.FixtureRequest, tmp_path: Path) -> NewSessionStoreLa
     if name == "postgres":
         server: PostgresServer = request.getfixturevalue("postgres")
         return lambda: stored(lambda: postgres_lab(server.url, server.clean_schema()))
+    kind = "sqlite" if name == "within_a_run" else name
     numbers = iter(range(len(CASES) + 1))
 
     def fresh() -> StoreLab:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
-        return LABS[name](folder)
+        return LABS[kind](folder)
 
-    return lambda: stored(fresh)
+    return lambda: (stored if kind == name else within_a_run)(fresh)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
