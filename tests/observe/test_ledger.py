@@ -129,9 +129,10 @@ async def test_a_call_is_priced_by_the_time_it_was_made(
             return None
 
     at = clock.iso()
-    await answered(store, "a", used(provider="p", tokens_cached=3, tokens_reasoning=4))
+    parts = {"tokens_cached": 3, "tokens_reasoning": 4, "tokens_cache_written": 5}
+    await answered(store, "a", used(provider="p", **parts))
     summary = await usage_summary(store, prices=Asked())
-    assert asked == [ModelCall("m", 1_000, 1_000, "p", 3, 4, at)]
+    assert asked == [ModelCall("m", 1_000, 1_000, "p", 3, 4, at, 5)]
     assert (summary.priced, summary.total.unpriced) == (0, 1)
 
 

@@ -31,6 +31,18 @@ def test_cached_and_reasoning_tokens_are_parts_and_have_prices_of_their_own() ->
     assert priced(call) == 400 * 2_500 + 600 * 1_250 + 60 * 10_000 + 40 * 12_000
 
 
+def test_tokens_that_were_written_to_the_cache_may_cost_more() -> None:
+    rates = ModelPrice(input=4, output=1, cached=1, cache_written=5)
+    call = ModelCall("m", 1_000, 0, tokens_cached=300, tokens_cache_written=200)
+    assert priced(call, m=rates) == 500 * 4_000 + 300 * 1_000 + 200 * 5_000
+    assert priced(call, m=ModelPrice(input=4, output=1)) == 1_000 * 4_000
+    assert priced(call._replace(tokens_cache_written=701)) is None
+    table = GenaiPrices(provider="anthropic")
+    claude = table.price(call._replace(model="claude-sonnet-4-5"))
+    assert claude is not None
+    assert claude.cost_nanos == 500 * 3_000 + 300 * 300 + 200 * 3_750
+
+
 def test_parts_without_a_price_of_their_own_cost_what_the_others_do() -> None:
     call = ModelCall("m", 1_000, 100, tokens_cached=600, tokens_reasoning=40)
     plain = ModelPrice(input="2.50", output="10")

@@ -77,12 +77,19 @@ async def test_the_answer_names_the_model_and_else_the_intent(inner: RunStore) -
     lease = await hold(store)
     await store.write(lease, IntendUsage(0, provider="p", model="m"), IntendUsage(1, model="m"))
     named = SettleUsage(
-        1, model="m-2", provider="q", tokens_in=3, tokens_out=2, tokens_cached=1, tokens_reasoning=0
+        1,
+        model="m-2",
+        provider="q",
+        tokens_in=3,
+        tokens_out=2,
+        tokens_cached=1,
+        tokens_reasoning=0,
+        tokens_cache_written=2,
     )
     await store.write(lease, SettleUsage(0, tokens_in=1, tokens_out=1), named)
     assert table.asked == [
         ModelCall("m", 1, 1, provider="p"),
-        ModelCall("m-2", 3, 2, provider="q", tokens_cached=1, tokens_reasoning=0),
+        ModelCall("m-2", 3, 2, "q", tokens_cached=1, tokens_reasoning=0, tokens_cache_written=2),
     ]
 
 

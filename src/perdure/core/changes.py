@@ -102,6 +102,7 @@ class SettleUsage(NamedTuple):
     currency: str | None = None
     price_version: str | None = None
     provider: str | None = None
+    tokens_cache_written: int | None = None
 
 
 class AddDelivery(NamedTuple):

@@ -11,8 +11,9 @@ NANOS: Final = 1_000_000_000
 class ModelCall(NamedTuple):
     """A model call as a price depends on it.
 
-    `tokens_cached` are part of `tokens_in`, and `tokens_reasoning` of `tokens_out`; None is
-    unknown. `at` is the moment of the call as it is stored, None: now.
+    `tokens_cached` were read from the provider's cache and `tokens_cache_written` written there;
+    both are part of `tokens_in`, as `tokens_reasoning` are of `tokens_out`. None is unknown. `at`
+    is the moment of the call as it is stored, None: now.
     """
 
     model: str
@@ -22,6 +23,7 @@ class ModelCall(NamedTuple):
     tokens_cached: int | None = None
     tokens_reasoning: int | None = None
     at: str | None = None
+    tokens_cache_written: int | None = None
 
 
 class Price(NamedTuple):

@@ -200,7 +200,11 @@ class AttemptRecord(NamedTuple):
 
 
 class UsageRecord(NamedTuple):
-    """One model call that may have been billed; None is unknown, never zero."""
+    """One model call that may have been billed; None is unknown, never zero.
+
+    `tokens_cached` were read from the provider's cache and `tokens_cache_written` written there;
+    both are part of `tokens_in`, as `tokens_reasoning` are of `tokens_out`.
+    """
 
     epoch: int
     call: int
@@ -218,6 +222,7 @@ class UsageRecord(NamedTuple):
     price_version: str | None = None
     intended_at: str | None = None
     settled_at: str | None = None
+    tokens_cache_written: int | None = None
 
 
 class DeliveryRecord(NamedTuple):

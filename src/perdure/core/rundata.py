@@ -200,6 +200,7 @@ class RunData:
             tokens_out=usage.tokens_out,
             tokens_cached=usage.tokens_cached,
             tokens_reasoning=usage.tokens_reasoning,
+            tokens_cache_written=usage.tokens_cache_written,
             cost_nanos=usage.cost_nanos,
             currency=usage.currency,
             price_version=usage.price_version,

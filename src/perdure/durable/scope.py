@@ -238,10 +238,13 @@ def report_usage(
     tokens_cached: int | None = None,
     tokens_reasoning: int | None = None,
     request_id: str | None = None,
+    tokens_cache_written: int | None = None,
 ) -> None:
     """Say, inside the body of a step of kind `llm`, what its model call used.
 
-    It is recorded with the step; None stays unknown, and the last report counts. Raises
+    `tokens_cached` (read from the provider's cache) and `tokens_cache_written` are part of
+    `tokens_in`, `tokens_reasoning` of `tokens_out`. It is recorded with the step; None stays
+    unknown, and the last report counts. Raises
     UsageError outside such a step, and for a count that is no integer from 0 on.
     """
     scope = current_scope.get()
@@ -252,6 +255,7 @@ def report_usage(
         "tokens_out": tokens_out,
         "tokens_cached": tokens_cached,
         "tokens_reasoning": tokens_reasoning,
+        "tokens_cache_written": tokens_cache_written,
     }
     for name, count in counts.items():
         if count is not None:
@@ -265,6 +269,7 @@ def report_usage(
         tokens_out=tokens_out,
         tokens_cached=tokens_cached,
         tokens_reasoning=tokens_reasoning,
+        tokens_cache_written=tokens_cache_written,
     )
 
 

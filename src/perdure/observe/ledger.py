@@ -105,6 +105,7 @@ def price_of(usage: UsageRecord, prices: PriceTable) -> Price | None:
             tokens_cached=usage.tokens_cached,
             tokens_reasoning=usage.tokens_reasoning,
             at=usage.intended_at,
+            tokens_cache_written=usage.tokens_cache_written,
         )
     )
 

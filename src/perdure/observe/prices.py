@@ -23,14 +23,16 @@ _MILLION: Final = 1_000_000
 class ModelPrice:
     """What a million tokens of a model cost.
 
-    `cached` is for the tokens of the input that the provider had in its cache, `reasoning` for
-    those of the output that were spent on reasoning; None: they cost what the others do.
+    `cached` is for the tokens of the input that the provider had in its cache, `cache_written` for
+    those that it has put there, `reasoning` for those of the output that were spent on reasoning;
+    None: they cost what the others do.
     """
 
     input: Amount
     output: Amount
     cached: Amount | None = None
     reasoning: Amount | None = None
+    cache_written: Amount | None = None
 
 
 class PriceList:
@@ -103,6 +105,7 @@ class GenaiPrices:
             input_tokens=call.tokens_in,
             output_tokens=call.tokens_out,
             cache_read_tokens=call.tokens_cached,
+            cache_write_tokens=call.tokens_cache_written,
             output_reasoning_tokens=call.tokens_reasoning,
         )
         try:
@@ -135,33 +138,40 @@ class _Rates:
     def __init__(self, model: str, price: ModelPrice) -> None:
         self._input = _amount(model, price.input)
         self._output = _amount(model, price.output)
-        self._cached = self._input if price.cached is None else _amount(model, price.cached)
-        self._reasoning = (
-            self._output if price.reasoning is None else _amount(model, price.reasoning)
-        )
+        self._cached = _amount(model, price.cached, self._input)
+        self._written = _amount(model, price.cache_written, self._input)
+        self._reasoning = _amount(model, price.reasoning, self._output)
 
     def cost(self, call: ModelCall) -> Decimal:
-        cached, reasoning = call.tokens_cached or 0, call.tokens_reasoning or 0
+        cached, written, reasoning = _parts(call)
         return (
-            self._input * (call.tokens_in - cached)
+            self._input * (call.tokens_in - cached - written)
             + self._cached * cached
+            + self._written * written
             + self._output * (call.tokens_out - reasoning)
             + self._reasoning * reasoning
         )
 
 
 def _fits(call: ModelCall) -> bool:
-    """Return whether the counts agree: a part is not more than the whole."""
-    cached, reasoning = call.tokens_cached or 0, call.tokens_reasoning or 0
-    return 0 <= cached <= call.tokens_in and 0 <= reasoning <= call.tokens_out
+    """Return whether the counts agree: the parts are not more than the whole."""
+    cached, written, reasoning = parts = _parts(call)
+    return min(parts) >= 0 and cached + written <= call.tokens_in and reasoning <= call.tokens_out
+
+
+def _parts(call: ModelCall) -> tuple[int, int, int]:
+    """Return the tokens that were cached, written to the cache, and spent on reasoning."""
+    return call.tokens_cached or 0, call.tokens_cache_written or 0, call.tokens_reasoning or 0
 
 
 def _price(cost: Decimal, currency: str, version: str) -> Price:
     return Price(int((cost * NANOS).to_integral_value()), currency, version)
 
 
-def _amount(model: str, value: Amount) -> Decimal:
-    """Return what one token costs, of what a million does."""
+def _amount(model: str, value: Amount | None, otherwise: Decimal | None = None) -> Decimal:
+    """Return what one token costs, of what a million does; or else `otherwise`, if it is given."""
+    if value is None and otherwise is not None:
+        return otherwise
     try:
         amount = None if type(value) in (bool, float) else Decimal(cast("Any", value))
     except (InvalidOperation, TypeError, ValueError):

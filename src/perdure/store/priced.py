@@ -75,6 +75,7 @@ class _Pricing:
             provider=usage.provider or asked[0],
             tokens_cached=usage.tokens_cached,
             tokens_reasoning=usage.tokens_reasoning,
+            tokens_cache_written=usage.tokens_cache_written,
         )
         try:
             price = self._prices.price(call)

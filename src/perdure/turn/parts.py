@@ -47,7 +47,7 @@ _NEEDED: Final[Mapping[str, frozenset[str]]] = {
     "upstream_end": frozenset({"finish"}),
 }
 """What the readers of each kind of frame rely on."""
-_COUNTS: Final = frozenset({"in", "out", "cached", "reasoning"})
+_COUNTS: Final = frozenset({"in", "out", "cached", "cache_written", "reasoning"})
 
 
 def _checked(frame: Frame) -> Frame:
@@ -219,4 +219,5 @@ class Content:
             tokens_out=total("out"),
             tokens_cached=total("cached"),
             tokens_reasoning=total("reasoning"),
+            tokens_cache_written=total("cache_written"),
         )

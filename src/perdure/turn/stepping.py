@@ -263,4 +263,5 @@ def usage_of(frame: Frame, call: int) -> SettleUsage:
         tokens_out=known.get("out"),
         tokens_cached=known.get("cached"),
         tokens_reasoning=known.get("reasoning"),
+        tokens_cache_written=known.get("cache_written"),
     )

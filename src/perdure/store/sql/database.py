@@ -213,7 +213,7 @@ _USAGE_STATE = (
 USAGE_COLUMNS: Final = (
     f"epoch, call, {_USAGE_STATE} AS state, step_index, provider, model, request_id, tokens_in, "
     "tokens_out, tokens_cached, tokens_reasoning, cost_nanos, currency, price_version, "
-    "intended_at, settled_at"
+    "intended_at, settled_at, tokens_cache_written"
 )
 # No moment is behind '9'. ?3 since, ?4 until.
 _CALLED = "{0} >= coalesce(?3, '') AND {0} < coalesce(?4, '9')"

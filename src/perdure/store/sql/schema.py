@@ -37,6 +37,7 @@ _NAMES: Final = (
     "105_sessions",
     "106_erasure",
     "107_ledger",
+    "108_cache_writes",
 )
 
 

@@ -294,6 +294,7 @@ UPDATE perdure_usage SET state = ?5, model = coalesce(?6, model), request_id = ?
   provider = coalesce(?15, provider),
   tokens_in = CAST(?8 AS INTEGER), tokens_out = CAST(?9 AS INTEGER),
   tokens_cached = CAST(?10 AS INTEGER), tokens_reasoning = CAST(?11 AS INTEGER),
+  tokens_cache_written = CAST(?16 AS INTEGER),
   cost_nanos = CAST(?12 AS BIGINT), currency = ?13, price_version = ?14, settled_at = {now}
 WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND token = ?3 AND call = CAST(?4 AS INTEGER)
   AND state <> 'settled'

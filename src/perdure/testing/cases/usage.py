@@ -22,6 +22,7 @@ _WHOLE = SettleUsage(
     cost_nanos=5_000_000_000,
     currency="EUR",
     price_version="2026-01",
+    tokens_cache_written=4,
 )
 
 
@@ -75,6 +76,7 @@ async def a_call_is_settled_with_all_that_is_known(lab: StoreLab) -> None:
         price_version="2026-01",
         intended_at=intended_at,
         settled_at=lab.clock.iso(),
+        tokens_cache_written=4,
     )
     same(row, expected, "the settled row")
 

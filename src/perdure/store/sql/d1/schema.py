@@ -24,7 +24,7 @@ _VERSION: Final = "SELECT max(version) AS version FROM durable_schema_info"
 _MADE: Final = (
     "SELECT name FROM sqlite_master UNION ALL SELECT t.name || '.' || c.name "
     "FROM sqlite_master t JOIN pragma_table_info(t.name) c "
-    "WHERE t.type = 'table' AND t.name LIKE 'durable_%'"
+    "WHERE t.type = 'table' AND (t.name LIKE 'durable_%' OR t.name LIKE 'perdure_%')"
 )
 _EFFECT: Final = re.compile(
     r"CREATE (?:TABLE|INDEX) (?!IF)(\w+)|ALTER TABLE (\w+) ADD COLUMN (\w+)"
