@@ -1,6 +1,6 @@
 // Runs a Python file under Pyodide, with Cloudflare's Python SDK and a real D1 binding.
 //
-// node pyodide.mjs FILE SOURCE SDK_WHEEL SETTING: `SOURCE` is on the path. The file's
+// node pyodide.mjs FILE SOURCE WORKER SDK_WHEEL SETTING: `SOURCE` and `WORKER` are on the path. The file's
 // `main(setting, direct, raw, wrapped)` gets the binding as Miniflare hands it out, as a bare
 // JavaScript object that is faster, and that one as the SDK wraps it; what it returns is printed,
 // as JSON.
@@ -8,7 +8,7 @@ import { readFileSync } from "node:fs";
 import { loadPyodide } from "pyodide";
 import { Miniflare } from "miniflare";
 
-const [file, source, wheel, setting] = process.argv.slice(2);
+const [file, source, worker, wheel, setting] = process.argv.slice(2);
 
 const python = await loadPyodide();
 // What the runtime of a Worker gives to the SDK.
@@ -23,6 +23,7 @@ python.registerJsModule("_pyodide_entrypoint_helper", {
 });
 python.unpackArchive(new Uint8Array(readFileSync(wheel)), "wheel");
 python.mountNodeFS("/source", source);
+python.mountNodeFS("/worker", worker);
 
 const script = `export default {
   async fetch(request, env) {
@@ -75,18 +76,28 @@ class D1Database {
 }
 
 let status = 0;
+process.on("unhandledRejection", (error) => {
+  console.error("nobody waited for", error?.message ?? error);
+  status = 1;
+});
 try {
   python.globals.set("BINDING", new D1Database());
+  // What the runtime hands to a Worker: its bindings, and what keeps it alive.
+  python.globals.set("ENV", { DB: new D1Database() });
+  const kept = [];
+  python.globals.set("CONTEXT", { waitUntil: (work) => kept.push(work), settle: () => Promise.all(kept) });
   python.globals.set("DIRECT", await miniflare.getD1Database("DB"));
   python.globals.set("SETTING", setting);
   python.globals.set("SCRIPT", readFileSync(file, "utf8"));
   const told = await python.runPythonAsync(`
 import json, sys
-sys.path.insert(0, "/source")
+sys.path[:0] = ["/source", "/worker"]
 from workers.rpc import _BindingWrapper
 scope = {"__name__": "script"}
 exec(compile(SCRIPT, "script.py", "exec"), scope)
-json.dumps(await scope["main"](SETTING, DIRECT, BINDING, _BindingWrapper(BINDING)))
+told = await scope["main"](SETTING, DIRECT, BINDING, _BindingWrapper(BINDING))
+told["worker"] = await scope["ask_a_worker"](CONTEXT, ENV)
+json.dumps(told)
 `);
   console.log(told);
 } catch (error) {

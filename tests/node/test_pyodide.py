@@ -13,7 +13,8 @@ from perdure.testing.contract import STORE_CASES
 from tests.node_packages import NODE_TESTS, need_node_packages, python_wheel
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
-SOURCE = Path(__file__).parents[2] / "src"
+ROOT = Path(__file__).parents[2]
+WORKER = ROOT / "examples" / "cloudflare_worker" / "src"
 SDK = ("workers-runtime-sdk", "1.9.5")
 EVERY = 40
 
@@ -21,8 +22,9 @@ EVERY = 40
 def seen_under_pyodide(every: int, timeout_s: int) -> dict[str, Any]:
     need_node_packages()
     wheel = python_wheel(*SDK)
+    folders = map(str, (ROOT / "src", WORKER, wheel))
     done = subprocess.run(
-        ["node", "pyodide.mjs", "under_pyodide.py", str(SOURCE), str(wheel), str(every)],
+        ["node", "pyodide.mjs", "under_pyodide.py", *folders, str(every)],
         cwd=NODE_TESTS,
         capture_output=True,
         text=True,
@@ -46,6 +48,21 @@ def check(told: dict[str, Any]) -> None:
         assert told[way]["run"] == run
         assert told[way]["beats"] is True
         assert told[way]["failures"] == []
+    check_worker(told["worker"])
+
+
+def check_worker(told: dict[str, Any]) -> None:
+    status, text = told["posted"]
+    assert status == 200
+    assert '"delta":"morning "' in text
+    # What is over is told in one piece.
+    assert told["again"] == told["read"]
+    assert '"delta":"You said: good morning "' in told["read"][1]
+    assert told["other"][0] == 409
+    assert told["nowhere"][0] == 404
+    assert told["left"] == [200, ""]
+    assert "session.run.completed" in told["back"][1]
+    assert told["asked"] == ["good morning", "whoever asks this does not wait"]
 
 
 def test_runs_turns_and_leases_work_without_threads_on_a_binding() -> None:

@@ -35,6 +35,7 @@ FLOORS = ("core", "store", "durable", "turn")
 LEFT_OUT = ("sqlite", "file", "lockfolder", "postgres", "d1.api")
 MANIFEST = RunManifest("lab", AgentTaskSpec(id="t", intent="try"))
 POLL_MS = 20
+LEAVING = "whoever asks this does not wait"
 
 
 async def main(
@@ -138,6 +139,47 @@ async def beat(store: RunStore) -> bool:
             return not held.lost
         await asyncio.sleep(0.02)
     return False
+
+
+async def ask_a_worker(context: Any, env: Any) -> dict[str, Any]:
+    """Return what the Worker of the examples answers, called as the runtime calls it."""
+    js, workers = map(importlib.import_module, ("js", "workers"))
+    entry = importlib.import_module("entry")
+    asked = []
+
+    async def answer(turn: Any) -> Any:
+        asked.append(turn.user_message)
+        async for frame in echo(turn):
+            yield frame
+
+    echo = vars(entry)["answer"]
+    vars(entry)["answer"] = answer
+    worker = entry.Default(context, env)
+
+    async def ask(method: str, path: str, message: str | None = None, **headers: str) -> Any:
+        body = {} if message is None else {"body": json.dumps({"message": message})}
+        given = js.Object.fromEntries(js.JSON.parse(json.dumps(list(headers.items()))))
+        request = js.Request.new(f"http://worker{path}", method=method, headers=given, **body)
+        response = await worker.fetch(workers.Request(request))
+        if message == LEAVING:
+            await response.js_object.body.cancel(js.Error.new("the client left"))
+            await context.settle()
+            return [response.status, ""]
+        return [response.status, await response.text()]
+
+    path = "/chats/garden/turns/0"
+    told = {
+        "posted": await ask("POST", path, "good morning"),
+        "again": await ask("POST", path, "good morning"),
+        "read": await ask("GET", path),
+        "other": await ask("POST", path, "good evening"),
+        "nowhere": await ask("GET", "/nowhere"),
+        "left": await ask("POST", "/chats/garden/turns/1", LEAVING),
+        "back": await ask("GET", "/chats/garden/turns/1"),
+    }
+    await worker.scheduled(None)
+    await context.settle()
+    return {**told, "asked": asked}
 
 
 async def run_cases(given: D1Binding, cases: Any) -> Any:
