@@ -129,11 +129,14 @@ class ResumesAnother(SoundBackend):
 
 
 class AnswersNewSessionsOnly(SoundBackend):
+    resumed = False
+
     async def resume(self, session: RuntimeSession, input: Any, context: Any) -> RuntimeSession:
+        self.resumed = True
         return touched(session, status="active")
 
     def more(self, input: Any, context: Any) -> list[Any]:
-        if context.session.updated_at != context.session.created_at or self.calls == 0:
+        if self.resumed:
             raise ConnectionError("this session is over")
         return []
 
