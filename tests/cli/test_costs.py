@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from perdure.core.records import SessionKey
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.samples import ended, hold
-from tests.cli.commands import perdure
+from tests.cli.commands import perdure, serving
 from tests.cli.desk import Desk
 
 PRICES = """
@@ -175,3 +178,28 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     ended = perdure("costs", "--store", f"sqlite:{tmp_path / 'none.db'}")
     assert ended.code != 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_service_records_costs_where_it_has_prices(tmp_path: Path) -> None:
+    prices, url = tmp_path / "prices.toml", f"sqlite:{tmp_path / 'runs.db'}"
+    prices.write_text(PRICES.replace("own", "scripted-1"))
+    options = ("--store", url, "--token-delay-ms", "0", "--prices", str(prices))
+    with serving(*options) as service:
+        asked = urllib.request.Request(
+            f"{service.origin}/v1/sessions/s/turns",
+            data=json.dumps({"turnIndex": 0, "message": "12 * 34"}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(asked) as answer:
+            assert answer.status == 201
+        service.end(signal.SIGTERM)  # It finishes what it was asked.
+    ended = perdure("costs", "--prices", "off", "--by", "model", "--json", "--store", url)
+    [found] = [json.loads(line) for line in ended.out.splitlines()]
+    cost = 1_000 * found["tokensIn"] + 2_000 * found["tokensOut"]
+    assert (found["key"], found["unpriced"], found["costNanos"]) == ("scripted-1", 0, {"EUR": cost})
+
+
+def test_a_service_refuses_a_list_of_prices_that_is_none(tmp_path: Path) -> None:
+    ended = perdure("serve", "--store", "memory:", "--prices", str(tmp_path / "none.toml"))
+    assert ended.code == 2
+    assert "none.toml" in ended.err

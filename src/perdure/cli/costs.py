@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Final
 
 from perdure.cli.opening import opened, ran
 from perdure.cli.output import as_json, faint, print_json, print_table
-from perdure.core.pricing import NANOS, PriceTable
+from perdure.cli.pricing import prices_of
+from perdure.core.pricing import NANOS
 from perdure.core.wording import moment_of
 from perdure.observe.ledger import UsageSummary, usage_summary
-from perdure.observe.prices import GenaiPrices, PriceList
 from perdure.store.ledger import UsageSum
 from perdure.store.upkeep import upkeep_of
 
@@ -27,7 +26,7 @@ def costs(options: argparse.Namespace) -> int:
 
 
 async def _costs(options: argparse.Namespace) -> int:
-    prices = _prices(options.prices)
+    prices = prices_of(options.prices)
     async with opened(options) as store:
         now = await upkeep_of(store).now()
         since, until = (
@@ -50,14 +49,6 @@ async def _costs(options: argparse.Namespace) -> int:
     else:
         _print(summary, options.by, is_priced=prices is not None)
     return 0
-
-
-def _prices(which: str) -> PriceTable | None:
-    """Return the table for what was recorded without a price."""
-    package = GenaiPrices() if find_spec("genai_prices") is not None else None
-    if which == "auto":
-        return package
-    return None if which == "off" else PriceList.read(which, otherwise=package)
 
 
 def _print(summary: UsageSummary, by: str, *, is_priced: bool) -> None:

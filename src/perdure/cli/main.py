@@ -103,6 +103,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     _add_answering(parser)
     parser.add_argument(
+        "--prices",
+        default="off",
+        metavar="WHICH",
+        help="what is recorded as the cost of a call: auto asks the package genai-prices, if it is "
+        "installed; the name of a TOML file with prices of your own, which goes before it; or off "
+        "(%(default)s)",
+    )
+    parser.add_argument(
         "--token-delay-ms",
         type=int,
         default=25,

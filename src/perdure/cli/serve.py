@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 from perdure.backends.protocol import Backend
 from perdure.cli.arguments import without_password
 from perdure.cli.models import chosen_backend, model_backend
+from perdure.cli.pricing import prices_of
 from perdure.durable.retention import keep_collecting
 from perdure.errors import UsageError
 from perdure.observe.logs import MaskingFormatter
 from perdure.store.opening import open_store
+from perdure.store.priced import with_prices
 from perdure.store.protocol import RunStore
 from perdure.turn.answering import answer_with, attachment_text, image_part
 from perdure.turn.engine import ChatTurnEngine
@@ -85,8 +87,11 @@ async def _app(
     from perdure.web.dashboard import add_dashboard
     from perdure.web.loopback import LoopbackGuard
 
+    prices = prices_of(options.prices)
     backend = _backend(options)
     store = await open_store(options.store, durability=options.durability)
+    if prices is not None:
+        store = with_prices(store, prices)
     try:
         produce = answer_with(backend, attachment_part=_ATTACHMENT_PARTS[options.attachments])
         engine = ChatTurnEngine(
