@@ -26,7 +26,7 @@ from perdure.errors import (
 from tests.crash.billing import MODEL
 from tests.crash.turn_process import say
 
-LEASE_MS = 500
+LEASE_MS = 5_000
 STEPS = 4
 STEP_RETRY = Retry(tries_max=3, backoff_ms=1)
 

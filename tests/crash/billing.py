@@ -45,7 +45,7 @@ class Provider:
         self._trouble = trouble
         self._troubles = troubles
         self._billed = asyncio.Condition()
-        self._served = 0
+        self._served: set[asyncio.StreamWriter] = set()
 
     async def has_billed(self, lines: int) -> None:
         """Return once the bill has so many lines."""
@@ -57,8 +57,13 @@ class Provider:
         async with self._billed:
             await self._billed.wait_for(lambda: not self._served)
 
+    def hang_up(self) -> None:
+        """Leave whoever is served."""
+        for writer in self._served:
+            writer.close()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._served += 1
+        self._served.add(writer)
         try:
             while True:
                 await self._answer(await _asked(reader), writer)
@@ -66,7 +71,7 @@ class Provider:
             pass  # Whoever asked is dead, and pays all the same.
         finally:
             writer.close()
-            self._served -= 1
+            self._served.discard(writer)
             async with self._billed:
                 self._billed.notify_all()
 
@@ -112,6 +117,8 @@ async def providing(
         yield provider, f"http://127.0.0.1:{port}/v1"
     finally:
         server.close()
+        provider.hang_up()
+        await provider.is_idle()
 
 
 async def _asked(reader: asyncio.StreamReader) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ from tests.crash.conftest import NewUrl
 logger = logging.getLogger("tests.bills")
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 KILLS = int(os.environ.get("PERDURE_KILLS", "6"))
 RUNS = 5 * KILLS
 STEPS = 4
