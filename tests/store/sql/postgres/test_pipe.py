@@ -23,10 +23,10 @@ async def test_more_than_a_socket_takes_at_once_arrives_whole(store: RunStore) -
         assert (await store.read_steps(f"run-{number}"))[0].result == LONG
 
 
-async def test_a_character_that_libpq_would_cut_a_text_at_is_refused(store: RunStore) -> None:
+async def test_a_zero_in_a_text_is_refused_and_cuts_nothing_off(store: RunStore) -> None:
     lease = await hold(store)
     cut = lease._replace(token=f"{lease.token}\0more")
-    with pytest.raises(UsageError, match=r"U\+0000"):
+    with pytest.raises(UsageError, match="cannot be stored"):
         await store.write(cut, completed(0, "x"))
     assert await store.read_steps("run") == []
 

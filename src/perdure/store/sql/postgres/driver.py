@@ -81,10 +81,11 @@ class Postgres:
         self._opening: asyncio.Task[None] | None = None
         self._writers: list[Lane] = []
         self._readers: list[Lane] = []
-        self._turn = 0
         self._hints: Hints | None = None
         self._liveness = (
-            None if address.is_pooled else PostgresLiveness(self._connect, address.schema)
+            None
+            if address.is_pooled
+            else PostgresLiveness(self._connect, self.read, schema=address.schema)
         )
 
     @property
@@ -132,8 +133,9 @@ class Postgres:
         if not self._readers:
             self._start_lanes()
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
-        self._turn += 1
-        self._readers[self._turn % READERS].put(Job(statements, future))
+        # Together, so that they share a round trip, but never behind a read that takes long.
+        lane = next((lane for lane in self._readers if not lane.is_late), self._readers[0])
+        lane.put(Job(statements, future))
         return await future
 
     def watch(self, changed: Callable[[], None], *, interval_ms: int | None) -> None:
@@ -214,7 +216,7 @@ class Postgres:
             connect = partial(self._connect_ready, settings)
             return Line(connect, self._renderer, prepares=True, committed=self._committed)
         # What is set for a session would be left to whoever gets the connection next.
-        ahead = [Sent(b"", _set_sql(settings, is_local=True), [])]
+        ahead = [Sent(b"", _set_sql(settings, is_local=True))]
         return Line(
             partial(self._connect_ready, {}),
             self._renderer,
@@ -231,8 +233,8 @@ class Postgres:
             partial(self._connect_ready, {}),
             self._renderer,
             prepares=False,
-            ahead=[Sent(b"", b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", [])],
-            behind=[Sent(b"", b"COMMIT", [])],
+            ahead=[Sent(b"", b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")],
+            behind=[Sent(b"", b"COMMIT")],
         )
 
     def _committed(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
@@ -11,17 +10,15 @@ from typing import Any, Final
 import psycopg
 
 from perdure.core.effects import jittered
+from perdure.store.sql.postgres.notifier import Notifier
+from perdure.store.sql.postgres.pipe import Connection
 
 logger = logging.getLogger("perdure.postgres")
-
-Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 POLL_MS: Final = 500
 """How often whoever waits looks by himself while hints arrive: they may get lost."""
 POLL_ALONE_MS: Final = 50
 """The same where no hint can arrive, behind a pooler."""
-PAUSE_MS: Final = 10
-"""After a hint, the next one waits so long for what else is written."""
 _RECONNECT_MS: Final = 1_000
 
 
@@ -29,8 +26,7 @@ class Hints:
     """Tells other handles that something was written here, and this one that it was elsewhere.
 
     A hint is sent after the commit, outside of it, so that no writer waits for the lock that the
-    queue of notifications takes; the first after a pause at once, and then one for all commits
-    meanwhile. Who listens are the handles in which somebody waits.
+    queue of notifications takes. Who listens are the handles in which somebody waits.
     """
 
     def __init__(
@@ -41,15 +37,13 @@ class Hints:
         self._is_pooled = is_pooled
         self._changed: Callable[[], None] | None = None
         self._wanted = asyncio.Event()
-        self._written = asyncio.Event()
-        self._own_pid = 0
+        self._notifier = None if is_pooled else Notifier(connect, self._channel)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def written(self) -> None:
         """Send a hint: a transaction of this handle was committed."""
-        if not self._is_pooled:
-            self._start("perdure-notify", self._notify)
-            self._written.set()
+        if self._notifier is not None:
+            self._notifier.written()
 
     def watch(self, changed: Callable[[], None], *, interval_ms: int | None) -> None:
         """Call `changed` after writes of others until told otherwise (`interval_ms` None)."""
@@ -64,6 +58,8 @@ class Hints:
             self._start("perdure-listen", self._listen)
 
     async def close(self) -> None:
+        if self._notifier is not None:
+            await self._notifier.close()
         for task in self._tasks.values():
             task.cancel()
         if self._tasks:
@@ -99,27 +95,5 @@ class Hints:
         await connection.execute(f'LISTEN "{self._channel}"'.encode())
         self._tell()  # What was said before one listened.
         async for notice in connection.notifies():
-            if notice.pid != self._own_pid:
+            if self._notifier is None or notice.pid != self._notifier.own_pid:
                 self._tell()
-
-    async def _notify(self) -> None:
-        connection: Connection | None = None
-        try:
-            while True:
-                await self._written.wait()
-                self._written.clear()
-                try:
-                    if connection is None or connection.closed:
-                        connection = await self._connect()
-                        self._own_pid = connection.info.backend_pid
-                        # A hint that a crash takes along is no loss, but its flush would be one.
-                        await connection.execute(b"SET synchronous_commit = off")
-                    await connection.execute(f'NOTIFY "{self._channel}"'.encode())
-                    await asyncio.sleep(PAUSE_MS / 1_000)
-                except psycopg.Error as error:
-                    logger.debug("a hint could not be sent: %s", error)
-                    await asyncio.sleep(jittered(_RECONNECT_MS) / 1_000)
-        finally:
-            if connection is not None:
-                with contextlib.suppress(psycopg.Error):
-                    await connection.close()

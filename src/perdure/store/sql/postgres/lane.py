@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+from perdure.core.effects import monotonic_ms
 from perdure.store.sql.postgres.dialect import is_lost, is_transient
 from perdure.store.sql.postgres.line import Job, Line, answer, cut_off, meaning, refuse
 from perdure.store.sql.postgres.pipe import Outcome, Sent
@@ -16,6 +17,8 @@ from perdure.store.sql.postgres.texts import rows_of_each
 
 LISTS_MAX: Final = 128
 """How many lists share one transaction at most."""
+LATE_MS: Final = 20
+"""A lane that has waited so long for its connection is not asked for what may go elsewhere."""
 
 
 class Lane:
@@ -36,13 +39,19 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._jobs: deque[Job] = deque()
         self._is_busy = False
+        self._sent_ms = 0.0
         self._rested: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_late(self) -> bool:
+        return self._is_busy and monotonic_ms() - self._sent_ms > LATE_MS
 
     def put(self, job: Job) -> None:
         self._jobs.append(job)
         if not self._is_busy:
             self._is_busy = True
+            self._sent_ms = monotonic_ms()
             # Not at once: whoever else is woken with this caller may share the transaction.
             self._loop.call_soon(self._next)
 
@@ -57,6 +66,7 @@ class Lane:
     def _next(self) -> None:
         """Send what waits by now; runs behind those who were just answered."""
         jobs = self._take()
+        self._sent_ms = monotonic_ms()
         if not jobs:
             self._is_busy = False
             if self._rested is not None:

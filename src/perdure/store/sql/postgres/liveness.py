@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final
 
 import psycopg
 
 from perdure.core.effects import jittered, new_token
+from perdure.errors import StoreError
+from perdure.store.sql.database import Row, Statement
 
 logger = logging.getLogger("perdure.postgres")
 
@@ -42,11 +45,12 @@ DELETE FROM "{{0}}".perdure_liveness
 WHERE taken_at < now() - interval '1 day' AND NOT {_LOCKED}
 """
 # A start of the server frees all locks; whoever has not taken his since is not dead for that.
-_DEAD: Final = f"""
-SELECT name FROM "{{0}}".perdure_liveness
-WHERE name = ANY ($1::text[]) AND NOT {_LOCKED}
+DEAD: Final = f"""
+SELECT name FROM perdure_liveness
+WHERE name IN (SELECT json_array_elements_text(?1::json)) AND NOT {_LOCKED}
   AND (taken_at > pg_postmaster_start_time()
-    OR clock_timestamp() - pg_postmaster_start_time() > $2::integer * interval '1 millisecond')
+    OR clock_timestamp() - pg_postmaster_start_time()
+      > CAST(?2 AS INTEGER) * interval '1 millisecond')
 """
 
 
@@ -57,8 +61,15 @@ class PostgresLiveness:
     lock and lease meanwhile finds out with his next write, as after a lapsed lease.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], schema: str) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        read: Callable[[Sequence[Statement]], Awaitable[list[list[Row]]]],
+        *,
+        schema: str,
+    ) -> None:
         self._connect = connect
+        self._read = read
         self._schema = schema
         self._name = f"{_PREFIX}{new_token()}"
         self._keeper: asyncio.Task[None] | None = None
@@ -70,6 +81,8 @@ class PostgresLiveness:
             self._held = asyncio.get_running_loop().create_future()
             self._keeper = asyncio.create_task(self._keep(), name="perdure-liveness")
         assert self._held is not None
+        if self._held.done():
+            return self._name
         await asyncio.wait([self._held], timeout=_LOOK_MS / 1_000)
         return self._name if self._held.done() else None
 
@@ -79,13 +92,11 @@ class PostgresLiveness:
         if not asked:
             return ()
         try:
-            connection = await self._connect()
-            async with connection:
-                found = await connection.execute(self._sql(_DEAD), (asked, SETTLED_MS))
-                return [name for (name,) in await found.fetchall()]
-        except psycopg.Error as error:
+            (rows,) = await self._read([Statement("dead_holders", (json.dumps(asked), SETTLED_MS))])
+        except StoreError as error:
             logger.debug("nobody can say who died: %s", error)
             return ()
+        return [name for (name,) in rows]
 
     async def release(self) -> None:
         """Let go of this handle's lock; leases that it still has must lapse."""

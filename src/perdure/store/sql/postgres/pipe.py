@@ -26,11 +26,16 @@ _MORE_TO_SEND: Final = 1
 
 
 class Sent(NamedTuple):
-    """A statement as it travels: its text, by which name it is prepared, its values as text."""
+    """A statement as it travels: by which name it is prepared, its text, its values.
+
+    `formats`: which values are texts that go by their length (1); others end where libpq finds a
+    zero (0).
+    """
 
     name: bytes
     sql: bytes
-    values: Sequence[bytes | None]
+    values: Sequence[bytes | None] = ()
+    formats: Sequence[int] = ()
 
 
 Outcome = list[list[Row]] | Exception
@@ -88,15 +93,15 @@ class Pipe:
     def _queue(self, statements: Sequence[Sent]) -> None:
         pgconn, expected = self._pgconn, self._expected
         asked: set[bytes] = set()
-        for name, sql, values in statements:
+        for name, sql, values, formats in statements:
             if not self._prepares:
-                pgconn.send_query_params(sql, values)
+                pgconn.send_query_params(sql, values, param_formats=formats or None)
             else:
                 if name not in self._prepared and name not in asked:
                     pgconn.send_prepare(name, sql)
                     asked.add(name)
                     expected.append(name)
-                pgconn.send_query_prepared(name, values)
+                pgconn.send_query_prepared(name, values, formats or None)
             expected.append(None)
         pgconn.pipeline_sync()
 

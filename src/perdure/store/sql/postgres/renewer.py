@@ -59,7 +59,7 @@ class PostgresConnection:
         try:
             for text in self._begin:
                 connection.execute(text.encode())
-            for _, sql, values in self._renderer.render(statements):
+            for _, sql, values, _ in self._renderer.render(statements):
                 cursor = connection.cursor()
                 texts = [None if value is None else value.decode() for value in values]
                 cursor.execute(sql, texts, prepare=self._prepare)

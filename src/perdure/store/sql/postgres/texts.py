@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from perdure.errors import UsageError
 from perdure.store.sql.database import (
     Refused,
     Row,
@@ -16,6 +15,7 @@ from perdure.store.sql.database import (
     read_blocks,
 )
 from perdure.store.sql.postgres.dialect import postgres_dialect, qualified
+from perdure.store.sql.postgres.liveness import DEAD
 from perdure.store.sql.postgres.pipe import Sent
 
 Rows = list[list[Row]]
@@ -31,6 +31,8 @@ _FUSED: Final = ("complete_step", "begin_step")
 class Prepared(NamedTuple):
     """A statement as it is sent, and which of its values go along: those that it names.
 
+    `formats`: texts go by their length, so that the server sees, and refuses, a zero in one.
+
     `checked`, by a name of its own, refuses the whole list where it finds no row. It is told the
     place of the statement in its list, as one more value.
     """
@@ -41,6 +43,14 @@ class Prepared(NamedTuple):
     plain: bytes
     checked_name: bytes
     checked: bytes
+    formats: Sequence[int]
+
+    def encoded(self, known: Sequence[Value]) -> list[bytes | None]:
+        """Return the values that it names, as they travel."""
+        return [
+            value.encode() if type(value := known[at]) is str else _encoded(value)
+            for at in self.places
+        ]
 
 
 def postgres_statements(schema: str, *, own_clock: bool) -> dict[str, Prepared]:
@@ -51,13 +61,15 @@ def postgres_statements(schema: str, *, own_clock: bool) -> dict[str, Prepared]:
     blocks = read_blocks()
     for name in _FUSED:
         blocks[f"fenced_{name}"] = _fused(blocks["fence"], blocks[name], schema)
+    blocks["dead_holders"] = DEAD
     texts = load_statements(postgres_dialect(own_clock=own_clock), blocks)
     return {name: _prepared(name, text.sql, schema) for name, text in texts.items()}
 
 
 def _prepared(name: str, sql: str, schema: str) -> Prepared:
     # The server has to know the type of every parameter, so one that is not used may not be there.
-    numbers = sorted({int(number) for _, number in _PARAMETER.findall(sql)})
+    used = _PARAMETER.findall(sql)
+    numbers = sorted({int(number) for _, number in used})
     renumbered = {number: index for index, number in enumerate(numbers, 1)}
 
     def parameter(match: re.Match[str]) -> str:
@@ -72,9 +84,15 @@ def _prepared(name: str, sql: str, schema: str) -> Prepared:
         "LEFT JOIN q ON true WHERE CASE WHEN c.n > 0 THEN true "
         f'ELSE "{schema}".perdure_refuse(${len(numbers) + 1}::integer) END'
     )
-    places = [number - 1 for number in numbers]
+    casts = {int(number) for cast, number in used if cast}
     return Prepared(
-        sent, places, name.encode(), sent.encode(), f"{name}!".encode(), checked.encode()
+        sql=sent,
+        places=[number - 1 for number in numbers],
+        name=name.encode(),
+        plain=sent.encode(),
+        checked_name=f"{name}!".encode(),
+        checked=checked.encode(),
+        formats=[int(number not in casts) for number in numbers],
     )
 
 
@@ -107,23 +125,23 @@ class Renderer:
         self._now = now
 
     def render(self, statements: Sequence[Statement]) -> list[Sent]:
-        """Return one statement for each, or one for both. Raises UsageError for a bad value."""
+        """Return one statement for each, or one for both."""
         moment = () if self._now is None else (self._now(),)
         if len(statements) == 2 and statements[1].name in _FUSED:
             fence, change = statements
             text = self._texts[f"fenced_{change.name}"]
-            known = (*fence.values, *change.values[_SHARED:], *moment)
-            return [Sent(text.name, text.plain, [encoded(known[at]) for at in text.places])]
+            values = text.encoded((*fence.values, *change.values[_SHARED:], *moment))
+            return [Sent(text.name, text.plain, values, text.formats)]
         sent: list[Sent] = []
-        for index, (name, values, required, _) in enumerate(statements):
+        for index, (name, known, required, _) in enumerate(statements):
             text = self._texts[name]
-            known = (*values, *moment)
-            picked = [encoded(known[at]) for at in text.places]
+            values = text.encoded((*known, *moment) if moment else known)
             if required:
-                picked.append(b"%d" % index)
-                sent.append(Sent(text.checked_name, text.checked, picked))
+                values.append(b"%d" % index)
+                formats = (*text.formats, 0)
+                sent.append(Sent(text.checked_name, text.checked, values, formats))
             else:
-                sent.append(Sent(text.name, text.plain, picked))
+                sent.append(Sent(text.name, text.plain, values, text.formats))
         return sent
 
 
@@ -138,12 +156,5 @@ def rows_of_each(statements: Sequence[Statement], rows: Rows) -> Rows:
     return [[row[:2]], [row[2:]]]
 
 
-def encoded(value: Value) -> bytes | None:
-    """Return a value as it travels."""
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else str(value)
-    if "\0" in text:
-        # libpq would cut it there.
-        raise UsageError(f"a text holds the character U+0000: {text!r:.60}")
-    return text.encode()
+def _encoded(value: Value) -> bytes | None:
+    return None if value is None else str(value).encode()
