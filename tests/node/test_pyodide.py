@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from perdure.testing.contract import STORE_CASES
+from tests.docs.pages import blocks_of
 from tests.node_packages import NODE_TESTS, need_node_packages, python_wheel
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "examples" / "cloudflare_worker" / "src"
+GUIDE = ROOT / "docs" / "guides" / "cloudflare-d1.md"
 SDK = ("workers-runtime-sdk", "1.9.5")
 EVERY = 40
 
@@ -69,6 +71,12 @@ def test_runs_turns_and_leases_work_without_threads_on_a_binding() -> None:
     told = seen_under_pyodide(EVERY, 280)
     check(told)
     assert told["raw"]["cases"] + told["wrapped"]["cases"] > 2 * len(STORE_CASES) // EVERY - 2
+
+
+def test_the_guide_shows_what_the_example_does() -> None:
+    [shown] = [block for block in blocks_of(GUIDE) if block.words == ["text"]]
+    example = (WORKER / "entry.py").read_text("utf-8")
+    assert not [line for line in shown.text.splitlines() if line.strip() not in example]
 
 
 @pytest.mark.campaign
