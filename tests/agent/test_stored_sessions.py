@@ -152,6 +152,7 @@ async def test_the_session_of_a_chat_lives_within_it(store: RunStore, tenant: st
     kept = (await view.read_details("chat:kitchen:0")).events
     types = [each.payload["event"]["type"] for each in kept if "event" in each.payload]
     assert types.count("session_created") == types.count("session_resumed") == 1
+    assert "text_delta" not in types, "a piece of text is kept twice"
     await engine.aclose()
 
 

@@ -73,7 +73,7 @@ async def test_events_become_frames_and_usage(store: RunStore) -> None:
         ToolResultEvent(tool_name="look", result="an onion"),
         *said("Ye", "s."),
         ArtifactEvent(artifact_id="a-1", uri="secret:place"),
-        LlmCallEvent(model="m", tokens_in=9, tokens_out=2),
+        LlmCallEvent(model="m", tokens_in=9, tokens_out=2, tokens_cached=4, request_id="r-1"),
     )
     engine = engine_on(store, backend)
     lines = await read(await engine.submit(IDENTITY, "what is there?"))
@@ -85,6 +85,7 @@ async def test_events_become_frames_and_usage(store: RunStore) -> None:
     assert backend.inputs[0].messages[-1] == {"role": "user", "content": "what is there?"}
     [usage] = (await store.read_details("chat:kitchen:0")).usage
     assert (usage.state, usage.tokens_in, usage.tokens_out) == ("settled", 9, 2)
+    assert (usage.tokens_cached, usage.request_id) == (4, "r-1")
     assert (
         "".join(
             line["data"]["delta"]
@@ -141,7 +142,7 @@ async def test_an_attempt_after_a_give_back_resumes_the_session(store: RunStore)
     assert context.session.id == "chat:kitchen"
     kept = types(await kept_in(store).list_events("chat:kitchen"))
     assert "session_created" in kept
-    assert kept.endswith("session_resumed backend_start text_delta backend_end task_end final")
+    assert kept.endswith("session_resumed backend_start backend_end task_end final")
 
 
 def test_no_two_tenants_share_a_session() -> None:

@@ -8,7 +8,13 @@ from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 from perdure.agent.sessions import RuntimeSession
-from perdure.agent.stream_events import RuntimeStreamEvent, event_from_wire, event_to_wire
+from perdure.agent.stream_events import (
+    ReasoningDeltaEvent,
+    RuntimeStreamEvent,
+    TextDeltaEvent,
+    event_from_wire,
+    event_to_wire,
+)
 from perdure.core.changes import EndRun
 from perdure.core.identity import canonical_hash, derive_worker_id
 from perdure.core.limits import ID_BYTES_MAX
@@ -56,19 +62,28 @@ class DurableSessionStore:
         self._store = store
         self._owner_id = owner_id
         self._beside: str | None = None
+        self._keeps_pieces = True
         self._logs: dict[str, _Log] = {}
 
     def beside(
-        self, run_id: str, *, tenant: str = "", owner_id: str | None = None
+        self,
+        run_id: str,
+        *,
+        tenant: str = "",
+        owner_id: str | None = None,
+        keeps_pieces: bool = True,
     ) -> DurableSessionStore:
         """Return the store of sessions that live and die with a run of the tenant, within it.
 
         If there is no such run, a session is kept as a run of its own, which belongs to the owner.
+        Without `keeps_pieces` the deltas of text and reasoning are not kept: where a turn is
+        answered they are frames of its journal already, before they are shown.
         """
         view = DurableSessionStore(
             self._store.for_tenant(tenant) if tenant else self._store, owner_id=owner_id
         )
         view._beside = run_id
+        view._keeps_pieces = keeps_pieces
         return view
 
     async def get(self, session_id: str) -> RuntimeSession | None:
@@ -90,6 +105,8 @@ class DurableSessionStore:
         return False
 
     async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> None:
+        if not self._keeps_pieces and isinstance(event, TextDeltaEvent | ReasoningDeltaEvent):
+            return
         log = await self._log(session_id)
         wire = event_to_wire(event)
         while not await self._try_append(log, _event_entry(wire, log.shared)):

@@ -237,7 +237,9 @@ class AgentTaskProducer:
         if not isinstance(sessions, DurableSessionStore):
             return sessions
         first = identity.turn_run_id(chat.session_id, 0)
-        return sessions.beside(first, tenant=chat.tenant_id, owner_id=chat.user_id)
+        return sessions.beside(
+            first, tenant=chat.tenant_id, owner_id=chat.user_id, keeps_pieces=False
+        )
 
     async def _joined(self, turn: TaskTurn) -> AsyncGenerator[Frame, None]:
         """Yield the answer that goes on upstream, from its beginning.
