@@ -23,7 +23,8 @@ STATES: Final = (
     "stopped",
     "failed",
 )
-STORE_HELP: Final = "the store: sqlite:PATH, file:PATH, postgresql://… or d1:ACCOUNT/DATABASE"
+STORES: Final = "sqlite:PATH, file:PATH, postgresql://… or d1:ACCOUNT/DATABASE"
+STORE_HELP: Final = f"the store: {STORES}"
 RUN_HELP: Final = "id of the run, as ls prints it; chat:SESSION:N for a turn"
 
 _PASSWORD = re.compile(r"(//[^/@:]*:)[^/@]*(@)")

@@ -12,6 +12,7 @@ from typing import Any
 from perdure.cli.arguments import (
     DEFAULT_STORE,
     STORE_VARIABLE,
+    STORES,
     add_commands,
     add_retention,
     default_store,
@@ -92,7 +93,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--store",
         default=default_store(),
         metavar="URL",
-        help="where turns live: sqlite:PATH, file:PATH or memory: "
+        help=f"where turns live: {STORES}, or memory: for as long as this process lives "
         f"({DEFAULT_STORE}; or ${STORE_VARIABLE})",
     )
     parser.add_argument(
