@@ -94,6 +94,22 @@ async def test_9_6_r2_without_counts_there_is_no_llm_call() -> None:
     assert llm_calls(events) == []
 
 
+async def test_all_that_was_counted_is_told() -> None:
+    used = frames.usage(
+        provider="p",
+        model="m",
+        tokens_in=9,
+        tokens_out=5,
+        tokens_cached=4,
+        tokens_reasoning=2,
+        request_id="r-1",
+    )
+    backend = ModelBackend(ScriptedBackend([used, frames.upstream_end("stop")]))
+    [call] = llm_calls(await read(run_agent_task_stream(TASK, backend)))
+    assert (call.tokens_cached, call.tokens_reasoning) == (4, 2)
+    assert (call.provider, call.request_id) == ("p", "r-1")
+
+
 async def test_9_6_r2_a_price_makes_the_cost() -> None:
     script = [frames.usage(model="m", tokens_in=1_000), frames.upstream_end("stop")]
     backend = ModelBackend(

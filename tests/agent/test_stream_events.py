@@ -41,6 +41,8 @@ SAMPLES: dict[str, Any] = {
     "recoverable": True,
     "tokens_in": 3,
     "tokens_out": 4,
+    "tokens_cached": 2,
+    "tokens_reasoning": 1,
     "cost_usd": 0.5,
     "latency_ms": 12.0,
     "args": {"some_key": [1]},

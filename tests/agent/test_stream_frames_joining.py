@@ -83,7 +83,8 @@ async def test_an_answer_is_joined_where_readers_are(stage: Stage, frames: int) 
     assert (len(provider.prompts), len(provider.attached)) == (1, 1)
     first, second = (await stage.details()).usage
     assert (first.state, second.state, second.tokens_in) == ("unknown", "settled", 3)
-    session = await DurableSessionStore(await stage.store()).get("chat:s")
+    sessions = DurableSessionStore(await stage.store()).beside(run_id_of(TURN))
+    session = await sessions.get("chat:s")
     assert session is not None
     assert session.status == "completed"
 

@@ -104,7 +104,15 @@ class _Said:
         if "in" not in counted and "out" not in counted:
             return None
         model = counted.get("model") or self._kind
-        return LlmCallEvent(model=model, tokens_in=counted.get("in"), tokens_out=counted.get("out"))
+        return LlmCallEvent(
+            model=model,
+            tokens_in=counted.get("in"),
+            tokens_out=counted.get("out"),
+            tokens_cached=counted.get("cached"),
+            tokens_reasoning=counted.get("reasoning"),
+            provider=counted.get("provider"),
+            request_id=counted.get("request"),
+        )
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:

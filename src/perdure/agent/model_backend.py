@@ -159,6 +159,10 @@ class ModelBackend:
             tokens_out=meter.get("out"),
             latency_ms=round(latency_ms, 3),
             finish_reason=meter.get("finish"),
+            tokens_cached=meter.get("cached"),
+            tokens_reasoning=meter.get("reasoning"),
+            provider=meter.get("provider"),
+            request_id=meter.get("request"),
         )
         return call if self._cost_usd is None else replace(call, cost_usd=self._cost_usd(call))
 

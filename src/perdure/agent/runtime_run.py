@@ -252,7 +252,15 @@ class RuntimeRun:
             return None
         if any(type(count) is not int or count < 0 for count in counts):
             return None
-        price = self._prices.price(ModelCall(model, *counts))
+        price = self._prices.price(
+            ModelCall(
+                model,
+                *counts,
+                provider=getattr(call, "provider", None),
+                tokens_cached=getattr(call, "tokens_cached", None),
+                tokens_reasoning=getattr(call, "tokens_reasoning", None),
+            )
+        )
         in_dollars = price is not None and price.currency == "USD"
         return price.cost_nanos / NANOS if price is not None and in_dollars else None
 

@@ -171,7 +171,11 @@ class ToolResultEvent(BackendEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmCallEvent(BackendEvent):
-    """What one call of a model used; None is unknown, never zero."""
+    """What one call of a model used; None is unknown, never zero.
+
+    `tokens_cached` are part of `tokens_in`, and `tokens_reasoning` of `tokens_out`. `request_id` is
+    the provider's.
+    """
 
     model: str
     tokens_in: int | None = None
@@ -179,6 +183,10 @@ class LlmCallEvent(BackendEvent):
     cost_usd: float | None = None
     latency_ms: float | None = None
     finish_reason: str | None = None
+    tokens_cached: int | None = None
+    tokens_reasoning: int | None = None
+    provider: str | None = None
+    request_id: str | None = None
     type: Literal["llm_call"] = "llm_call"
 
 

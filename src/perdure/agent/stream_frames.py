@@ -47,11 +47,14 @@ class _Partial(Protocol):
     def parts(self) -> Sequence[Mapping[str, JsonValue]]: ...
 
 
-class TaskTurn(Protocol):
-    """What this producer reads of a turn."""
-
+class _Addressed(Protocol):
     @property
     def identity(self) -> _Identity: ...
+
+
+class TaskTurn(_Addressed, Protocol):
+    """What this producer reads of a turn."""
+
     @property
     def user_message(self) -> str: ...
     @property
@@ -114,7 +117,15 @@ class FrameMaker:
 
     def usage(self, event: Any) -> list[Frame]:
         return [
-            frames.usage(model=event.model, tokens_in=event.tokens_in, tokens_out=event.tokens_out)
+            frames.usage(
+                model=event.model,
+                tokens_in=event.tokens_in,
+                tokens_out=event.tokens_out,
+                tokens_cached=event.tokens_cached,
+                tokens_reasoning=event.tokens_reasoning,
+                provider=event.provider,
+                request_id=event.request_id,
+            )
         ]
 
     def final(self, event: Any) -> list[Frame]:
@@ -275,6 +286,6 @@ async def _next(events: Events) -> RuntimeStreamEvent | None:
     return None
 
 
-def session_id_of(turn: TaskTurn) -> str:
+def session_id_of(turn: _Addressed) -> str:
     """Return the id of the session in which the turns of a chat work; no two tenants share one."""
     return identity.stored_id(turn.identity.tenant_id, f"chat:{turn.identity.session_id}")

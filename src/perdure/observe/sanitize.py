@@ -204,6 +204,10 @@ EVENTS: Final[Mapping[str, Part]] = {
         "costUsd": keep(),
         "latencyMs": keep(),
         "finishReason": keep(),
+        "tokensCached": keep(),
+        "tokensReasoning": keep(),
+        "provider": keep(),
+        "requestId": keep(),
     },
     "artifact": {
         "artifactId": keep(),
