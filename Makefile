@@ -40,7 +40,8 @@ docs: $(VENV)/.dev  ## Build the documentation as a website (SITE_REPOSITORY=htt
 	@$(BIN)/python -m docs.site
 
 campaign: $(VENV)/.dev node  ## Run the tests that take minutes
-	@$(BIN)/python -m pytest -n $(WORKERS) -m campaign --timeout 1800 $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) -m campaign --timeout 1800 \
+	  -o faulthandler_timeout=1860 $(ARGS)
 
 clean:  ## Remove what the other targets made (no database)
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
