@@ -80,6 +80,16 @@ async def test_an_exhausted_quota_is_not_tried_again(server: ModelServer) -> Non
     assert not failure.retryable
 
 
+@pytest.mark.parametrize(("said", "status", "calls"), [("false", 503, 1), ("true", 409, 2)])
+async def test_what_the_provider_says_of_a_further_try_counts(
+    server: ModelServer, said: str, status: int, calls: int
+) -> None:
+    server.will(refusal(status, x_should_retry=said), refusal(404))
+    _, failure = await ask_in_vain(backend_of(server))
+    assert len(server.received) == calls
+    assert failure.retryable is False
+
+
 class NotedRetry(BackendRetry):
     """Notes the waits and spares them."""
 

@@ -38,6 +38,7 @@ _NO_STREAM_TYPES = ("application/json", "text/html")
 _NEVER_ASKED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _LOST_STATUSES = frozenset({0, 408, 502, 504})
 """None at all, and what somebody on the way says of a provider that he no longer waits for."""
+_SHOULD_RETRY = {"true": True, "false": False}
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -226,6 +227,8 @@ class Endpoint:
             # Too many requests: for now, or because nobody has paid?
             refused = status == HTTPStatus.TOO_MANY_REQUESTS and error and error.permanent
             retryable = status in self.retry.retry_statuses and not refused
+            if answer.should_retry is not None:
+                retryable = answer.should_retry
         code = f" ({error.code})" if error is not None and error.code else ""
         request = f" [{answer.request_id}]" if answer.request_id else ""
         raise BackendTransportError(
@@ -268,6 +271,11 @@ class Answer:
         headers = self._response.headers
         id = headers.get("request-id", headers.get("x-request-id", ""))
         return id if _REQUEST_ID.fullmatch(id) else None
+
+    @property
+    def should_retry(self) -> bool | None:
+        """What the provider itself says of a further try, None if it does not."""
+        return _SHOULD_RETRY.get(self._response.headers.get("x-should-retry", ""))
 
     @property
     def retry_after_ms(self) -> float | None:
