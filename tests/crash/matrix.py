@@ -23,6 +23,7 @@ from tests.crash.matrix_process import (
     MODELS,
     RUN_ID,
     TOPICS,
+    TURN,
 )
 from tests.turn.stage import Reader, within
 
@@ -143,7 +144,8 @@ async def _read_to_the_end(store: perdure.RunStore, reader: Reader) -> None:
             await asyncio.sleep(0.01)
             continue
         pieces += 1
-        await reader.read(engine, lines_max=3 + 7 * pieces % 20)
+        chunks = engine.read(TURN, after=reader.cursor, wire="envelope")
+        await within(reader.follow(chunks, lines_max=3 + 7 * pieces % 20), PATIENCE_S)
     await engine.aclose()
 
 

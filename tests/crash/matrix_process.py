@@ -18,7 +18,7 @@ from typing import Any, cast
 import perdure
 from perdure.core.effects import system_clock
 from perdure.core.frames import Frame, text, tool_call, tool_result, upstream_end, usage
-from perdure.core.limits import DELIVERY_CLAIM_MS
+from perdure.core.limits import DELIVERY_CLAIM_MS, LEASE_MS
 from perdure.core.transitions import RESTING_STATES
 from tests.crash.killing import Killer, KillingStore, Point, When
 from tests.crash.turn_process import Notes, joined
@@ -26,6 +26,8 @@ from tests.crash.turn_process import Notes, joined
 TURN = perdure.ChatTurnIdentity("", "s", "ann", 0)
 RUN_ID = "chat:s:0"
 TOKEN_S = 0.004
+LAPSING_MS = 3_000
+"""The lease on a store that cannot tell who is dead."""
 ASKED = [f"look{number} " for number in range(12)]
 ANSWERED = [f"word{number} " for number in range(24)]
 FOUND = "found "
@@ -99,7 +101,10 @@ async def main(url: str, notes_path: str, role: str, point: Point | None) -> Non
     store = await perdure.open_store(url, clock=later if role == "deliver" else None)
     killer = Killer(lambda line: notes.add(f"{role} {line}"), point)
     engine = perdure.ChatTurnEngine(
-        KillingStore(store, killer), produce=producer(notes), hooks=hooks(notes)
+        KillingStore(store, killer),
+        produce=producer(notes),
+        hooks=hooks(notes),
+        lease_ms=LAPSING_MS if url.startswith("d1:") else LEASE_MS,
     )
     if role == "submit":
         await engine.submit(TURN, "Hi")

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from perdure.store.sql.d1.address import TOKEN_VARIABLE
 from tests.crash.conftest import NewUrl
 from tests.crash.killing import Point, When
 from tests.crash.matrix import Kill, survive, trace
+from tests.store.d1_server import ACCOUNT, DATABASES, TOKEN, D1Server
+
+NewStore = Callable[[], str]
 
 SCHEMES = ("sqlite", "file", "postgresql")
-"""The stores of the matrix; one that is opened by an address only needs `new_url` to know it."""
-
 AT_ONCE = 3
+"""So many cells at a time; also how many databases the D1 of the tests has."""
 POINTS_MIN = 80
 """Deaths on each store, of first processes and of heirs together."""
 
@@ -52,26 +55,45 @@ def points_of(calls: Sequence[str]) -> list[Point]:
     return [Point(call, when) for call in calls for when in moments]
 
 
+@pytest.fixture(params=[*SCHEMES, pytest.param("d1", marks=pytest.mark.node)])
+def makers(
+    request: pytest.FixtureRequest, new_url: NewUrl, monkeypatch: pytest.MonkeyPatch
+) -> list[NewStore]:
+    """Return as many makers of a fresh store as there may be cells at a time."""
+    scheme = str(request.param)
+    if scheme != "d1":
+        return [partial(new_url, scheme)] * AT_ONCE
+    d1: D1Server = request.getfixturevalue("d1")
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+
+    def clean(name: str) -> str:
+        return f"d1:{ACCOUNT}/{d1.clean(name)}?base_url={d1.base_url}"
+
+    return [partial(clean, name) for name in DATABASES[:AT_ONCE]]
+
+
 @pytest.mark.campaign
-@pytest.mark.parametrize("scheme", SCHEMES)
 async def test_a_turn_survives_sigkill_at_every_call(
-    tmp_path: Path, new_url: NewUrl, scheme: str, record_property: Callable[[str, object], None]
+    tmp_path: Path, makers: list[NewStore], record_property: Callable[[str, object], None]
 ) -> None:
     numbers = (tmp_path / str(number) for number in count())
-    fresh = partial(new_url, scheme)
-    first = await trace(next(numbers), fresh(), role="submit")
-    heir = await trace(next(numbers), fresh(), IN_THE_MIDDLE, role="recover")
+    first = await trace(next(numbers), makers[0](), role="submit")
+    heir = await trace(next(numbers), makers[0](), IN_THE_MIDDLE, role="recover")
     cells: list[tuple[Kill, ...]] = [(Kill("submit", point),) for point in points_of(first)]
     cells += [(IN_THE_MIDDLE, Kill("recover", point)) for point in points_of(heir)]
-    places = asyncio.Semaphore(AT_ONCE)
+    free: asyncio.Queue[NewStore] = asyncio.Queue()
+    for maker in makers:
+        free.put_nowait(maker)
 
     async def one(kills: tuple[Kill, ...]) -> bool:
-        async with places:
-            try:
-                return await survive(next(numbers), fresh(), *kills) == len(kills)
-            except BaseException as error:
-                error.add_note(f"{scheme}: {', then '.join(map(str, kills))}")
-                raise
+        fresh = await free.get()
+        try:
+            return await survive(next(numbers), fresh(), *kills) == len(kills)
+        except BaseException as error:
+            error.add_note(", then ".join(map(str, kills)))
+            raise
+        finally:
+            free.put_nowait(fresh)
 
     died = sum(await asyncio.gather(*map(one, cells)))
     record_property("cells", len(cells))

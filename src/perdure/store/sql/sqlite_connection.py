@@ -250,6 +250,8 @@ def translated(error: E, path: str) -> E | PerdureError:
 def _meaning(error: BaseException, path: str) -> PerdureError | None:
     if isinstance(error, UnicodeEncodeError):
         return UsageError(f"a text holds a lone surrogate: {error.object!r:.60}")
+    if isinstance(error, UnicodeDecodeError):
+        return StoreCorruptError(f"the database file is damaged: a text is not UTF-8 ({path!r})")
     if isinstance(error, OverflowError):
         return UsageError("a number has more than 64 bits")
     if not isinstance(error, sqlite3.Error):
