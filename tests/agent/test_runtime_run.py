@@ -236,7 +236,8 @@ async def test_10_r5_a_row_that_two_write_at_once_for_the_first_time_is_kept() -
 
 def test_a_call_without_a_cost_is_priced_where_there_are_prices() -> None:
     prices = PriceList({"m": ModelPrice(input=1, output=2)}, version="1")
-    run = started(prices=prices)
+    run = started()
+    run.prices = prices
     run.observe(call(tokens_in=1_000, tokens_out=1_000))
     run.observe(call(tokens_in=1, tokens_out=1, cost_usd=5))
     assert run.cost().cost_usd == pytest.approx(5.003)
@@ -248,14 +249,16 @@ def test_a_call_without_a_cost_is_priced_where_there_are_prices() -> None:
 
 @pytest.mark.parametrize("used", [{}, {"tokens_in": 1}, {"tokens_in": 1.5, "tokens_out": 1}])
 def test_a_call_whose_tokens_are_not_known_has_no_price(used: dict[str, Any]) -> None:
-    run = started(prices=PriceList({"m": ModelPrice(input=1, output=2)}, version="1"))
+    run = started()
+    run.prices = PriceList({"m": ModelPrice(input=1, output=2)}, version="1")
     run.observe(call(**used))
     assert (run.cost().cost_usd, run.cost().cost_known) == (0, False)
 
 
 def test_a_price_in_another_currency_is_no_cost_in_dollars() -> None:
     euros = PriceList({"m": ModelPrice(input=1, output=2)}, version="1", currency="EUR")
-    run = started(prices=euros)
+    run = started()
+    run.prices = euros
     run.observe(call(tokens_in=1, tokens_out=1))
     assert (run.cost().cost_usd, run.cost().cost_known) == (0, False)
 

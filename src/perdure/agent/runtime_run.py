@@ -88,20 +88,15 @@ class RuntimeRun:
     """
 
     def __init__(
-        self,
-        row: RuntimeRunRow,
-        *,
-        task: AgentTaskSpec,
-        adapter: Any,
-        now: Clock,
-        prices: PriceTable | None = None,
+        self, row: RuntimeRunRow, *, task: AgentTaskSpec, adapter: Any, now: Clock
     ) -> None:
         self.task_spec = task
         self.late_events = 0
+        self.prices: PriceTable | None = None
+        """Say what an `llm_call` cost that names no cost, if you set it."""
         self._row = row
         self._adapter: RuntimeRunPersistenceAdapter | None = adapter
         self._now = now
-        self._prices = prices
         self._begun_ms = now()
         self._cost = RuntimeRunCost()
         self._completion: _Completion | None = None
@@ -125,8 +120,8 @@ class RuntimeRun:
     def observe(self, event: object) -> None:
         """Add what an `llm_call` used; other events change nothing.
 
-        Its cost, where it names none, is what the prices say, if there are any. An event that
-        comes after the completion only counts in `late_events`.
+        Its cost, where it names none, is what `prices` say, if they are set. An event that comes
+        after the completion only counts in `late_events`.
         """
         if getattr(event, "type", None) != "llm_call":
             return
@@ -248,11 +243,11 @@ class RuntimeRun:
     def _priced(self, call: Any) -> float | None:
         """Return what the prices say of a call, in dollars."""
         model, counts = getattr(call, "model", None), (call.tokens_in, call.tokens_out)
-        if self._prices is None or not isinstance(model, str):
+        if self.prices is None or not isinstance(model, str):
             return None
         if any(type(count) is not int or count < 0 for count in counts):
             return None
-        price = self._prices.price(
+        price = self.prices.price(
             ModelCall(
                 model,
                 *counts,
@@ -283,12 +278,10 @@ def start_runtime_run(
     adapter: RuntimeRunPersistenceAdapter | None = None,
     id: str | None = None,
     now: Callable[[], int] = system_clock,
-    prices: PriceTable | None = None,
 ) -> RuntimeRun:
     """Begin a run and return its handle; its id is `<task id>:<random>` unless it is given.
 
-    `now` gives milliseconds since the epoch. `prices` say what an `llm_call` cost that names no
-    cost. Raises ValidationError for an empty workspace or
+    `now` gives milliseconds since the epoch. Raises ValidationError for an empty workspace or
     task id.
     """
     for name, value in (("workspace_id", workspace_id), ("task_spec.id", task_spec.id)):
@@ -306,7 +299,7 @@ def start_runtime_run(
         cost=RuntimeRunCost(),
         started_at=iso_time(now()),
     )
-    return RuntimeRun(row, task=task_spec, adapter=adapter, now=now, prices=prices)
+    return RuntimeRun(row, task=task_spec, adapter=adapter, now=now)
 
 
 def _is_amount(value: object) -> bool:

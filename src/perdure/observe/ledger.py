@@ -63,7 +63,7 @@ async def usage_summary(
     else:
         all_calls.merge(await upkeep.sum_usage(None, wanted))
     priced = 0
-    if prices is not None:
+    if prices is not None and any(each.unpriced for each in all_calls.sums()):
         async for entry in _unpriced(upkeep, wanted):
             price = price_of(entry.usage, prices)
             if price is not None:
