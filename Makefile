@@ -17,7 +17,7 @@ WHEN_MISSING := $(if $(CI),exit 1,exit 0)
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help serve test check docs campaign browser node clean
+.PHONY: help serve test check docs campaign browser faults node clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -26,7 +26,7 @@ help:  ## List the targets
 serve: $(VENV)/.serve  ## Start the chat service on SQLite (ARGS="--port 9000 …")
 	@$(BIN)/perdure serve $(ARGS)
 
-test: check browser node  ## Run the checks, then all tests (ARGS="-k name …")
+test: check browser faults node  ## Run the checks, then all tests (ARGS="-k name …")
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.dev  ## Check format, lint, types and floors
@@ -39,7 +39,7 @@ check: $(VENV)/.dev  ## Check format, lint, types and floors
 docs: $(VENV)/.dev  ## Build the documentation as a website (SITE_REPOSITORY=https://…/blob/main)
 	@$(BIN)/python -m docs.site
 
-campaign: $(VENV)/.dev node  ## Run the tests that take minutes
+campaign: $(VENV)/.dev faults node  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -n $(WORKERS) -m campaign --timeout 1800 \
 	  -o faulthandler_timeout=1860 $(ARGS)
 
@@ -77,6 +77,17 @@ browser:
 	  command -v chromium >/dev/null && exit 0; \
 	fi; \
 	echo "No Chromium: the browser tests cannot run" >&2; $(WHEN_MISSING)
+
+faults:
+	@for name in strace pgbouncer; do \
+	  { command -v $$name || test -x /usr/sbin/$$name; } >/dev/null && continue; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing $$name for the tests of faults"; \
+	    DEBIAN_FRONTEND=noninteractive; export DEBIAN_FRONTEND; \
+	    { apt-get update -qq && \
+	    apt-get install -qq --no-install-recommends $$name >/dev/null; } || true; \
+	  fi; \
+	done
 
 node: $(NODE_PACKAGES)
 
