@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "examples" / "cloudflare_worker" / "src"
 GUIDE = ROOT / "docs" / "guides" / "cloudflare-d1.md"
 SDK = ("workers-runtime-sdk", "1.9.5")
-EVERY = 40
+EVERY = 90
 
 
 def seen_under_pyodide(every: int, timeout_s: int) -> dict[str, Any]:
