@@ -45,9 +45,12 @@ def test_14_2_1_what_is_skipped_or_filtered_out_is_not_evaluated() -> None:
 def test_14_2_1_the_filter_gets_the_subagent_as_it_was_given() -> None:
     subagent = AgentSubagentProfile(metadata={"matchers": SubagentMatcher(["nda"])})
     asked: list[Any] = []
-    found = classify_intent(
-        NDA, {"a": subagent}, filter=lambda each, id: not asked.append((each, id))
-    )
+
+    def noted(each: Any, id: str) -> bool:
+        asked.append((each, id))
+        return True
+
+    found = classify_intent(NDA, {"a": subagent}, filter=noted)
     assert asked == [(subagent, "a")]
     assert found.subagent is subagent
 

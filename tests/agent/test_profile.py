@@ -22,7 +22,7 @@ from perdure.agent.profile import (
 )
 from perdure.errors import ProfileConformanceError, ValidationError
 
-REAL = {
+REAL: dict[str, Any] = {
     "prompt": {"systemPrompt": "x" * 800},
     "tools": {"search": True},
     "mcp": {"search": {"url": "https://mcp.example"}},

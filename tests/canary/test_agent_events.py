@@ -40,7 +40,8 @@ from perdure.store.memory import MemoryStore
 from tests.canary.planting import NEVER, PLACES, canary, seen
 from tests.observe.spanning import watching
 
-ALL = RuntimeTelemetryOptions(*[True] * 8, text_characters_max=None)
+SWITCHES = RuntimeTelemetryOptions._fields[:-1]
+ALL = RuntimeTelemetryOptions()._replace(**dict.fromkeys(SWITCHES, True), text_characters_max=None)
 NEEDED = [
     KnowledgeRequirement("plain", canary("requirement_description"), fallback_policy="block"),
     KnowledgeRequirement("secret", canary("secret_description"), sensitivity="secret"),

@@ -72,8 +72,8 @@ class ForgetsResults(SoundStore):
 
 class FillsInTheSession(SoundStore):
     async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
-        session = self._sessions[session_id]
-        return [replace(each, session=session) for each in await super().list_events(session_id)]
+        events: Any = await super().list_events(session_id)
+        return [replace(each, session=self._sessions[session_id]) for each in events]
 
 
 class HasOneLogForAll(SoundStore):
