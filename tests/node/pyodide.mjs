@@ -1,6 +1,6 @@
 // Runs a Python file under Pyodide, with Cloudflare's Python SDK and a real D1 binding.
 //
-// node pyodide.mjs FILE SOURCE WORKER SDK_WHEEL SETTING: `SOURCE` and `WORKER` are on the path. The file's
+// node pyodide.mjs FILE SOURCE WORKER SDK_WHEEL SETTING: the two folders are on the path. The file's
 // `main(setting, direct, raw, wrapped)` gets the binding as Miniflare hands it out, as a bare
 // JavaScript object that is faster, and that one as the SDK wraps it; what it returns is printed,
 // as JSON.
@@ -85,7 +85,8 @@ try {
   // What the runtime hands to a Worker: its bindings, and what keeps it alive.
   python.globals.set("ENV", { DB: new D1Database() });
   const kept = [];
-  python.globals.set("CONTEXT", { waitUntil: (work) => kept.push(work), settle: () => Promise.all(kept) });
+  const waitUntil = (work) => kept.push(work);
+  python.globals.set("CONTEXT", { waitUntil, settle: () => Promise.all(kept) });
   python.globals.set("DIRECT", await miniflare.getD1Database("DB"));
   python.globals.set("SETTING", setting);
   python.globals.set("SCRIPT", readFileSync(file, "utf8"));
