@@ -1,6 +1,6 @@
 // Runs a Python file under Pyodide, with Cloudflare's Python SDK and a real D1 binding.
 //
-// node pyodide.mjs FILE SOURCE WORKER SDK_WHEEL SETTING: the two folders are on the path. The file's
+// node pyodide.mjs FILE SOURCE WORKER SDK_WHEEL SETTING: the two folders are on the path. FILE's
 // `main(setting, direct, raw, wrapped)` gets the binding as Miniflare hands it out, as a bare
 // JavaScript object that is faster, and that one as the SDK wraps it; what it returns is printed,
 // as JSON.
