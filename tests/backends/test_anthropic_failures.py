@@ -162,10 +162,11 @@ STOP_WIRE = wire(STOP)
 
 
 async def test_no_first_byte_in_time_is_tried_again(server: ModelServer) -> None:
-    server.will(Reply((Hang(),)), reply(wire(*HELLO)))
-    hasty = BackendRetry(tries_max=2, backoff_ms=1, request_timeout_ms=200)
+    # More answers than needed: a slow machine may miss the limit with some of them.
+    server.will(Reply((Hang(),)), *[reply(wire(*HELLO))] * 9)
+    hasty = BackendRetry(tries_max=10, backoff_ms=1, request_timeout_ms=100)
     assert await ask(backend_of(server, retry=hasty)) == HELLO_FRAMES
-    assert len(server.received) == 2
+    assert len(server.received) > 1
 
 
 async def test_an_answer_that_is_no_stream_is_no_answer(server: ModelServer) -> None:

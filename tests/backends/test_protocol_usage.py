@@ -31,12 +31,14 @@ TOKENS = {"chat": (15, 7), "responses": (9, 2), "messages": (15, 7)}
 CUTS = [(api, count) for api in APIS for count in range(1, len(EVENTS[api]))]
 
 
-async def settled(server: ModelServer, api: Api, *steps: Step) -> tuple[str, UsageRecord]:
+async def settled(
+    server: ModelServer, api: Api, *steps: Step, idle_timeout_ms: float = 30_000
+) -> tuple[str, UsageRecord]:
     """Answer a turn by what the server sends, and return its state and its only usage row."""
     # A response that broke off is looked for again, and is not kept.
     server.will(reply(*steps), refusal(404))
     store = MemoryStore()
-    backend = backend_of(api, server.base_url, idle_timeout_ms=100)
+    backend = backend_of(api, server.base_url, idle_timeout_ms=idle_timeout_ms)
     engine = ChatTurnEngine(store, produce=answer_with(backend))
     submitted = await engine.submit(TURN, "Hi")
     told = b"".join([line async for line in submitted.lines()])
@@ -69,7 +71,9 @@ async def test_what_is_not_known_of_a_broken_answer_is_unknown(
         "stalls": [Hang()],
         "is malformed": [b"data: {oops\n\n"],
     }
-    state, usage = await settled(server, api, *EVENTS[api][:count], *more[end])
+    limit_ms = 400 if end == "stalls" else 30_000
+    steps = [*EVENTS[api][:count], *more[end]]
+    state, usage = await settled(server, api, *steps, idle_timeout_ms=limit_ms)
     # Of a chat completion nothing is missing once it has finished, but its usage may be.
     is_whole = api == "chat" and count >= 3 and end != "is malformed"
     assert state == ("completed" if is_whole else "failed")
