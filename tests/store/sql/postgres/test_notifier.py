@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import psycopg
 
 from perdure.core.effects import monotonic_ms
+from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.store.sql.postgres.notifier import PAUSE_MS
 from perdure.testing.samples import completed, hold
@@ -17,6 +18,7 @@ from tests.store.sql.outsider import execute
 
 WRITES = 60
 PATIENCE_S = 20.0
+HINTING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'NOTIFY%'"
 
 
 class Heard:
@@ -87,3 +89,16 @@ async def test_a_hint_is_sent_though_its_connection_was_lost(store: RunStore, ur
         before = heard.count
         await store.write(lease, completed(1, "y"))
         await heard.more_than(before)
+
+
+async def test_a_handle_that_is_closed_right_after_its_first_write_leaves_no_connection(
+    store: RunStore, url: str
+) -> None:
+    lease = await hold(store)
+    for position in range(5):
+        brief = await open_store(url)
+        await brief.write(lease, completed(position, "x"))
+        await brief.close()
+    # Longer than a hint that could not be sent waits for its next try.
+    await asyncio.sleep(1.6)
+    assert await execute(url, HINTING) == [(1,)], "that of the handle which is open"

@@ -35,6 +35,7 @@ class Notifier:
         self._pipe: Pipe | None = None
         self._is_pausing = False
         self._is_asked = False
+        self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
 
@@ -42,12 +43,12 @@ class Notifier:
         """Send a hint, now or with what else is written meanwhile."""
         if self._is_pausing:
             self._is_asked = True
-        else:
+        elif not self._is_closed:
             self._is_pausing = True
             self._send()
 
     async def close(self) -> None:
-        self._is_pausing = True
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._opening is not None:
@@ -79,6 +80,8 @@ class Notifier:
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening = None
+        if self._is_closed:
+            return
         if opening.cancelled():
             self._sent(psycopg.OperationalError("the connecting was cancelled"))
         elif isinstance(error := opening.exception(), Exception):
@@ -87,6 +90,8 @@ class Notifier:
             self._send()
 
     def _sent(self, outcome: Outcome) -> None:
+        if self._is_closed:
+            return
         pause_ms: float = PAUSE_MS
         if isinstance(outcome, Exception):
             logger.debug("a hint could not be sent, polling goes on: %s", outcome)

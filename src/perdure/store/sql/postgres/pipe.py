@@ -79,7 +79,7 @@ class Pipe:
         try:
             self._queue(statements)
             self._flush()
-        except psycopg.Error as error:
+        except Exception as error:  # Whoever waits has to be told, whatever it is.
             self._loop.call_soon(self._break, error)
 
     async def close(self) -> None:
@@ -121,26 +121,39 @@ class Pipe:
             self._break(error)
 
     def _read(self) -> None:
-        pgconn = self._pgconn
         try:
-            pgconn.consume_input()
-            while self._done is not None and not pgconn.is_busy():
-                result = pgconn.get_result()
-                if result is not None:
-                    self._take(result)
-                elif pgconn.status != pq.ConnStatus.OK:
-                    raise errors.OperationalError("the connection broke")
-        except psycopg.Error as error:
+            is_over = self._take_what_came()
+        except psycopg.OperationalError as error:
             self._break(error)
+        except Exception as error:  # Whoever waits has to be told, whatever it is.
+            broken = errors.OperationalError(f"an answer cannot be taken: {error!r}")
+            broken.__cause__ = error
+            self._break(broken)
+        else:
+            if is_over:
+                self._finish()
+
+    def _take_what_came(self) -> bool:
+        """Return whether the segment has ended."""
+        pgconn = self._pgconn
+        pgconn.consume_input()
+        while self._done is not None and not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                if pgconn.status != pq.ConnStatus.OK:
+                    raise errors.OperationalError("the connection broke")
+            elif result.status == _SYNC:
+                return True
+            else:
+                self._take(result)
+        return False
 
     def _take(self, result: pq.abc.PGresult) -> None:
         status = result.status
-        if status == _SYNC:
-            self._finish()
-            return
         prepared = self._expected.popleft() if self._expected else None
         if status == _ROWS:
-            self._rows.append(self._load(result))
+            self._transformer.set_pgresult(result)
+            self._rows.append(self._transformer.load_rows(0, result.ntuples, tuple))
         elif status == _DONE:
             if prepared is None:
                 self._rows.append([])
@@ -148,13 +161,6 @@ class Pipe:
                 self._prepared.add(prepared)
         elif status != _ABORTED and self._failure is None:
             self._failure = errors.error_from_result(result)
-
-    def _load(self, result: pq.abc.PGresult) -> list[Row]:
-        try:
-            self._transformer.set_pgresult(result)
-            return self._transformer.load_rows(0, result.ntuples, tuple)
-        except (psycopg.Error, UnicodeError) as error:
-            raise errors.OperationalError(f"an answer cannot be read: {error}") from error
 
     def _finish(self) -> None:
         self._expected.clear()
