@@ -26,7 +26,7 @@ from tests.crash.turn_process import Notes, joined
 TURN = perdure.ChatTurnIdentity("", "s", "ann", 0)
 RUN_ID = "chat:s:0"
 TOKEN_S = 0.004
-LAPSING_MS = 3_000
+LAPSING_MS = 8_000
 """The lease on a store that cannot tell who is dead."""
 ASKED = [f"look{number} " for number in range(12)]
 ANSWERED = [f"word{number} " for number in range(24)]
