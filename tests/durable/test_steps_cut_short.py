@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import pytest
 
+from perdure.durable import calls, execution
 from perdure.durable.context import DurableContext
 from perdure.store.protocol import RunStore
 from tests.durable.handles import (
@@ -15,6 +17,7 @@ from tests.durable.handles import (
     Broken,
     Trouble,
     TroubledStore,
+    read,
     run,
     steps_of,
     within,
@@ -157,3 +160,44 @@ async def test_a_time_limit_around_many_quick_steps_holds(store: RunStore) -> No
     done = await within(run(store, task), 60)
     assert done.result.startswith("late")
     assert (await within(run(store, task), 60)).result == done.result
+
+
+class Stubborn:
+    """A body that does not let itself be cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def __call__(self) -> str:
+        self.begun.set()
+        while not self.may_end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.may_end.wait()
+        return "too late"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+async def test_a_drain_leaves_behind_what_does_not_let_itself_be_cancelled(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    for module in (calls, execution):
+        monkeypatch.setattr(module, "GRACE_MS", 50)
+    stubborn = Stubborn()
+
+    async def task(context: DurableContext) -> str:
+        step = context.step("stubborn", stubborn)
+        if beside:
+            asking = asyncio.ensure_future(step)
+            await stubborn.may_end.wait()
+            return await asking
+        return await step
+
+    running = asyncio.create_task(run(store, task))
+    await within(stubborn.begun.wait())
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(running)
+    assert (await read(store)).lease_holder_id is None
+    stubborn.may_end.set()
+    assert (await within(run(store, task))).result == "too late"

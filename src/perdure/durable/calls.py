@@ -6,9 +6,12 @@ import asyncio
 import inspect
 import weakref
 from collections.abc import Coroutine
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 T = TypeVar("T")
+
+GRACE_MS: Final = 5_000
+"""How long work that is interrupted may take to clean up before it is left behind."""
 
 
 class OpenCalls:
@@ -64,13 +67,16 @@ class OpenCalls:
         return len(self._calls)
 
     async def close(self) -> None:
-        """Cancel the asyncio tasks that still work, but for the current one, and wait for them."""
+        """Cancel the asyncio tasks that still work, but for the current one, and wait for them.
+
+        One that does not let itself be cancelled is left behind after a while.
+        """
         stragglers = {task for task in self._tasks.values() if task is not None}
         stragglers.discard(cast("asyncio.Task[object]", asyncio.current_task()))
         for task in stragglers:
             task.cancel()
         if stragglers:
-            await asyncio.wait(stragglers)
+            await asyncio.wait(stragglers, timeout=GRACE_MS / 1_000)
 
 
 def is_cancelled() -> bool:

@@ -8,15 +8,13 @@ import inspect
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import Any
 
+from perdure.durable.calls import GRACE_MS as GRACE_MS
 from perdure.errors import UsageError
 from perdure.turn.hooks import call_hook
 
 logger = logging.getLogger("perdure.turn")
-
-GRACE_MS: Final = 5_000
-"""How long an interrupted producer may take to clean up before it is left behind."""
 
 
 async def opened(made: Any) -> tuple[Any, AsyncIterator[Any]]:
