@@ -17,7 +17,7 @@ WHEN_MISSING := $(if $(CI),exit 1,exit 0)
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help serve test check docs campaign browser faults node clean
+.PHONY: help serve test check docs campaign bench browser faults node clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -42,6 +42,9 @@ docs: $(VENV)/.dev  ## Build the documentation as a website (SITE_REPOSITORY=htt
 campaign: $(VENV)/.dev faults node  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -n $(WORKERS) -m campaign --timeout 1800 \
 	  -o faulthandler_timeout=1860 $(ARGS)
+
+bench: $(VENV)/.dev  ## Measure beside the floor and the peers, write docs/performance.md (QUICK=1)
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
 
 clean:  ## Remove what the other targets made (no database)
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,139 @@
+"""The tables of docs/performance.md, made of the stored results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from bench.alone import Alone
+from bench.picture import bars
+from bench.suite import FLOOR, OURS, Compared, Comparison, Figure
+
+ROOT: Final = Path(__file__).parent.parent
+PAGE: Final = ROOT / "docs" / "performance.md"
+PICTURE: Final = ROOT / "docs" / "images" / "performance.svg"
+RESULTS: Final = ROOT / "bench" / "results.json"
+_BEGIN: Final = "<!-- measured: {} -->"
+_END: Final = "<!-- end -->"
+
+
+class Results(NamedTuple):
+    """All that one run of the suite found, and where."""
+
+    machine: str
+    taken_on: str
+    compared: list[Compared]
+    alone: list[Alone]
+
+
+def save(results: Results, path: Path = RESULTS) -> None:
+    plain = {
+        "machine": results.machine,
+        "taken_on": results.taken_on,
+        "compared": [
+            {
+                **one._asdict(),
+                "comparison": one.comparison._asdict(),
+                "figures": [figure._asdict() for figure in one.figures],
+            }
+            for one in results.compared
+        ],
+        "alone": [one._asdict() for one in results.alone],
+    }
+    path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+
+
+def load(path: Path = RESULTS) -> Results:
+    plain: dict[str, Any] = json.loads(path.read_text())
+    compared = [
+        Compared(
+            Comparison(**{**one["comparison"], "sides": tuple(one["comparison"]["sides"])}),
+            one["rounds"],
+            one["durability"],
+            [Figure(**figure) for figure in one["figures"]],
+        )
+        for one in plain["compared"]
+    ]
+    alone = [Alone(**one) for one in plain["alone"]]
+    return Results(plain["machine"], plain["taken_on"], compared, alone)
+
+
+def rendered(page: str, results: Results) -> str:
+    """Return the page with its measured parts made anew."""
+    page = _replaced(page, "where", _where(results))
+    page = _replaced(page, "compared", comparisons(results.compared))
+    return _replaced(page, "alone", alone(results.alone))
+
+
+def write(results: Results) -> None:
+    PAGE.write_text(rendered(PAGE.read_text(), results))
+    PICTURE.write_text(bars([one for one in results.compared if len(one.figures) > 2]))
+
+
+def _replaced(page: str, name: str, content: str) -> str:
+    begin = _BEGIN.format(name)
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(_END)
+    return f"{head}{begin}\n\n{content}\n\n{_END}{tail}"
+
+
+def _where(results: Results) -> str:
+    return f"Taken on {results.taken_on}: {results.machine}."
+
+
+def comparisons(compared: Sequence[Compared]) -> str:
+    """Return a table: a row for each comparison, a column for each side."""
+    sides = [
+        side
+        for side in (FLOOR, OURS, "langgraph", "absurd", "dbos")
+        if any(figure.side == side for one in compared for figure in one.figures)
+    ]
+    names = {figure.side: _name(figure) for one in compared for figure in one.figures}
+    head = ["work", *(names[side] for side in sides), "the budget's gate; goal"]
+    rows = [
+        [
+            f"{one.comparison.title} ({one.comparison.unit})",
+            *(_cell(one, side) for side in sides),
+            _gate(one.comparison),
+        ]
+        for one in compared
+    ]
+    return _table(head, rows)
+
+
+def alone(figures: Sequence[Alone]) -> str:
+    rows = [[one.name, f"{_short(one.value)} {one.unit}", one.how, one.budget] for one in figures]
+    return _table(["what", "figure", "how", "budget"], rows)
+
+
+def _name(figure: Figure) -> str:
+    name = "the floor" if figure.side == FLOOR else figure.side
+    return f"{name} {figure.version}".strip()
+
+
+def _cell(one: Compared, side: str) -> str:
+    figure = next((each for each in one.figures if each.side == side), None)
+    if figure is None:
+        return ""
+    shown = _short(figure.value)
+    if figure.p99_ms is not None:
+        shown += f", p99 {_short(figure.p99_ms)} ms"
+    return shown if side == FLOOR else f"**{figure.ratio:.2f}×** ({shown})"
+
+
+def _gate(comparison: Comparison) -> str:
+    if comparison.gate is None:
+        return ""
+    sign = "≥" if comparison.more_is_better else "≤"
+    return f"{sign} {comparison.gate}×; {comparison.goal}×"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,51 @@
+"""The floor: the smallest programs that keep the same promise on the disk, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from bench.floor import Floor
+from bench.postgres_floor import PostgresFloor
+from bench.sides.asked import WARM_STEPS, Answer, Asked, answer, many, timed, tokens
+
+
+async def opened(asked: Asked) -> Floor | PostgresFloor:
+    if asked.store == "postgres":
+        return await PostgresFloor.open(asked.place, synchronous=asked.durability)
+    return Floor(asked.file("floor.db"), synchronous=asked.durability)
+
+
+async def steps(asked: Asked) -> Answer:
+    floor = await opened(asked)
+    await floor.run_steps("warm", WARM_STEPS)
+    return await timed(lambda: floor.run_steps("run", asked.size), per=asked.size)
+
+
+async def runs(asked: Asked) -> Answer:
+    floor = await opened(asked)
+    await many(lambda index: floor.run_steps(f"warm-{index}", 3), 64)
+    return await many(lambda index: floor.run_steps(f"run-{index}", 3), asked.size)
+
+
+async def resume(asked: Asked) -> Answer:
+    floor = await opened(asked)
+    await floor.run_steps("run", asked.size)
+    began = time.perf_counter()
+    await floor.replay("run")
+    return {"value": (time.perf_counter() - began) * 1e3}
+
+
+async def stream(asked: Asked) -> Answer:
+    """The generator alone, each token made a line as a server does, and stored nowhere."""
+
+    async def said() -> None:
+        async for token in tokens(asked.size, asked.pause_ms):
+            json.dumps({"delta": token})
+
+    await said()
+    return await timed(said, per=asked.size)
+
+
+if __name__ == "__main__":
+    answer({"steps": steps, "runs": runs, "resume": resume, "stream": stream})
