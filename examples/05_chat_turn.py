@@ -6,7 +6,7 @@ import asyncio
 import json
 
 from perdure import ChatTurnEngine, ChatTurnIdentity, answer_with, open_store
-from perdure.backends.scripted import ScriptedBackend
+from perdure.backends import ScriptedBackend
 
 backend = ScriptedBackend()
 

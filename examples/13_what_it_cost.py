@@ -18,8 +18,7 @@ from perdure import (
     report_usage,
     run_durable,
 )
-from perdure.observe.ledger import usage_summary
-from perdure.observe.prices import ModelPrice, PriceList
+from perdure.observe import ModelPrice, PriceList, usage_summary
 from perdure.store.priced import with_prices
 
 # Dollars for a million tokens; `GenaiPrices()` knows those of many models.

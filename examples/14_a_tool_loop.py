@@ -9,10 +9,8 @@ from pathlib import Path
 
 from perdure import AgentTaskSpec, DurableContext, RunManifest, frames, open_store
 from perdure import run_durable as run
-from perdure.agent.tool_loop import ToolLoop
-from perdure.agent.tools import Tool, ToolCall
-from perdure.backends.protocol import Prompt
-from perdure.backends.scripted import ScriptedBackend
+from perdure.agent import Tool, ToolCall, ToolLoop
+from perdure.backends import Prompt, ScriptedBackend
 
 MANIFEST = RunManifest("examples", AgentTaskSpec(id="trip", intent="plan a trip"))
 made: list[str] = []

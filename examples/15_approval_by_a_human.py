@@ -7,11 +7,8 @@ from collections.abc import Sequence
 
 from perdure import AgentTaskSpec, DurableContext, MemoryStore, RunManifest, RunStore, Worker
 from perdure import frames as said
-from perdure.agent.tool_approval import Approval, answer_approval, pending_approvals
-from perdure.agent.tool_loop import ToolLoop
-from perdure.agent.tools import Tool
-from perdure.backends.protocol import Prompt
-from perdure.backends.scripted import ScriptedBackend
+from perdure.agent import Approval, Tool, ToolLoop, answer_approval, pending_approvals
+from perdure.backends import Prompt, ScriptedBackend
 
 MANIFEST = RunManifest("examples", AgentTaskSpec(id="refund", intent="handle a complaint"))
 asked: list[Prompt] = []

@@ -5,15 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from perdure import AgentTaskSpec, emit_event, open_store
-from perdure.agent.adapter import AgentTaskContext
-from perdure.agent.evals import ControlEvalResult, objective_eval
-from perdure.agent.knowledge import KnowledgeRequirement
-from perdure.agent.preflight import ReadinessPolicy
-from perdure.agent.steps import Continue, ControlDecision
-from perdure.agent.task import run_agent_task
+from perdure import AgentTaskSpec, agent, emit_event, open_store
 
-COLOUR = KnowledgeRequirement("colour", "the colour of the door", fallback_policy="block")
+COLOUR = agent.KnowledgeRequirement("colour", "the colour of the door", fallback_policy="block")
 TASK = AgentTaskSpec("door", "Paint the door", required_knowledge=[COLOUR])
 door = {"coats": 0}
 decisions = 0
@@ -25,19 +19,19 @@ class Painter:
     def __init__(self, *, hangs: bool) -> None:
         self.hangs = hangs
 
-    def observe(self, context: AgentTaskContext) -> Any:
+    def observe(self, context: agent.AgentTaskContext) -> Any:
         return dict(door)
 
-    def validate(self, context: AgentTaskContext) -> list[ControlEvalResult]:
+    def validate(self, context: agent.AgentTaskContext) -> list[agent.ControlEvalResult]:
         coats = context.state["coats"]
-        return [objective_eval("covered", coats == 3, score=coats / 3, severity="error")]
+        return [agent.objective_eval("covered", coats == 3, score=coats / 3, severity="error")]
 
-    def decide(self, context: AgentTaskContext) -> ControlDecision:
+    def decide(self, context: agent.AgentTaskContext) -> agent.ControlDecision:
         global decisions
         decisions += 1
-        return Continue({"coat": context.state["coats"] + 1})
+        return agent.Continue({"coat": context.state["coats"] + 1})
 
-    async def act(self, action: Any, context: AgentTaskContext) -> Any:
+    async def act(self, action: Any, context: agent.AgentTaskContext) -> Any:
         if self.hangs and action["coat"] == 3:
             await asyncio.Event().wait()
         [answer] = (context.knowledge.bundle.user_answers or {}).values()
@@ -47,11 +41,11 @@ class Painter:
 
 async def main() -> None:
     store = await open_store("memory:")
-    asking = ReadinessPolicy(answers_event="answers")
+    asking = agent.ReadinessPolicy(answers_event="answers")
 
     def work(*, hangs: bool) -> Any:
         adapter = Painter(hangs=hangs)
-        return run_agent_task(TASK, adapter, readiness=asking, durable=(store, "door:1"))
+        return agent.run_agent_task(TASK, adapter, readiness=asking, durable=(store, "door:1"))
 
     first = asyncio.create_task(work(hangs=True))
     await asyncio.sleep(0.1)

@@ -7,15 +7,17 @@ import tempfile
 from pathlib import Path
 
 from perdure import AgentTaskSpec, open_store
-from perdure.agent.backend import AgentBackendInput
-from perdure.agent.model_backend import ModelBackend
-from perdure.agent.runtime_run import start_runtime_run
-from perdure.agent.session_life import SessionChoice
-from perdure.agent.stored_sessions import DurableSessionStore
-from perdure.agent.stream import run_agent_task_stream
+from perdure.agent import (
+    AgentBackendInput,
+    DurableSessionStore,
+    ModelBackend,
+    SessionChoice,
+    run_agent_task_stream,
+    start_runtime_run,
+)
 from perdure.agent.stream_events import FinalEvent
-from perdure.backends.scripted import ScriptedBackend
-from perdure.observe.sse import runtime_stream_server_sent_event
+from perdure.backends import ScriptedBackend
+from perdure.observe import runtime_stream_server_sent_event
 
 TASK = AgentTaskSpec("support", "Answer a customer")
 

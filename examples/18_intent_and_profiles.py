@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from perdure.agent.chat_turn import ChatTurnOverlay, compose_turn_profile
-from perdure.agent.conformance import check_profile_conformance
-from perdure.agent.intent import SubagentMatcher, classify_intent
-from perdure.agent.profile import AgentProfile, AgentSubagentProfile, ProfilePrompt
+from perdure.agent import (
+    AgentProfile,
+    AgentSubagentProfile,
+    ChatTurnOverlay,
+    ProfilePrompt,
+    SubagentMatcher,
+    check_profile_conformance,
+    classify_intent,
+    compose_turn_profile,
+)
 
 PROFILE = AgentProfile(
     name="front desk",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 import perdure
-from perdure import errors
+from perdure import agent, backends, errors, observe
 
 PUBLIC_NAMES = [
     "AgentRuntimeError",
@@ -18,10 +19,13 @@ PUBLIC_NAMES = [
     "AwaitEventTimeoutError",
     "BackendTimeoutError",
     "BackendTransportError",
+    "CaptureIntegrityError",
     "ChatTurnEngine",
+    "ChatTurnError",
     "ChatTurnHooks",
     "ChatTurnIdentity",
     "Collected",
+    "ConfigError",
     "CursorError",
     "D1",
     "D1DurableRunStore",
@@ -40,14 +44,18 @@ PUBLIC_NAMES = [
     "Frame",
     "FramesExpiredError",
     "InterruptedTurn",
+    "JudgeError",
     "KeyRing",
     "LeaseHeldError",
     "LeaseLostError",
     "LocalKeys",
     "MemoryStore",
+    "NotFoundError",
     "NotSerializableError",
     "OverloadedError",
     "PerdureError",
+    "ProfileConformanceError",
+    "ReplayError",
     "Retry",
     "RunInputMismatchError",
     "RunManifest",
@@ -58,11 +66,13 @@ PUBLIC_NAMES = [
     "RunResult",
     "RunStoppedError",
     "RunStore",
+    "RuntimeRunStateError",
     "Schedule",
     "SchemaError",
     "Sealer",
     "SessionBusyError",
     "SessionKey",
+    "SessionMismatchError",
     "SqlStore",
     "Sqlite",
     "StepFailedError",
@@ -78,12 +88,15 @@ PUBLIC_NAMES = [
     "SubmittedTurn",
     "TooManyReadersError",
     "TooManyTurnsError",
+    "ToolError",
     "Turn",
     "UnfinishedStepError",
     "UsageError",
+    "ValidationError",
     "ValuePlace",
     "ValueSealedError",
     "ValueTooLargeError",
+    "VerificationError",
     "Worker",
     "answer_with",
     "attachment_text",
@@ -110,6 +123,7 @@ PUBLIC_NAMES = [
     "run_durable",
     "run_durable_turn",
     "step_id",
+    "with_prices",
 ]
 """A name is added with a line in the changelog, and goes only after a release that warns."""
 
@@ -118,6 +132,16 @@ HEAVY_MODULES = ["anyio", "httpx2", "http.client", "sqlite3", "ssl", "starlette"
 
 def test_the_public_names_are_the_listed_ones() -> None:
     assert sorted(perdure.__all__) == PUBLIC_NAMES
+
+
+@pytest.mark.parametrize("package", [agent, backends, observe])
+def test_a_package_loads_the_names_that_it_lists(package: ModuleType) -> None:
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert value is getattr(package, name)
+        assert name in vars(package)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        getattr(package, "no_such_name")  # noqa: B009 it is no name
 
 
 @pytest.mark.parametrize("name", PUBLIC_NAMES)

@@ -11,7 +11,7 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from perdure import ChatTurnIdentity, PerdureError, UsageError, answer_with
-from perdure.backends.scripted import ScriptedBackend
+from perdure.backends import ScriptedBackend
 from perdure.sync import Items, SyncEngine
 from perdure.web.bodies import message_in
 

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Flask, Response, request
 
 from perdure import ChatTurnIdentity, PerdureError, UsageError, answer_with
-from perdure.backends.scripted import ScriptedBackend
+from perdure.backends import ScriptedBackend
 from perdure.sync import Items, SyncEngine
 from perdure.web.bodies import message_in
 

@@ -5,30 +5,39 @@ The names below are loaded when they are first used, so that importing the packa
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from perdure.core.lazily import lazily
 from perdure.errors import (
     AgentRuntimeError,
     AttachmentsNotShownError,
     AwaitEventTimeoutError,
     BackendTimeoutError,
     BackendTransportError,
+    CaptureIntegrityError,
+    ChatTurnError,
+    ConfigError,
     CursorError,
     DivergenceError,
     DurableRunError,
     FramesExpiredError,
+    JudgeError,
     LeaseHeldError,
     LeaseLostError,
+    NotFoundError,
     NotSerializableError,
     OverloadedError,
     PerdureError,
+    ProfileConformanceError,
+    ReplayError,
     RunInputMismatchError,
     RunNotFoundError,
     RunParkedError,
     RunStoppedError,
+    RuntimeRunStateError,
     SchemaError,
     SessionBusyError,
+    SessionMismatchError,
     StepFailedError,
     StepInputMismatchError,
     StepTimeoutError,
@@ -38,12 +47,15 @@ from perdure.errors import (
     StoreError,
     StoreFullError,
     StoreUnavailableError,
+    ToolError,
     TooManyReadersError,
     TooManyTurnsError,
     UnfinishedStepError,
     UsageError,
+    ValidationError,
     ValueSealedError,
     ValueTooLargeError,
+    VerificationError,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +99,7 @@ if TYPE_CHECKING:
     from perdure.store.guarding import redact_strings as redact_strings
     from perdure.store.memory import MemoryStore as MemoryStore
     from perdure.store.opening import open_store as open_store
+    from perdure.store.priced import with_prices as with_prices
     from perdure.store.protected import protect as protect
     from perdure.store.protocol import RunStore as RunStore
     from perdure.store.scheduling import Schedule as Schedule
@@ -112,67 +125,6 @@ if TYPE_CHECKING:
     from perdure.turn.recovery import InterruptedTurn as InterruptedTurn
     from perdure.turn.reference import durable_chat_turn_engine as durable_chat_turn_engine
 
-_MODULES = {
-    "perdure.core": ("frames",),
-    "perdure.core.frames": ("Frame",),
-    "perdure.core.identity": (
-        "canonical_hash",
-        "canonical_json",
-        "derive_worker_id",
-        "manifest_hash",
-        "step_id",
-    ),
-    "perdure.core.records": (
-        "AgentTaskSpec",
-        "Attachment",
-        "EventRecord",
-        "Retry",
-        "RunManifest",
-        "RunOutcome",
-        "RunRecord",
-        "SessionKey",
-        "StepRecord",
-    ),
-    "perdure.durable.context": ("DurableContext",),
-    "perdure.durable.erasing": ("Erased", "erase_session", "erase_user"),
-    "perdure.durable.forking": (
-        "ForkOrigin",
-        "ForkPreview",
-        "fork",
-        "fork_origin",
-        "preview_fork",
-    ),
-    "perdure.durable.retention": ("Collected", "collect_garbage"),
-    "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
-    "perdure.durable.steps": ("current_step", "report_usage"),
-    "perdure.durable.worker": ("Worker",),
-    "perdure.encryption": ("EnvelopeSealer", "KeyRing", "LocalKeys"),
-    "perdure.store.files": ("FileStore",),
-    "perdure.store.guarding": ("redact_strings",),
-    "perdure.store.memory": ("MemoryStore",),
-    "perdure.store.opening": ("open_store",),
-    "perdure.store.protected": ("protect",),
-    "perdure.store.protocol": ("RunStore",),
-    "perdure.store.scheduling": ("Schedule",),
-    "perdure.store.sealing": ("Sealer", "ValuePlace"),
-    "perdure.store.sql.d1.driver": ("D1",),
-    "perdure.store.sql.d1.store": ("D1DurableRunStore",),
-    "perdure.store.sql.schema": ("DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"),
-    "perdure.store.sql.sqlite": ("Sqlite",),
-    "perdure.store.sql.store": ("SqlStore",),
-    "perdure.turn.attachments": ("Attachment",),
-    "perdure.store.erasure": ("erasure_of",),
-    "perdure.turn.answering": ("answer_with", "attachment_text", "image_part"),
-    "perdure.turn.durable": ("run_durable_turn",),
-    "perdure.turn.engine": ("ChatTurnEngine", "SubmittedTurn"),
-    "perdure.turn.handout": ("Turn",),
-    "perdure.turn.hooks": ("ChatTurnHooks", "FinishedTurn"),
-    "perdure.turn.identity": ("ChatTurnIdentity",),
-    "perdure.turn.recovery": ("InterruptedTurn",),
-    "perdure.turn.reference": ("durable_chat_turn_engine",),
-}
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-
 __all__ = [
     "D1",
     "DURABLE_SCHEMA_SQL",
@@ -184,10 +136,13 @@ __all__ = [
     "AwaitEventTimeoutError",
     "BackendTimeoutError",
     "BackendTransportError",
+    "CaptureIntegrityError",
     "ChatTurnEngine",
+    "ChatTurnError",
     "ChatTurnHooks",
     "ChatTurnIdentity",
     "Collected",
+    "ConfigError",
     "CursorError",
     "D1DurableRunStore",
     "DivergenceError",
@@ -203,14 +158,18 @@ __all__ = [
     "Frame",
     "FramesExpiredError",
     "InterruptedTurn",
+    "JudgeError",
     "KeyRing",
     "LeaseHeldError",
     "LeaseLostError",
     "LocalKeys",
     "MemoryStore",
+    "NotFoundError",
     "NotSerializableError",
     "OverloadedError",
     "PerdureError",
+    "ProfileConformanceError",
+    "ReplayError",
     "Retry",
     "RunInputMismatchError",
     "RunManifest",
@@ -221,11 +180,13 @@ __all__ = [
     "RunResult",
     "RunStoppedError",
     "RunStore",
+    "RuntimeRunStateError",
     "Schedule",
     "SchemaError",
     "Sealer",
     "SessionBusyError",
     "SessionKey",
+    "SessionMismatchError",
     "SqlStore",
     "Sqlite",
     "StepFailedError",
@@ -241,12 +202,15 @@ __all__ = [
     "SubmittedTurn",
     "TooManyReadersError",
     "TooManyTurnsError",
+    "ToolError",
     "Turn",
     "UnfinishedStepError",
     "UsageError",
+    "ValidationError",
     "ValuePlace",
     "ValueSealedError",
     "ValueTooLargeError",
+    "VerificationError",
     "Worker",
     "answer_with",
     "attachment_text",
@@ -273,17 +237,72 @@ __all__ = [
     "run_durable",
     "run_durable_turn",
     "step_id",
+    "with_prices",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(home)
-    value = getattr(module, name) if hasattr(module, name) else import_module(f"{home}.{name}")
-    globals()[name] = value
-    return value
+__getattr__ = lazily(
+    __name__,
+    {
+        "perdure.core": ("frames",),
+        "perdure.core.frames": ("Frame",),
+        "perdure.core.identity": (
+            "canonical_hash",
+            "canonical_json",
+            "derive_worker_id",
+            "manifest_hash",
+            "step_id",
+        ),
+        "perdure.core.records": (
+            "AgentTaskSpec",
+            "Attachment",
+            "EventRecord",
+            "Retry",
+            "RunManifest",
+            "RunOutcome",
+            "RunRecord",
+            "SessionKey",
+            "StepRecord",
+        ),
+        "perdure.durable.context": ("DurableContext",),
+        "perdure.durable.erasing": ("Erased", "erase_session", "erase_user"),
+        "perdure.durable.forking": (
+            "ForkOrigin",
+            "ForkPreview",
+            "fork",
+            "fork_origin",
+            "preview_fork",
+        ),
+        "perdure.durable.retention": ("Collected", "collect_garbage"),
+        "perdure.durable.runner": ("RunResult", "emit_event", "run_durable"),
+        "perdure.durable.steps": ("current_step", "report_usage"),
+        "perdure.durable.worker": ("Worker",),
+        "perdure.encryption": ("EnvelopeSealer", "KeyRing", "LocalKeys"),
+        "perdure.store.files": ("FileStore",),
+        "perdure.store.guarding": ("redact_strings",),
+        "perdure.store.memory": ("MemoryStore",),
+        "perdure.store.opening": ("open_store",),
+        "perdure.store.priced": ("with_prices",),
+        "perdure.store.protected": ("protect",),
+        "perdure.store.protocol": ("RunStore",),
+        "perdure.store.scheduling": ("Schedule",),
+        "perdure.store.sealing": ("Sealer", "ValuePlace"),
+        "perdure.store.sql.d1.driver": ("D1",),
+        "perdure.store.sql.d1.store": ("D1DurableRunStore",),
+        "perdure.store.sql.schema": ("DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"),
+        "perdure.store.sql.sqlite": ("Sqlite",),
+        "perdure.store.sql.store": ("SqlStore",),
+        "perdure.turn.attachments": ("Attachment",),
+        "perdure.store.erasure": ("erasure_of",),
+        "perdure.turn.answering": ("answer_with", "attachment_text", "image_part"),
+        "perdure.turn.durable": ("run_durable_turn",),
+        "perdure.turn.engine": ("ChatTurnEngine", "SubmittedTurn"),
+        "perdure.turn.handout": ("Turn",),
+        "perdure.turn.hooks": ("ChatTurnHooks", "FinishedTurn"),
+        "perdure.turn.identity": ("ChatTurnIdentity",),
+        "perdure.turn.recovery": ("InterruptedTurn",),
+        "perdure.turn.reference": ("durable_chat_turn_engine",),
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -146,7 +146,7 @@ async def test_a_price_that_cannot_be_computed_does_not_lose_the_answer(store: R
 
 
 async def test_time_cuts_off_a_model_that_hangs(store: RunStore) -> None:
-    script = [frames.text("Well"), asyncio.Event()]
+    script: list[Frame | asyncio.Event] = [frames.text("Well"), asyncio.Event()]
     loop = ToolLoop(ScriptedBackend(script), [PURE], limits=ToolLimits(wall_ms_max=30))
     seen: list[Frame] = []
     result = await run(store, loop, on_frame=seen.append)

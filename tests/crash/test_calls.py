@@ -20,7 +20,7 @@ ANSWER = "Hello you"
 
 
 def delta_of(event: Any, text: str) -> str:
-    return text + event["data"]["delta"]
+    return f"{text}{event['data']['delta']}"
 
 
 class World:
