@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -18,9 +18,12 @@ import perdure
 from perdure.core.frames import Frame, text, upstream_end
 from perdure.errors import StoreError, StoreUnavailableError
 from perdure.store.opening import open_store
+from perdure.store.protocol import ThreadRenewal
+from perdure.store.sql.postgres import silence
 from perdure.testing.samples import completed, hold, row
 from tests.store.postgres_server import PostgresServer, running_server
 from tests.store.sql.fault_proxy import FAULTS, Fault, FaultProxy
+from tests.store.sql.outsider import execute
 from tests.turn.stage import Reader, within
 
 RUNS = 6
@@ -256,3 +259,116 @@ async def test_a_network_that_says_nothing_does_not_hold_a_handle_for_ever(
         fresh = await open_store(past)
         assert len(await fresh.read_steps("run")) == 1
         await fresh.close()
+
+
+# A network that goes silent, and closes nothing.
+
+SHORT_MS = 600
+SOON_S = 5.0
+
+
+@pytest.fixture
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "ANSWER_MS", SHORT_MS)
+    monkeypatch.setitem(silence.__dict__["_NETWORK"], "connect_timeout", 2)
+
+
+@pytest.mark.usefixtures("short_silence")
+async def test_calls_into_a_silent_network_are_refused_and_the_store_goes_on_behind_it(
+    postgres: PostgresServer,
+) -> None:
+    async with proxied(postgres) as (proxy, through, _past):
+        store = await open_store(through)
+        leases = [await hold(store, f"run-{number}", lease_ms=LEASE_MS) for number in range(4)]
+        await store.read_run("run-0")
+        async with proxy.fault("hang"):
+            calls = [
+                *(store.read_run("run-0") for _ in range(3)),
+                *(store.write(lease, completed(0, "x")) for lease in leases),
+            ]
+            working = [asyncio.ensure_future(call) for call in calls]
+            await asyncio.sleep(0)
+            # Behind what was sent: nobody waits for two silences.
+            working.append(asyncio.ensure_future(store.read_run("run-1")))
+            answers = await within(asyncio.gather(*working, return_exceptions=True), SOON_S)
+            assert {type(answer) for answer in answers} == {StoreUnavailableError}
+            with pytest.raises(StoreUnavailableError):
+                await within(store.read_run("run-0"), SOON_S)
+        for lease in leases:
+            assert (await store.write(lease, completed(0, "x"))).steps[0].result == "x"
+        await within(store.close(), SOON_S)
+
+
+@pytest.mark.usefixtures("short_silence")
+async def test_a_silent_network_does_not_hold_up_the_close_of_a_store(
+    postgres: PostgresServer,
+) -> None:
+    async with proxied(postgres) as (proxy, through, _past):
+        store = await open_store(through)
+        lease = await hold(store, lease_ms=LEASE_MS)
+        async with proxy.fault("hang"):
+            writing = asyncio.ensure_future(store.write(lease, completed(0)))
+            await asyncio.sleep(0)
+            await within(store.close(), ANSWER_S)
+            with pytest.raises(StoreUnavailableError):
+                await writing
+
+
+@pytest.mark.usefixtures("short_silence")
+async def test_a_silent_network_does_not_hold_the_thread_that_renews_leases(
+    postgres: PostgresServer,
+) -> None:
+    async with proxied(postgres) as (proxy, through, _past):
+        store = await open_store(through)
+        lease = await hold(store, lease_ms=LEASE_MS)
+        assert isinstance(store, ThreadRenewal)
+        renewer = store.open_renewer()
+
+        async def renew() -> Mapping[perdure.Lease, bool]:
+            return await asyncio.to_thread(renewer.renew, [lease], LEASE_MS)
+
+        assert await renew() == {lease: False}
+        async with proxy.fault("hang"):
+            with pytest.raises(StoreUnavailableError):
+                await within(renew(), SOON_S)
+        assert await within(renew(), SOON_S) == {lease: False}
+        renewer.close()
+        await store.close()
+
+
+@pytest.mark.usefixtures("short_silence")
+async def test_what_takes_long_is_no_silence(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "LENGTHY", frozenset({"read_run"}))
+    async with proxied(postgres) as (proxy, through, _past):
+        store = await open_store(through)
+        await hold(store, lease_ms=LEASE_MS)
+        await store.read_run("run")
+        async with proxy.fault("hang"):
+            reading = asyncio.ensure_future(store.read_run("run"))
+            await asyncio.sleep(2 * SHORT_MS / 1_000)
+            assert not reading.done()
+        assert await within(reading, SOON_S) is not None
+        await store.close()
+
+
+async def test_a_store_that_was_closed_leaves_no_connection_behind(
+    postgres: PostgresServer,
+) -> None:
+    url = postgres.new_store()
+    marked = f"{url}{'&' if '?' in url else '?'}application_name=perdure-closing"
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'perdure-closing'"
+    for number in range(5):
+        store = await open_store(marked)
+        await hold(store, f"run-{number}", lease_ms=LEASE_MS)
+        await store.read_run(f"run-{number}")
+        await store.wait_for_change(None, timeout_ms=1)
+        assert await execute(url, count) != [(0,)]
+        await store.close()
+    for _ in range(round(SOON_S / PAUSE_S)):
+        # A backend takes a moment to notice.
+        if await execute(url, count) == [(0,)]:
+            return
+        await asyncio.sleep(PAUSE_S)
+    pytest.fail("a connection was left behind")

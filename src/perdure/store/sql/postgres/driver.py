@@ -25,6 +25,7 @@ from perdure.store.sql.postgres.pipe import Connection, Sent
 from perdure.store.sql.postgres.renewer import PostgresConnection
 from perdure.store.sql.postgres.schema import prepare_schema
 from perdure.store.sql.postgres.siding import Siding
+from perdure.store.sql.postgres.silence import ThreadConnection, answered, network_parameters
 from perdure.store.sql.postgres.texts import Renderer, Rows, postgres_statements
 
 WRITERS: Final = 2
@@ -35,7 +36,6 @@ LOCK_TIMEOUT_MS: Final = 2_000
 """The same of a list that is alone; then it is run again."""
 IDLE_TIMEOUT_MS: Final = 10_000
 """The server ends a transaction whose client says nothing for so long: it may be dead."""
-CONNECT_TIMEOUT_S: Final = 10
 
 _SNAPSHOT: Final = {
     "default_transaction_isolation": "repeatable read",
@@ -248,6 +248,16 @@ class Postgres:
 
     async def _connect(self, settings: Mapping[str, str] | None = None) -> Connection:
         """Connect; `settings` are of the session, by default those of a statement alone."""
+        connecting = asyncio.create_task(self._connected(settings), name="perdure-connect")
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            # One that is cut off half-made stays open until its garbage is collected.
+            connecting.add_done_callback(_drop)
+            await asyncio.wait([connecting])
+            raise
+
+    async def _connected(self, settings: Mapping[str, str] | None) -> Connection:
         connection = await psycopg.AsyncConnection.connect(
             self._address.conninfo,
             autocommit=True,
@@ -258,14 +268,15 @@ class Postgres:
             settings = {} if self._address.is_pooled else self._settings()
         try:
             if settings:
-                await connection.execute(_set_sql(settings, is_local=False))
+                async with answered(connection):
+                    await connection.execute(_set_sql(settings, is_local=False))
         except BaseException:
             await connection.close()
             raise
         return connection
 
     def _connect_in_thread(self) -> psycopg.Connection[tuple[Any, ...]]:
-        connection = psycopg.connect(
+        connection = ThreadConnection.connect(
             self._address.conninfo,
             autocommit=True,
             cursor_factory=psycopg.RawCursor,
@@ -283,7 +294,7 @@ class Postgres:
         # Statements are prepared by name of ours or not at all: those of a pooler's connection
         # may be somebody else's.
         return {
-            "connect_timeout": CONNECT_TIMEOUT_S,
+            **network_parameters(self._address.conninfo),
             "prepare_threshold": None,
             "client_encoding": "utf8",
         }
@@ -301,6 +312,11 @@ class Postgres:
         if self._durability == "normal":
             settings["synchronous_commit"] = "off"
         return settings
+
+
+def _drop(connecting: asyncio.Task[Connection]) -> None:
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().pgconn.finish()
 
 
 def _set_sql(settings: Mapping[str, str], *, is_local: bool) -> bytes:

@@ -12,6 +12,7 @@ import psycopg
 from perdure.core.effects import jittered
 from perdure.store.sql.postgres.notifier import Notifier
 from perdure.store.sql.postgres.pipe import Connection
+from perdure.store.sql.postgres.silence import answered
 
 logger = logging.getLogger("perdure.postgres")
 
@@ -92,7 +93,8 @@ class Hints:
             await asyncio.sleep(jittered(_RECONNECT_MS) / 1_000)
 
     async def _hear(self, connection: Connection) -> None:
-        await connection.execute(f'LISTEN "{self._channel}"'.encode())
+        async with answered(connection):
+            await connection.execute(f'LISTEN "{self._channel}"'.encode())
         self._tell()  # What was said before one listened.
         async for notice in connection.notifies():
             if self._notifier is None or notice.pid != self._notifier.own_pid:

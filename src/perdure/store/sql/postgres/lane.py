@@ -13,6 +13,7 @@ from perdure.store.sql.postgres.dialect import is_lost, is_transient
 from perdure.store.sql.postgres.line import Job, Line, answer, cut_off, meaning, refuse
 from perdure.store.sql.postgres.pipe import Outcome, Sent
 from perdure.store.sql.postgres.siding import Siding
+from perdure.store.sql.postgres.silence import is_silent, takes_long
 from perdure.store.sql.postgres.texts import rows_of_each
 
 LISTS_MAX: Final = 128
@@ -101,7 +102,9 @@ class Lane:
             else:
                 ready.append(job)
         if any(lists):
-            self._line.send(lists, partial(self._over, ready, list(map(len, lists))))
+            done = partial(self._over, ready, list(map(len, lists)))
+            is_patient = any(takes_long(job.statements) for job in ready)
+            self._line.send(lists, done, is_patient=is_patient)
             return
         for job in ready:
             answer(job, [])
@@ -119,8 +122,7 @@ class Lane:
                     answer(job, rows)
                 at += length
         elif is_lost(outcome):
-            for job in jobs:
-                refuse(job, outcome, self._target)
+            self._lose(jobs, outcome)
         elif len(jobs) == 1:
             self._refuse_alone(jobs[0], meaning(outcome))
         else:
@@ -129,6 +131,14 @@ class Lane:
         self._loop.call_soon(self._next)
 
     # Where something is in the way.
+
+    def _lose(self, jobs: Sequence[Job], error: Exception) -> None:
+        for job in jobs:
+            refuse(job, error, self._target)
+        if is_silent(error):
+            # They would wait as long again, one transaction after the other.
+            while self._jobs:
+                refuse(self._jobs.popleft(), error, self._target)
 
     def _start(self, jobs: Sequence[Job], *, is_open: bool) -> None:
         work = self._run_each(jobs) if is_open else self._open_and_send(list(jobs))
@@ -146,8 +156,7 @@ class Lane:
         try:
             await self._line.open()
         except Exception as error:
-            for job in jobs:
-                refuse(job, error, self._target)
+            self._lose(jobs, error)
             self._next()
         else:
             self._send(jobs)

@@ -11,6 +11,7 @@ from perdure.errors import StoreUnavailableError
 from perdure.store.sql.database import Refused, Statement
 from perdure.store.sql.postgres.dialect import is_lost, refused_index, translated
 from perdure.store.sql.postgres.pipe import Connection, Outcome, Pipe, Sent
+from perdure.store.sql.postgres.silence import takes_long
 from perdure.store.sql.postgres.texts import Renderer, Rows, rows_of_each
 
 
@@ -66,14 +67,20 @@ class Line:
     def render(self, statements: Sequence[Statement]) -> list[Sent]:
         return self._renderer.render(statements)
 
-    def send(self, lists: Sequence[Sequence[Sent]], done: Callable[[Outcome], None]) -> None:
+    def send(
+        self,
+        lists: Sequence[Sequence[Sent]],
+        done: Callable[[Outcome], None],
+        *,
+        is_patient: bool = False,
+    ) -> None:
         """Run all lists as one transaction; `done` is given the rows of what was sent.
 
-        The line is open, and nothing else is under way.
+        The line is open, and nothing else is under way. `is_patient`: it may take long.
         """
         assert self._pipe is not None
         sent = [each for some in (self._ahead, *lists, self._behind) for each in some]
-        self._pipe.send(sent, partial(self._over, done))
+        self._pipe.send(sent, partial(self._over, done), is_patient=is_patient)
 
     def _over(self, done: Callable[[Outcome], None], outcome: Outcome) -> None:
         if isinstance(outcome, list):
@@ -91,7 +98,7 @@ class Line:
         if not self.is_open:
             await self.open()
         over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.send([sent], over.set_result)
+        self.send([sent], over.set_result, is_patient=takes_long(statements))
         try:
             outcome = await asyncio.shield(over)
         except asyncio.CancelledError:

@@ -13,6 +13,7 @@ import psycopg
 from perdure.core.effects import jittered, new_token
 from perdure.errors import StoreError
 from perdure.store.sql.database import Row, Statement
+from perdure.store.sql.postgres.silence import answered
 
 logger = logging.getLogger("perdure.postgres")
 
@@ -104,7 +105,7 @@ class PostgresLiveness:
             return
         try:
             connection = await self._connect()
-            async with connection:
+            async with connection, answered(connection):
                 await connection.execute(self._sql(_LEAVE), (self._name,))
         except psycopg.Error as error:
             logger.debug("a closed handle will be taken for a dead one: %s", error)
@@ -121,16 +122,21 @@ class PostgresLiveness:
             try:
                 connection = await self._connect()
                 async with connection:
-                    found = await connection.execute(self._sql(_TAKE), (self._name,))
-                    (is_mine,) = await found.fetchone() or (False,)
-                    if is_mine:
-                        await self._enter(connection)
+                    is_mine = await self._take(connection)
                     # Nothing is ever sent: this returns when the connection breaks.
                     async for _ in connection.notifies(timeout=None if is_mine else 0):
                         pass
             except psycopg.Error as error:
                 logger.debug("the liveness lock is taken again: %s", error)
             await asyncio.sleep(jittered(_RECONNECT_MS) / 1_000)
+
+    async def _take(self, connection: Connection) -> bool:
+        async with answered(connection):
+            found = await connection.execute(self._sql(_TAKE), (self._name,))
+            (is_mine,) = await found.fetchone() or (False,)
+            if is_mine:
+                await self._enter(connection)
+        return bool(is_mine)
 
     async def _enter(self, connection: Connection) -> None:
         await connection.execute(self._sql(_ENTER), (self._name,))

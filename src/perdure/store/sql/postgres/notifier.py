@@ -11,6 +11,7 @@ import psycopg
 
 from perdure.core.effects import jittered
 from perdure.store.sql.postgres.pipe import Connection, Outcome, Pipe, Sent
+from perdure.store.sql.postgres.silence import answered
 
 logger = logging.getLogger("perdure.postgres")
 
@@ -72,7 +73,8 @@ class Notifier:
         self.own_pid = connection.info.backend_pid
         try:
             # A hint that a crash takes along is no loss, but its flush would be one.
-            await connection.execute(b"SET synchronous_commit = off")
+            async with answered(connection):
+                await connection.execute(b"SET synchronous_commit = off")
         except BaseException:
             await connection.close()
             raise

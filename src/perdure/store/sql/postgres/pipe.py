@@ -13,6 +13,7 @@ from psycopg import errors, pq
 from psycopg.adapt import Transformer
 
 from perdure.store.sql.database import Row
+from perdure.store.sql.postgres import silence
 
 logger = logging.getLogger("perdure.postgres")
 
@@ -23,6 +24,7 @@ _DONE: Final = pq.ExecStatus.COMMAND_OK
 _ABORTED: Final = pq.ExecStatus.PIPELINE_ABORTED
 _SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
 _MORE_TO_SEND: Final = 1
+_LOOKS: Final = 6
 
 
 class Sent(NamedTuple):
@@ -48,7 +50,8 @@ class Pipe:
     A segment is one transaction without a BEGIN and a COMMIT: it ends where libpq's sync stands.
     Whoever waits is answered from the callback that has read the last byte, so nothing but the
     round trip lies between. A statement is prepared where it is first sent, unless the connection
-    is not ours alone (`prepares` False). Belongs to the loop that made it.
+    is not ours alone (`prepares` False). A server that says nothing for `silence.ANSWER_MS`, looked
+    after by one timer while something is under way, is given up. Belongs to the loop that made it.
     """
 
     def __init__(self, connection: Connection, *, prepares: bool) -> None:
@@ -64,6 +67,9 @@ class Pipe:
         self._rows: list[list[Row]] = []
         self._failure: Exception | None = None
         self._is_writing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._quiet_looks = 0
+        self._is_patient = False
         self._pgconn.nonblocking = 1
         self._pgconn.enter_pipeline_mode()
         self._loop.add_reader(self._socket, self._read)
@@ -72,10 +78,22 @@ class Pipe:
     def closed(self) -> bool:
         return self._socket < 0
 
-    def send(self, statements: Sequence[Sent], done: Callable[[Outcome], None]) -> None:
-        """Send a segment; `done` is called later, once. Nothing else may be under way."""
+    def send(
+        self,
+        statements: Sequence[Sent],
+        done: Callable[[Outcome], None],
+        *,
+        is_patient: bool = False,
+    ) -> None:
+        """Send a segment; `done` is called later, once. Nothing else may be under way.
+
+        `is_patient`: the server may work on it for as long as it likes.
+        """
         assert self._done is None
         self._done, self._rows, self._failure = done, [], None
+        self._quiet_looks, self._is_patient = 0, is_patient
+        if self._timer is None:
+            self._look_later()
         try:
             self._queue(statements)
             self._flush()
@@ -120,7 +138,22 @@ class Pipe:
         except psycopg.Error as error:
             self._break(error)
 
+    def _look_later(self) -> None:
+        self._timer = self._loop.call_later(silence.ANSWER_MS / _LOOKS / 1_000, self._look)
+
+    def _look(self) -> None:
+        """Count how often in a row nothing was heard: what is answered meanwhile costs no timer."""
+        self._timer = None
+        if self._done is None:
+            return
+        self._quiet_looks += 1
+        if self._quiet_looks >= _LOOKS and not self._is_patient:
+            self._break(silence.silent())
+        else:
+            self._look_later()
+
     def _read(self) -> None:
+        self._quiet_looks = 0
         try:
             is_over = self._take_what_came()
         except psycopg.OperationalError as error:
@@ -181,6 +214,9 @@ class Pipe:
     def _detach(self) -> None:
         if self.closed:
             return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket = -1

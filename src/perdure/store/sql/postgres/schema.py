@@ -11,6 +11,7 @@ import psycopg
 from perdure.core.effects import Clock, iso_time
 from perdure.errors import SchemaError
 from perdure.store.sql.postgres.dialect import REFUSED, qualified
+from perdure.store.sql.postgres.silence import answered
 from perdure.store.sql.schema import (
     DURABLE_SCHEMA_SQL,
     Migration,
@@ -89,7 +90,8 @@ async def prepare_schema(
     Returns what was applied. Raises SchemaError: for a schema of a newer version, for a released
     migration that was changed, and, without `migrate`, for one that lacks something.
     """
-    missing = await _missing(connection, schema)
+    async with answered(connection):
+        missing = await _missing(connection, schema)
     if not missing:
         return []
     if not migrate:

@@ -9,6 +9,7 @@ from typing import Final
 from perdure.core.effects import jittered
 from perdure.store.sql.postgres.dialect import is_lost, is_transient
 from perdure.store.sql.postgres.line import Job, Line, answer, cut_off, refuse
+from perdure.store.sql.postgres.silence import is_silent
 
 _TRIES_MAX: Final = 8
 _PAUSE_MS: Final = 5.0
@@ -73,6 +74,14 @@ class Siding:
         if jobs:
             self._jobs[place] = jobs
 
+    def _give_up(self, error: Exception, place: str) -> None:
+        """Refuse all: they would wait as long again, one after the other."""
+        for jobs in self._jobs.values():
+            for job in jobs:
+                refuse(job, error, self._target)
+        self._jobs = {place: deque([self._jobs[place][0]])}
+        self._tries.clear()
+
     async def _try(self, job: Job, place: str) -> bool:
         """Return whether the caller has an answer now."""
         tries = self._tries[place] = self._tries.get(place, 0) + 1
@@ -85,4 +94,6 @@ class Siding:
             if is_lost(error):
                 await self._line.close()
             refuse(job, error, self._target)
+            if is_silent(error):
+                self._give_up(error, place)
         return True
