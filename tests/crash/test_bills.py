@@ -93,9 +93,21 @@ async def compared(url: str, provider: Provider) -> Agreement:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("trouble", [0.0, 0.3], ids=["steady", "troubled"])
 @pytest.mark.parametrize(
-    "scheme", ["sqlite", "file", pytest.param("postgresql", marks=pytest.mark.campaign)]
+    ("scheme", "trouble"),
+    [
+        pytest.param("sqlite", 0.0, id="sqlite-steady"),
+        pytest.param("file", 0.3, id="file-troubled"),
+        *(
+            pytest.param(scheme, trouble, id=f"{scheme}-{name}", marks=pytest.mark.campaign)
+            for scheme, trouble, name in (
+                ("sqlite", 0.3, "troubled"),
+                ("file", 0.0, "steady"),
+                ("postgresql", 0.0, "steady"),
+                ("postgresql", 0.3, "troubled"),
+            )
+        ),
+    ],
 )
 async def test_what_was_billed_under_kills_is_in_the_ledger_or_unknown(
     new_url: NewUrl, scheme: str, trouble: float

@@ -86,25 +86,31 @@ async def test_a_connection_waits_beside_a_lane_only_while_somebody_is_stuck(
 ) -> None:
     lease = await hold(store, "stuck")
     await store.write(lease, completed(0, "x"))
-    before = await connections(url)
+    lanes = await processes(url, "true")
     async with locked(url, "stuck"):
         write = asyncio.ensure_future(store.write(lease, completed(1, "late")))
-        # The one that locks, and the one that waits.
-        await until_connected(url, before + 2)
+        beside = await until_waiting(url, lanes)
     await write
-    await until_connected(url, before)
+    await until_gone(url, beside)
 
 
-async def until_connected(url: str, count: int) -> None:
+async def until_waiting(url: str, known: set[object]) -> set[object]:
+    """Return the processes that wait for a lock and are not known, once there are some."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            if await connections(url) == count:
+            if found := await processes(url, "wait_event_type = 'Lock'") - known:
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def until_gone(url: str, which: set[object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            if not which & await processes(url, "true"):
                 return
             await asyncio.sleep(0.02)
 
 
-async def connections(url: str) -> int:
-    counted = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
-    ((found,),) = await execute(url, counted)
-    assert isinstance(found, int)
-    return found
+async def processes(url: str, what: str) -> set[object]:
+    counted = f"SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND {what}"
+    return {pid for (pid,) in await execute(url, counted)}
