@@ -102,7 +102,15 @@ async def test_store_contract(case: Case, lab: StoreLab) -> None:
     await case(lab)
 
 
-@pytest.mark.timeout(300)  # All cases in a row, on a server for one of the stores.
+# Each case has run by itself on each store; in a row, where that takes long, in the campaign.
+IN_A_ROW = [
+    *("file", "memory", "sqlite"),
+    *(pytest.param(name, marks=pytest.mark.campaign) for name in ("postgres", "sealed")),
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("new_lab", IN_A_ROW, indirect=True)
 async def test_no_store_skips_a_case(new_lab: NewLab) -> None:
     assert await check_run_store(new_lab) == len(STORE_CASES)
 
