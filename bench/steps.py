@@ -23,10 +23,9 @@ from typing import Any, NamedTuple, Protocol
 import perdure
 from bench.floor import Floor
 from bench.postgres_floor import PostgresFloor
+from bench.sides import perdure_side
+from bench.sides.asked import AT_ONCE
 from tests.store.postgres_server import running_server
-
-MANIFEST = perdure.RunManifest("bench", perdure.AgentTaskSpec("bench", "Measure"))
-AT_ONCE = 64
 
 
 class Lowest(Protocol):
@@ -48,16 +47,8 @@ async def measured(work: Callable[[], Awaitable[object]]) -> Measured:
     return Measured((time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3)
 
 
-def task_of(count: int) -> Callable[[perdure.DurableContext], Awaitable[None]]:
-    async def task(context: perdure.DurableContext) -> None:
-        for position in range(count):
-            await context.step("small", lambda i=position: {"i": i, "status": "ok"})
-
-    return task
-
-
 async def run(store: perdure.RunStore, run_id: str, count: int) -> None:
-    await perdure.run_durable(store, run_id=run_id, manifest=MANIFEST, task=task_of(count))
+    await perdure_side.run(store, run_id, perdure_side.task_of(count))
 
 
 async def many(one: Callable[[str], Awaitable[None]], runs: int, mark: str) -> list[float]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import weakref
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar, cast
+
+logger = logging.getLogger("perdure.calls")
 
 T = TypeVar("T")
 
@@ -77,6 +80,12 @@ class OpenCalls:
             task.cancel()
         if stragglers:
             await asyncio.wait(stragglers, timeout=GRACE_MS / 1_000)
+
+
+def note_failure(work: asyncio.Task[Any]) -> None:
+    """Retrieve what an asyncio task raised that was left behind: nobody else asks how it ended."""
+    if not work.cancelled() and work.exception() is not None:
+        logger.debug("what was left behind has ended: %r", work.exception())
 
 
 def is_cancelled() -> bool:

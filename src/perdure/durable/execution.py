@@ -14,7 +14,7 @@ from perdure.core.jsonvalue import encode_value
 from perdure.core.recordjson import outcome_to_json, step_error_of
 from perdure.core.records import RunOutcome
 from perdure.durable.attempt import Attempt
-from perdure.durable.calls import GRACE_MS
+from perdure.durable.calls import GRACE_MS, note_failure
 from perdure.durable.context import DurableContext, RunContext
 from perdure.durable.live import LiveRun, LiveRuns
 from perdure.durable.steps import Steps
@@ -77,7 +77,7 @@ class Execution(Generic[T]):
         self._settled: asyncio.Task[T] | None = None
         self._draining = False
         self._is_closing = False
-        self._left_behind: asyncio.Future[None] | None = None
+        self._left_behind: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         attempt.on_change = self._interrupt
         self._steps.on_unwind = self._interrupt_from_aside
 
@@ -144,14 +144,13 @@ class Execution(Generic[T]):
 
     def _leave_behind(self) -> None:
         """Wait no longer for a task that does not let itself be cancelled: it can write nothing."""
-        if self._work is None or self._work.done() or self._left_behind is None:
+        if self._work is None or self._work.done() or self._left_behind.done():
             return
-        if not self._left_behind.done():
-            logger.warning(
-                "the task of run %r does not let itself be cancelled: it is left behind",
-                self._attempt.run.run_id,
-            )
-            self._left_behind.set_result(None)
+        logger.warning(
+            "the task of run %r does not let itself be cancelled: it is left behind",
+            self._attempt.run.run_id,
+        )
+        self._left_behind.set_result(None)
 
     def _interrupt_from_aside(self) -> None:
         """A wait beside the task has given the lease away; the task itself unwinds by raising."""
@@ -174,20 +173,18 @@ class Execution(Generic[T]):
                 "attempts_exhausted",
             )
         running.set((*running.get(), live))
-        loop = asyncio.get_running_loop()
-        self._left_behind = loop.create_future()
-        self._work = loop.create_task(self._call())
+        self._work = asyncio.get_running_loop().create_task(self._call())
         try:
-            await self._over(self._work, self._left_behind)
+            await self._over(self._work)
         except asyncio.CancelledError:
             # The event loop shuts down.
             self.drain()
-            await self._over(self._work, self._left_behind)
+            await self._over(self._work)
         await self._steps.close()
         return await self._settle(self._work)
 
-    async def _over(self, work: asyncio.Task[T], left_behind: asyncio.Future[None]) -> None:
-        await asyncio.wait((work, left_behind), return_when=asyncio.FIRST_COMPLETED)
+    async def _over(self, work: asyncio.Task[T]) -> None:
+        await asyncio.wait((work, self._left_behind), return_when=asyncio.FIRST_COMPLETED)
 
     async def _call(self) -> T:
         return await self._task(self._context)
@@ -282,17 +279,11 @@ class Execution(Generic[T]):
 def _error_of(work: asyncio.Task[Any], run_id: str) -> BaseException | None:
     """Return what the task raised; nobody else cancels it but who interrupts it."""
     if not work.done():
-        work.add_done_callback(_note_failure)
+        work.add_done_callback(note_failure)
         return asyncio.CancelledError("the task was left behind")
     if work.cancelled():
         return DurableRunError(f"the task of run {run_id!r} was cancelled from within")
     return work.exception()
-
-
-def _note_failure(work: asyncio.Task[Any]) -> None:
-    """Retrieve what a task raised that was left behind: nobody else asks how it ended."""
-    if not work.cancelled() and work.exception() is not None:
-        logger.debug("a task that was left behind ended: %r", work.exception())
 
 
 def original_of(error: BaseException) -> BaseException:

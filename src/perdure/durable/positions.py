@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from perdure.core.records import StepRecord
 from perdure.durable.attempt import Attempt
-from perdure.durable.calls import OpenCalls
+from perdure.durable.calls import OpenCalls, note_failure
 from perdure.durable.failures import side_by_side
 from perdure.durable.scope import StepSpec, current_scope
 from perdure.errors import DivergenceError, StepInputMismatchError, UsageError
@@ -84,7 +84,7 @@ class Positions:
         waiting = asyncio.current_task()
         if waiting is not None:
             # If nobody awaits the wait any more, its end is no news.
-            waiting.add_done_callback(_seen)
+            waiting.add_done_callback(note_failure)
         if self.on_unwind is not None:
             self.on_unwind()
 
@@ -122,8 +122,3 @@ class Positions:
         error.add_note(side_by_side(self.history, asked))
         self.refusal = error
         return error
-
-
-def _seen(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()

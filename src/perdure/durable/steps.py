@@ -60,8 +60,7 @@ class Steps(Positions):
     async def _run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
         try:
             known = self.history.get(spec.position)
-            if known is not None and self.replays(known, spec):
-                await self.relive(known)
+            if known is not None and await self.replayed(known, spec):
                 return cast(T, known.result)
             scope = StepScope(self, spec)
             scope.tries = 0 if known is None else known.attempts
@@ -78,14 +77,23 @@ class Steps(Positions):
 
     # Replaying.
 
-    async def relive(self, known: StepRecord) -> None:
+    async def replayed(self, known: StepRecord, spec: StepSpec) -> bool:
+        """Return whether the recorded step is completed, when its call may return.
+
+        Raises DivergenceError for another step.
+        """
+        if not self.replays(known, spec):
+            return False
+        if known.error is not None and self._is_abandoned(known):
+            await self._relive(known)
+        return True
+
+    async def _relive(self, known: StepRecord) -> None:
         """Wait for the cancellation that came while the result of this step was recorded.
 
         Whoever was cancelled kept it back, as he does now; but it may be what the asyncio task
         that waits for several steps went by.
         """
-        if known.error is None or not self._is_abandoned(known):
-            return
         self._calls.works(known.step_index)
         try:
             await asyncio.get_running_loop().create_future()

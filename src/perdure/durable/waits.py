@@ -69,8 +69,7 @@ class Wait:
         """
         try:
             known = self._steps.history.get(self._spec.position)
-            if known is not None and self._steps.replays(known, self._spec):
-                await self._steps.relive(known)
+            if known is not None and await self._steps.replayed(known, self._spec):
                 return known.result
             attempt = await self._steps.working(self._spec, known)
             if known is not None and known.started_at is not None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from perdure.core.effects import monotonic_ms
 from perdure.core.limits import HOOK_TIMEOUT_MS
 from perdure.durable.attempt import Attempt
+from perdure.durable.calls import note_failure
 from perdure.errors import DurableRunError
 from perdure.turn.hooks import ENDS_THE_PROCESS, call_hook
 
@@ -46,7 +47,7 @@ class HookCalls:
         raises TimeoutError (a stop) or Drained; LeaseLostError at once.
         """
         calling = asyncio.get_running_loop().create_task(call_hook(hook, *values))
-        calling.add_done_callback(_note_failure)
+        calling.add_done_callback(note_failure)
         deadline_ms = monotonic_ms() + HOOK_TIMEOUT_MS
         try:
             is_done = False
@@ -89,9 +90,3 @@ class HookCalls:
 
 def _name(hook: Callable[..., Any]) -> str:
     return f"the hook {getattr(hook, '__name__', type(hook).__name__)}"
-
-
-def _note_failure(calling: asyncio.Task[Any]) -> None:
-    """A hook that was cut short has nobody else who asks how it ended."""
-    if not calling.cancelled() and calling.exception() is not None:
-        logger.debug("a hook ended: %r", calling.exception())

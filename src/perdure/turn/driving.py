@@ -52,9 +52,3 @@ def tell_if_left_behind(work: asyncio.Task[Any], stored_id: str) -> None:
             "the producer of turn %r does not let itself be cancelled: it is left behind",
             stored_id,
         )
-
-
-def note_failure(work: asyncio.Task[Any]) -> None:
-    """Retrieve what a producer raised that was left behind: nobody else asks how it ended."""
-    if not work.cancelled() and work.exception() is not None:
-        logger.debug("a producer ended: %r", work.exception())

@@ -25,6 +25,7 @@ from perdure.core.limits import STRIKES_MAX_TURN
 from perdure.core.recordjson import outcome_to_json, step_error_of
 from perdure.core.records import Claim, RunManifest, RunOutcome, RunRecord, StepError
 from perdure.durable.attempt import Attempt, error_text
+from perdure.durable.calls import note_failure
 from perdure.durable.claiming import Claiming
 from perdure.durable.live import LiveRun, LiveRuns
 from perdure.durable.untorn import finish_even_if_cancelled
@@ -268,7 +269,7 @@ class ProducedTurn:
         attempt = self._working
         loop = asyncio.get_running_loop()
         self._work = work = loop.create_task(self._produce())
-        work.add_done_callback(driving.note_failure)
+        work.add_done_callback(note_failure)
         interrupted = loop.create_task(self._interrupted.wait())
         if self._draining or attempt.stop_requested or attempt.held.lost:
             self._interrupt()

@@ -9,6 +9,7 @@ from typing import Final
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame
 from perdure.durable.attempt import Attempt
+from perdure.durable.calls import note_failure
 from perdure.durable.journal import Journal
 from perdure.durable.steps import StepScope, inside
 from perdure.errors import DurableRunError, PerdureError
@@ -68,7 +69,7 @@ class Producing:
         loop = asyncio.get_running_loop()
         self._steps.attendant = asyncio.current_task()
         self._work = work = loop.create_task(self._drive(produce, turn))
-        work.add_done_callback(driving.note_failure)
+        work.add_done_callback(note_failure)
         interrupted = loop.create_task(self._interrupted.wait())
         watching = loop.create_task(self._watch())
         try:

@@ -155,8 +155,7 @@ class TurnSteps(Steps):
         scope = StepScope(self, spec)
         try:
             known = self.history.get(spec.position)
-            if known is not None and self.replays(known, spec):
-                await self.relive(known)
+            if known is not None and await self.replayed(known, spec):
                 keep(known.result)
                 return
             attempt = await self.working(spec, known)
