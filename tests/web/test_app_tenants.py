@@ -55,6 +55,8 @@ ENDPOINTS = [
     ("GET", "/v1/sessions/{}/turns/0/stream"),
     ("GET", "/v1/sessions/{}/turns/1/stream?envelope=1"),
     ("POST", "/v1/sessions/{}/turns/1/stop"),
+    ("GET", "/v1/sessions/{}/turns/0/approvals"),
+    ("POST", "/v1/sessions/{}/turns/0/approvals"),
     ("POST", "/v1/sessions/{}/turns"),
     ("DELETE", "/v1/sessions/{}"),
     ("DELETE", "/v1/sessions/{}?stop=1"),
@@ -66,6 +68,7 @@ BODIES: list[Mapping[str, Any]] = [
     {"turnIndex": 0, "message": "Edited", "revision": 1},
     {"turnIndex": 0, "regenerate": True},
 ]
+DECISION = {"event": "approval:loop:1.1", "approved": True}
 
 
 class Teller(Script):
@@ -112,7 +115,8 @@ async def ask(
     answers: list[tuple[str, Answer]] = []
     for method, path in ENDPOINTS:
         begins = path.endswith("/turns")
-        for body in (BODIES if submits else []) if begins else [None]:
+        other = DECISION if (method, path[-9:]) == ("POST", "approvals") else None
+        for body in (BODIES if submits else []) if begins else [other]:
             target = path.format(session)
             answer = await service.ask(method, target, send=body, caller=caller)
             answers.append((f"{method} {path} {body or ''}", answer))

@@ -11,7 +11,6 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Message
 
-from perdure.web import app as app_module
 from tests.web.asking import TURNS, Service
 
 
@@ -44,7 +43,7 @@ async def begin_body(service: Service, then: Callable[[], None]) -> tuple[Messag
 async def test_a_body_that_takes_too_long_is_given_up(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "BODY_WAIT_MS", 20)
+    monkeypatch.setattr("perdure.web.requests.BODY_WAIT_MS", 20)
     start, error = await begin_body(service, lambda: None)
     assert start["status"] == 408
     assert error["code"] == "request_timeout"

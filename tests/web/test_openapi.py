@@ -64,6 +64,7 @@ def main_facts() -> dict[str, Any]:
             "in": [*turn, "query revision"],
             "out": {"200": JSON_ONLY, **usual},
         },
+        **approval_facts(base, turn, usual),
         f"GET {base}": {
             "summary": "Look at a conversation",
             "in": session,
@@ -88,6 +89,22 @@ def main_facts() -> dict[str, Any]:
             "summary": "Can it work?",
             "in": [],
             "out": {"200": JSON_ONLY, "503": JSON_ONLY},
+        },
+    }
+
+
+def approval_facts(base: str, turn: list[str], usual: dict[str, Any]) -> dict[str, Any]:
+    where, asked = f"{base}/turns/{{turn_index}}/approvals", [*turn, "query revision"]
+    return {
+        f"GET {where}": {
+            "summary": "Look at the calls that wait for a human",
+            "in": asked,
+            "out": {"200": JSON_ONLY, **usual},
+        },
+        f"POST {where}": {
+            "summary": "Decide a call that waits for a human",
+            "in": asked,
+            "out": {**usual, **dict.fromkeys(["200", "408", "413", "415"], JSON_ONLY)},
         },
     }
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
 from perdure.agent.tool_schema import problems_of
 from perdure.agent.tools import Tool
-from perdure.core.records import JsonValue
-from perdure.errors import UsageError
+from perdure.core.records import JsonValue, StepRecord
+from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.protocol import RunStore
 
 REQUEST_MARK: Final = "approvalRequest"
@@ -68,21 +68,54 @@ async def answer_approval(
     return accepted
 
 
+class Decided(NamedTuple):
+    """Whether this answer was the first, and the payload of the one that counts for ever.
+
+    None counts when the time to decide was over before anybody did.
+    """
+
+    accepted: bool
+    decision: JsonValue
+
+
+async def decide(store: RunStore, run_id: str, event: str, approval: Approval) -> Decided:
+    """Decide a call for somebody from outside, who may answer only what has been asked.
+
+    Raises RunNotFoundError for a run that is unknown, or has not asked this, and what
+    `answer_approval` raises.
+    """
+    steps = await store.read_steps(run_id)
+    if all(request.event != event for request in requests_in(steps)):
+        raise RunNotFoundError(f"the run {run_id!r} has not asked to decide {event!r:.80}")
+    over = any(step.intent == f"event:{event}" and step.status == "failed" for step in steps)
+    accepted = not over and await answer_approval(store, run_id, event, approval)
+    decided = await store.load_event(run_id, event)
+    return Decided(accepted, None if decided is None else decided.payload)
+
+
 async def pending_approvals(store: RunStore, run_id: str) -> list[ApprovalRequest]:
     """Return the calls of a run, or of a turn by its run id, that wait for a human, in order."""
-    steps = sorted(await store.read_steps(run_id), key=lambda step: step.step_index)
+    return await pending_in(store, run_id, await store.read_steps(run_id))
+
+
+async def pending_in(
+    store: RunStore, run_id: str, steps: Iterable[StepRecord]
+) -> list[ApprovalRequest]:
+    """Return the calls of a run with these steps that wait for a human, in order."""
+    steps = sorted(steps, key=lambda step: step.step_index)
     answered = {step.intent for step in steps if step.status != "running"}
-    pending: list[ApprovalRequest] = []
-    for step in steps:
-        found = _fields(_fields(step.result).get(REQUEST_MARK))
-        if not found:
-            continue
-        request = request_of(found)
-        if f"event:{request.event}" in answered:
-            continue
-        if await store.load_event(run_id, request.event) is None:
-            pending.append(request)
-    return pending
+    return [
+        request
+        for request in requests_in(steps)
+        if f"event:{request.event}" not in answered
+        and await store.load_event(run_id, request.event) is None
+    ]
+
+
+def requests_in(steps: Iterable[StepRecord]) -> list[ApprovalRequest]:
+    """Return every call that a human was asked about in these steps, decided or not."""
+    asked = (_fields(_fields(step.result).get(REQUEST_MARK)) for step in steps)
+    return [request_of(found) for found in asked if found]
 
 
 def request_to_json(request: ApprovalRequest) -> dict[str, JsonValue]:

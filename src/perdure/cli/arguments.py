@@ -186,6 +186,20 @@ def _add_steering(add: Add) -> None:
     retry.epilog = "Recorded steps are not repeated. A worker that has the run's handler takes it."
     _add_run(retry)
     _add_wait(retry, "for a worker to take it")
+    decide = add(
+        "decide",
+        "perdure.cli.deciding:decide_call",
+        "List the calls of tools that wait for a human, or decide one",
+    )
+    decide.epilog = "The first answer counts. Exit code: 1 if it was not this one."
+    _add_run(decide)
+    answer = decide.add_mutually_exclusive_group()
+    for flag, approved in (("--approve", True), ("--deny", False)):
+        told = f"{flag.strip('-')} the call (without either: list those that wait)"
+        answer.add_argument(flag, dest="approved", action="store_const", const=approved, help=told)
+    decide.add_argument("--event", metavar="KEY", help="which call, if several wait")
+    decide.add_argument("--reason", metavar="TEXT", help="what the model is told with the answer")
+    decide.add_argument("--by", metavar="NAME", help="who decides, for the record")
     fork = add(
         "fork", "perdure.cli.forking:fork_run", "Begin a new run with the first steps of another"
     )

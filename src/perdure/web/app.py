@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final, NamedTuple
 
+from perdure.agent.tool_approval import decide
 from perdure.core.identity import stored_id
 from perdure.core.limits import DRAIN_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord
@@ -38,13 +39,16 @@ except ImportError as error:
     raise ImportError("the web app needs Starlette: pip install 'perdure[serve]'") from error
 
 from perdure.web.admission import DEFAULT_LIMITS, Admission, AdmissionLimits
+from perdure.web.approving import approval_of, approvals_view, decided_view
 from perdure.web.bodies import Submission
 from perdure.web.page import page_routes
 from perdure.web.requests import (
     NO_SLASH,
     cursor_of,
+    decision_of,
     format_of,
     has_encoded_slash,
+    in_time,
     revision_of,
     session_id_of,
     stops_first,
@@ -63,11 +67,7 @@ from perdure.web.responses import (
 )
 from perdure.web.views import session_view, turn_view
 
-T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
-
-BODY_WAIT_MS: Final = 30_000
-"""A body that is not there by then is not waited for."""
 
 
 class Caller(NamedTuple):
@@ -162,6 +162,8 @@ class Service:
             Route(turns, self._guarded(self.submit), methods=["POST"]),
             Route(turn + "/stream", self._guarded(self.stream), methods=["GET"]),
             Route(turn + "/stop", self._guarded(self.stop), methods=["POST"]),
+            Route(turn + "/approvals", self._guarded(self.approvals), methods=["GET"]),
+            Route(turn + "/approvals", self._guarded(self.decide), methods=["POST"]),
             Route(turn, self._guarded(self.turn), methods=["GET"]),
             Route(session, self._guarded(self.session), methods=["GET"]),
             Route(session, self._guarded(self.delete_session), methods=["DELETE"]),
@@ -212,7 +214,7 @@ class Service:
         caller, session_id = await self._caller(request), session_id_of(request)
         format = format_of(request)
         with self._admission.receiving() as receiving:
-            asked = await self._in_time(submission_of(request, receiving.add))
+            asked = await in_time(submission_of(request, receiving.add), self._closing)
         identity = ChatTurnIdentity(
             caller.tenant_id, session_id, caller.user_id, asked.turn_index, asked.revision
         )
@@ -238,6 +240,16 @@ class Service:
         caller = await self._caller(request)
         run = await self._engine.stop(await self._identity(caller, request))
         return json_answer(await turn_view(self._view(caller), run))
+
+    async def decide(self, request: Request) -> Response:
+        """Decide a call of a turn that waits for a human."""
+        caller = await self._caller(request)
+        with self._admission.receiving() as receiving:
+            decision = await in_time(decision_of(request, receiving.add), self._closing)
+        run = await self._run(caller, request)
+        approval = approval_of(decision, by=caller.user_id)
+        decided = await decide(self._view(caller), run.run_id, decision.event, approval)
+        return json_answer(decided_view(decided))
 
     async def delete_session(self, request: Request) -> Response:
         """Delete a session with everything of it."""
@@ -276,6 +288,12 @@ class Service:
         run = await self._run(caller, request)
         return json_answer(await turn_view(self._view(caller), run))
 
+    async def approvals(self, request: Request) -> Response:
+        """Show the calls of a turn that wait for a human."""
+        caller = await self._caller(request)
+        run = await self._run(caller, request)
+        return json_answer(await approvals_view(self._view(caller), run))
+
     async def session(self, request: Request) -> Response:
         """Show a conversation."""
         caller, session_id = await self._caller(request), session_id_of(request)
@@ -312,25 +330,6 @@ class Service:
                 return unexpected_answer(error)
 
         return guarded
-
-    async def _in_time(self, reading: Coroutine[Any, Any, T]) -> T:
-        """Return what a client sends, unless that takes too long, or longer than the service."""
-        loop = asyncio.get_running_loop()
-        read, closing = loop.create_task(reading), loop.create_task(self._closing.wait())
-        try:
-            await asyncio.wait(
-                (read, closing),
-                timeout=BODY_WAIT_MS / 1_000,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if read.done() and not self._closing.is_set():
-                return read.result()
-        finally:
-            read.cancel()
-            closing.cancel()
-        if self._closing.is_set():
-            raise HTTPException(503, "The service shuts down.", {"retry-after": "1"})
-        raise HTTPException(408, f"The body did not come within {BODY_WAIT_MS} ms.")
 
     async def _admit(self, tenant_id: str, run_id: str, asked: Submission) -> None:
         """Refuse a turn that would begin here, if this process works on as many as it may."""

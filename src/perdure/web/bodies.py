@@ -27,6 +27,18 @@ _FIELDS: Final = (
 )
 
 
+_DECISION_FIELDS: Final = ("event", "approved", "reason", "arguments")
+
+
+class Decision(NamedTuple):
+    """The body that decides a call; `event` is that of the request."""
+
+    event: str
+    approved: bool
+    reason: str | None = None
+    arguments: Mapping[str, JsonValue] | None = None
+
+
 class Submission(NamedTuple):
     """The body of a submit."""
 
@@ -54,10 +66,7 @@ def message_in(body: bytes) -> str:
 
 def submission_in(sent: bytes) -> Submission:
     """Return the checked body of a submit. Raises UsageError, ValueTooLargeError."""
-    body = _object_in(sent)
-    for field in body:
-        if field not in _FIELDS:
-            raise UsageError(f"there is no field {field!r:.60} (known: {', '.join(_FIELDS)})")
+    body = _object_in(sent, _FIELDS)
     if "turnIndex" not in body:
         raise UsageError("the field `turnIndex` is missing")
     index = identity.check_index(body["turnIndex"], name="the field `turnIndex`")
@@ -77,6 +86,25 @@ def submission_in(sent: bytes) -> Submission:
     if busy is not None and busy not in get_args(Busy):
         raise UsageError("the field `busy` must be 'reject', 'queue' or 'replace'")
     return Submission(index, message, model, retry, revision, regenerate, busy, attachments)
+
+
+def decision_in(sent: bytes) -> Decision:
+    """Return the checked body that decides a call. Raises UsageError, ValueTooLargeError."""
+    body = _object_in(sent, _DECISION_FIELDS)
+    event = _text(body, "event")
+    if event is None or "approved" not in body:
+        raise UsageError(f"the field `{'event' if event is None else 'approved'}` is missing")
+    approved, arguments = _flag(body, "approved"), body.get("arguments")
+    if arguments is not None and not isinstance(arguments, dict):
+        raise UsageError("the field `arguments` must be an object")
+    if arguments is not None and not approved:
+        raise UsageError("the field `arguments` goes only with an `approved` that is true")
+    return Decision(
+        identity.check_event_key(event),
+        approved,
+        _text(body, "reason"),
+        cast("Mapping[str, JsonValue] | None", arguments),
+    )
 
 
 def _attachments(body: Mapping[str, JsonValue]) -> Sequence[Attachment] | None:
@@ -102,8 +130,13 @@ def _text(body: Mapping[str, JsonValue], name: str) -> str | None:
     return value
 
 
-def _object_in(body: bytes) -> Mapping[str, JsonValue]:
+def _object_in(body: bytes, known: Sequence[str] = ()) -> Mapping[str, JsonValue]:
+    """Return the object that a body is, with no other fields than those `known`, if it says any."""
     sent: object = parse_json(body, name="body")
     if not isinstance(sent, dict):
         raise UsageError("the body must be an object")
-    return cast("Mapping[str, JsonValue]", sent)
+    found = cast("Mapping[str, JsonValue]", sent)
+    for field in found:
+        if known and field not in known:
+            raise UsageError(f"there is no field {field!r:.60} (known: {', '.join(known)})")
+    return found

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from perdure.web.shapes import Erased, Health, Refusal, Session, Submission, Turn
+from perdure.web.shapes import (
+    Approvals,
+    Decided,
+    Decision,
+    Erased,
+    Health,
+    Refusal,
+    Session,
+    Shape,
+    Submission,
+    Turn,
+)
 
 Parameters = list[dict[str, Any]]
 
@@ -95,8 +106,19 @@ _OF_CALLERS: Final = {
     "_503": "The store cannot be reached, or the service shuts down.",
 }
 
+_OF_BODIES: Final = {
+    "_408": "The body did not come in time.",
+    "_413": "The body is too long.",
+    "_415": "The body is not JSON.",
+}
 _OF_DELETIONS: Final = {**_OF_CALLERS, "_409": "A turn is in flight, or queued."}
 _STOP: Final = _parameter("stop", "query", "1: stop what is in flight first.", enum=["0", "1"])
+
+
+def _body(shape: type[Shape]) -> dict[str, Any]:
+    content = {"application/json": {"schema": shape.model_json_schema()}}
+    return {"required": True, "content": content}
+
 
 DESCRIPTIONS: Final[Mapping[str, Description]] = {
     "submit": Description(
@@ -106,19 +128,14 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
             201: {"description": "This request began or queued it.", "content": _STREAM},
             **_refusals(
                 **_OF_CALLERS,
-                _408="The body did not come in time.",
+                **_OF_BODIES,
                 _409="The turn has another message, or another turn is in flight.",
-                _413="The body is too long.",
-                _415="The body is not JSON.",
                 _429="There is too much to do; come back later.",
             ),
         },
         {
             "parameters": [*_SESSION, *_FORM],
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": Submission.model_json_schema()}},
-            },
+            "requestBody": _body(Submission),
         },
     ),
     "stream": Description(
@@ -146,6 +163,19 @@ DESCRIPTIONS: Final[Mapping[str, Description]] = {
             **_refusals(**_OF_CALLERS),
         },
         {"parameters": [*_TURN, _REVISION]},
+    ),
+    "approvals": Description(
+        "Look at the calls that wait for a human",
+        {200: {"model": Approvals, "description": "They."}, **_refusals(**_OF_CALLERS)},
+        {"parameters": [*_TURN, _REVISION]},
+    ),
+    "decide": Description(
+        "Decide a call that waits for a human",
+        {
+            200: {"model": Decided, "description": "The first answer counts."},
+            **_refusals(**_OF_CALLERS, **_OF_BODIES),
+        },
+        {"parameters": [*_TURN, _REVISION], "requestBody": _body(Decision)},
     ),
     "session": Description(
         "Look at a conversation",

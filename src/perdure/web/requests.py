@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from perdure.core import identity
@@ -14,8 +16,13 @@ from perdure.core.limits import BODY_BYTES_MAX
 from perdure.errors import UsageError, ValueTooLargeError
 from perdure.turn.identity import ChatTurnIdentity
 from perdure.turn.wire.events import Dialect
-from perdure.web.bodies import Submission, message_in, submission_in
+from perdure.web.bodies import Decision, Submission, decision_in, message_in, submission_in
 from perdure.web.responses import UnsupportedMediaType
+
+T = TypeVar("T")
+
+BODY_WAIT_MS: Final = 30_000
+"""A body that is not there by then is not waited for."""
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _INDEX = re.compile("0|[1-9][0-9]{0,15}", re.ASCII)
@@ -155,6 +162,11 @@ async def submission_of(request: Request, received: Callable[[int], None] = _nob
     return submission_in(await _read_body(request, received))
 
 
+async def decision_of(request: Request, received: Callable[[int], None] = _nobody) -> Decision:
+    """Return the checked body that decides a call. Raises what `submission_of` raises."""
+    return decision_in(await _read_body(request, received))
+
+
 async def message_of(request: Request) -> str:
     """Return the `message` of a JSON body, for an endpoint of yours; its other fields are yours.
 
@@ -183,3 +195,21 @@ async def _read_body(request: Request, received: Callable[[int], None] = _nobody
         received(len(piece))
         pieces.append(piece)
     return b"".join(pieces)
+
+
+async def in_time(reading: Coroutine[Any, Any, T], closing: asyncio.Event) -> T:
+    """Return what a client sends, unless that takes too long, or longer than the service."""
+    loop = asyncio.get_running_loop()
+    read, closed = loop.create_task(reading), loop.create_task(closing.wait())
+    try:
+        await asyncio.wait(
+            (read, closed), timeout=BODY_WAIT_MS / 1_000, return_when=asyncio.FIRST_COMPLETED
+        )
+        if read.done() and not closing.is_set():
+            return read.result()
+    finally:
+        read.cancel()
+        closed.cancel()
+    if closing.is_set():
+        raise HTTPException(503, "The service shuts down.", {"retry-after": "1"})
+    raise HTTPException(408, f"The body did not come within {BODY_WAIT_MS} ms.")

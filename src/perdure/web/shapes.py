@@ -17,6 +17,7 @@ State = Literal[
 
 MESSAGE = "What is the weather in Lisbon?"
 ANSWER = "It is clear in Lisbon."
+APPROVAL = "approval:loop:1.1"
 BEGUN, ENDED = "2026-01-31T09:05:07.042Z", "2026-01-31T09:05:12.310Z"
 
 
@@ -197,6 +198,60 @@ class Session(Shape):
                 "next": {"turnIndex": 1, "revision": 0},
             }
         }
+    )
+
+
+class ApprovalRequest(Shape):
+    """A call of a tool that waits for a human."""
+
+    event: str = Field(description="What the decision names.")
+    call: str
+    tool: str
+    arguments: dict[str, Any]
+    askedAt: str
+    timeoutMs: int | None = Field(description="Then it is a no; null: it waits for ever.")
+
+
+class Approvals(Shape):
+    """The calls of a turn that wait for a human."""
+
+    approvals: list[ApprovalRequest]
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "approvals": [
+                    {
+                        **{"event": APPROVAL, "call": "c1", "tool": "refund"},
+                        **{"arguments": {"amount": 500}, "askedAt": BEGUN, "timeoutMs": None},
+                    }
+                ]
+            }
+        }
+    )
+
+
+class Decision(Shape):
+    """What a human decides about a call."""
+
+    event: str = Field(min_length=1, description="That of the request.")
+    approved: bool
+    reason: str | None = Field(default=None, min_length=1, description="The model is told.")
+    arguments: dict[str, Any] | None = Field(
+        default=None, description="Call the tool with these instead; only when approved."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"event": APPROVAL, "approved": False, "reason": "too much"}}
+    )
+
+
+class Decided(Shape):
+    """Whether this answer was the first, which counts for ever."""
+
+    accepted: bool
+    decision: dict[str, Any] | None = Field(
+        description="The answer that counts; null: the time to decide was over."
     )
 
 

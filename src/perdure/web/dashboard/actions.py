@@ -1,4 +1,4 @@
-"""What the dashboard can do to a run: stop it, try it again, fork it."""
+"""What the dashboard can do to a run: stop it, try it again, fork it, decide what waits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response
 
+from perdure.agent.tool_approval import Approval, decide
 from perdure.core import identity
 from perdure.core.jsonvalue import parse_json
 from perdure.core.records import JsonValue, RunRecord
 from perdure.core.wording import id_of
 from perdure.durable.forking import fork
 from perdure.durable.retrying import retry_run
-from perdure.errors import UsageError, ValueTooLargeError
+from perdure.errors import RunNotFoundError, UsageError, ValueTooLargeError
 from perdure.store.protocol import RunStore
 from perdure.web.dashboard.access import Place, Viewer, check_may_act, check_own_page, place_of
 from perdure.web.dashboard.rendering import HEADERS
@@ -51,6 +52,20 @@ class Actions:
             new_run_id=new_id or None,
         )
         return self._look_at(request, forked)
+
+    async def decide(self, request: Request, viewer: Viewer) -> Response:
+        """Decide a call that waits for a human; a second answer changes nothing."""
+        place, body = await self._asked(request, viewer)
+        run = await place.store.read_run(place.run_id)
+        if run is None:
+            raise RunNotFoundError(f"there is no run {place.run_id!r}")
+        answer = _text(body, "answer")
+        if answer not in ("approve", "deny"):
+            raise UsageError(f"the field `answer` must be 'approve' or 'deny', not {answer!r:.40}")
+        reason = _text(body, "reason").strip() if "reason" in body else ""
+        approval = Approval(answer == "approve", reason or None)
+        await decide(place.store, place.run_id, _text(body, "event"), approval)
+        return self._look_at(request, run)
 
     async def _asked(self, request: Request, viewer: Viewer) -> tuple[Place, Body]:
         """Return the run that is meant, and all that was sent. Raises what `check_…` raise."""

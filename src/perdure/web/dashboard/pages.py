@@ -8,6 +8,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from perdure.agent.tool_approval import pending_approvals, pending_in
 from perdure.core import identity
 from perdure.core.records import RunRecord, StepRecord
 from perdure.core.transitions import RESTING_STATES
@@ -64,6 +65,7 @@ class Pages:
         details = await place.store.read_details(place.run_id)
         first = _number(request, "first", default=0)
         shown = steps[first : first + STEPS_SHOWN]
+        is_live = run.state not in RESTING_STATES
         return self._rendering.page(
             request,
             "run.html",
@@ -71,7 +73,8 @@ class Pages:
             run=run,
             now=now,
             origin=fork_origin(run),
-            is_live=run.state not in RESTING_STATES,
+            is_live=is_live,
+            approvals=await pending_in(place.store, place.run_id, steps) if is_live else (),
             timeline=timeline_of(run, details.attempts, shown, now),
             details=details,
             first=first,
@@ -115,6 +118,15 @@ class Pages:
         kept = [step for step in steps if step.status == "completed"]
         again = [step for step in steps if step.status != "completed"]
         return await self._preview(request, viewer, "retry.html", kept=kept, again=again)
+
+    async def decide(self, request: Request, viewer: Viewer) -> Response:
+        """Show a call that waits for a human."""
+        check_may_act(viewer)
+        place, event = self._place(request, viewer), request.query_params.get("event", "")
+        pending = await pending_approvals(place.store, place.run_id)
+        found = [one for one in pending if one.event == event]
+        approval = found[0] if found else None
+        return await self._preview(request, viewer, "decide.html", approval=approval)
 
     async def fork(self, request: Request, viewer: Viewer) -> Response:
         """Show what a fork would do."""

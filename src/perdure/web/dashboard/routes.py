@@ -63,9 +63,11 @@ def dashboard_routes(
         route("/stop", pages.stop, "GET"),
         route("/retry", pages.retry, "GET"),
         route("/fork", pages.fork, "GET"),
+        route("/decide", pages.decide, "GET"),
         route("/stop", actions.stop, "POST"),
         route("/retry", actions.retry, "POST"),
         route("/fork", actions.fork, "POST"),
+        route("/decide", actions.decide, "POST"),
         *(_file(f"{path}/static/{name}", place) for name, place in FILES),
     ]
 
