@@ -74,7 +74,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 @contextlib.asynccontextmanager
-async def serving(script: Script, *, cuts: int = 0) -> AsyncGenerator[Site, None]:
+async def serving(script: Any, *, cuts: int = 0) -> AsyncGenerator[Site, None]:
     """Serve a script; of the first `cuts` streams nothing more than the first chunk arrives."""
     store = MemoryStore()
     engine = ChatTurnEngine(store, produce=script)

@@ -14,7 +14,9 @@ from starlette.routing import BaseRoute, Route
 FILES: Final = (
     "index.html",
     "app.js",
+    "approvals.js",
     "chats.js",
+    "elements.js",
     "lines.js",
     "markdown.js",
     "stream.js",

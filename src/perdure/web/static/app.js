@@ -105,6 +105,7 @@ function newView(turn) {
   return new TurnView(turn, {
     retry: (failed) => submit(failed, { retry: true }),
     grown: keepEndInSight,
+    address: turnAddress,
     edit: (view, message) => revise(view, message),
     regenerate: (view) => revise(view, view.message),
     sibling: (view, step) => {

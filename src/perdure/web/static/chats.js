@@ -1,7 +1,7 @@
 // The chats that this browser has seen lately, for the menu; a browser may keep none.
 
 import { refusalOf } from "./stream.js";
-import { button, element } from "./turn.js";
+import { button, element } from "./elements.js";
 
 const KEY = "perdure.chats";
 const KEPT = 20;

@@ -1,6 +1,8 @@
 // One turn on the page. What a model says is hostile text: it only ever becomes text nodes, and
 // the elements that markdown.js knows.
 
+import { Approvals, EVENTS } from "./approvals.js";
+import { button, element } from "./elements.js";
 import { MarkdownView } from "./markdown.js";
 
 const WORDS = {
@@ -10,21 +12,6 @@ const WORDS = {
   waiting: "waiting",
   parked: "given up",
 };
-
-export function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-export function button(text, act, label) {
-  const made = element("button", "small", text);
-  made.type = "button";
-  if (label) made.setAttribute("aria-label", label);
-  made.addEventListener("click", act);
-  return made;
-}
 
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 
@@ -41,7 +28,7 @@ const REASONS = {
 };
 
 export class TurnView {
-  constructor(turn, { retry, grown, edit, regenerate, sibling }) {
+  constructor(turn, { retry, grown, edit, regenerate, sibling, address }) {
     this.index = turn.turnIndex;
     this.revision = turn.revision;
     this.message = turn.message;
@@ -61,6 +48,7 @@ export class TurnView {
     this.notice = this.root.appendChild(element("p", "notice"));
     this.notice.hidden = true;
     this.answer = this.root.appendChild(element("div", "answer"));
+    this.approvals = new Approvals(this.answer, () => address(this, "/approvals"));
     const foot = this.root.appendChild(element("div", "foot"));
     this.line = foot.appendChild(element("p", "line"));
     this.line.setAttribute("aria-live", "off");
@@ -145,6 +133,8 @@ export class TurnView {
       case "error":
         this.failed(data);
         break;
+      default:
+        if (EVENTS.has(type)) this.approvals.show(event);
     }
     this.grown();
   }
@@ -170,7 +160,9 @@ export class TurnView {
       this.update({ part: { id, type: "tool", state, ...rest } });
     } else if (type === "event") {
       this.show(rest.event);
-    } else if (type !== "data") {
+    } else if (type === "data") {
+      if (EVENTS.has(rest.name)) this.approvals.show({ type: rest.name, data: rest.value });
+    } else {
       this.update({ part: { id: id ?? `${type}${this.parts.size}`, type, ...rest } });
     }
   }
@@ -224,6 +216,7 @@ export class TurnView {
   forget() {
     this.answer.replaceChildren();
     this.parts.clear();
+    this.approvals.forget();
     this.clearNotice();
   }
 

@@ -1,0 +1,49 @@
+"""The chat page shows calls that wait for a human, and a human decides them there."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import BrowserContext, expect
+
+from perdure.agent.tool_loop import ToolLoop
+from perdure.agent.tools import Tool
+from tests.agent.looping import degrees
+from tests.agent.strict_provider import StrictProvider, calls, says
+from tests.web.browsing import ask, serving
+
+pytestmark = pytest.mark.browser
+
+
+async def test_a_human_decides_on_the_page_and_a_second_tab_and_a_reload_show_it(
+    context: BrowserContext,
+) -> None:
+    asked = calls(("c1", "degrees", {"city": "Faro"}), ("c2", "degrees", {"city": "<b>Lagos"}))
+    provider = StrictProvider(asked, says("It is warm."))
+    tool = Tool(degrees, effect="pure", needs_approval=True)
+    async with serving(ToolLoop(provider.backend(), [tool])) as site:
+        page, second = await context.new_page(), await context.new_page()
+        await page.goto(site.at("weather"))
+        await ask(page, "How warm is it?")
+        boxes = page.locator(".approval")
+        await expect(boxes.first).to_contain_text("May degrees be called?")
+        await expect(boxes.first.locator("pre")).to_contain_text("Faro")
+        await boxes.first.get_by_role("button", name="Approve").click()
+        await expect(boxes.first.locator(".decided")).to_have_text("Approved")
+
+        await second.goto(site.at("weather"))
+        others = second.locator(".approval")
+        await expect(others.first.locator(".decided")).to_have_text("Approved")
+        await expect(others.last.locator("pre")).to_contain_text("<b>Lagos")
+        await others.last.get_by_label("Reason").fill("too far")
+        await others.last.get_by_role("button", name="Deny").click()
+        for tab in (page, second):
+            decided = tab.locator(".approval").last.locator(".decided")
+            await expect(decided).to_have_text("Denied: too far")
+            await expect(tab.locator(".answer .text")).to_have_text("It is warm.")
+            await expect(tab.locator(".approval button")).to_have_count(0)
+
+        await page.reload()
+        await expect(page.locator(".approval .decided")).to_have_text(
+            ["Approved", "Denied: too far"]
+        )
+        assert "too far" in provider.prompts[-1]["messages"][-1]["content"]
