@@ -1,0 +1,398 @@
+"""The log of one LangGraph thread: rows of entries in the events of a run, in any RunStore."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, cast
+
+from perdure.core.changes import EndRun
+from perdure.core.effects import monotonic_ms, new_token
+from perdure.core.identity import canonical_hash, derive_worker_id
+from perdure.core.limits import ID_BYTES_MAX
+from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
+from perdure.durable.erasing import erase_session, stop_for_good
+from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError, UsageError
+from perdure.store.protocol import RunStore
+
+logger = logging.getLogger("perdure.langgraph")
+
+PROJECT: Final = "langgraph-threads"
+"""The project of the runs that keep threads."""
+MOVED: Final = "moved"
+"""The field of the entry behind which nothing comes: the log goes on in another run."""
+PART_CHARACTERS: Final = 400_000
+"""A row that is longer is stored in parts, since a value has its limit in every store."""
+ROW_CHARACTERS: Final = 200_000
+"""About so long is a row that is made when a log is written anew."""
+USED_AGAIN_MS: Final = 24 * 60 * 60 * 1_000
+"""So often a process notes that a thread is in use, for `collect_garbage`."""
+
+_TOKEN_KEY: Final = "log"
+_INTENT: Final = "Keep the checkpoints of a LangGraph thread"
+_PAGE: Final = 200
+
+Entry = dict[str, Any]
+Row = list[Entry]
+
+
+class ThreadLog:
+    """A thread's log. Rows have numbers, and a number has one writer: `emit_event` settles races.
+
+    It is a session of the store, named `langgraph:<thread>`. Its rows are events of one run until
+    the log is written anew, into another run; then the last row of the old one says where it went.
+    Keys begin with a token of the log: who still has one that was deleted meanwhile, and begun
+    anew under the same name, leaves no row in the new one.
+    `fold` is told every row in order, from the first, and `forget` that all of them are void.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        thread_id: str,
+        *,
+        owner_id: str | None,
+        fold: Callable[[int, Row], None],
+        forget: Callable[[], None],
+    ) -> None:
+        self.thread_id = thread_id
+        self.session_id = session_of(thread_id)
+        self.next = 1
+        self.is_known = False
+        """Whether the rows up to `next` have been read."""
+        self.lock = asyncio.Lock()
+        self._store = store
+        self._owner_id = owner_id
+        self._fold = fold
+        self._forget = forget
+        self._generation = 0
+        self._token = ""
+        self._used_ms: float | None = None
+
+    @property
+    def run_id(self) -> str:
+        return _run_id(self.session_id, self._generation)
+
+    async def catch_up(self) -> Mapping[int, Row]:
+        """Read what others have written since; return the rows, all of them the first time.
+
+        To be called with the lock held, as `append` and `rewrite`.
+        """
+        if not self.is_known:
+            return await self._open()
+        rows: dict[int, Row] = {}
+        while (row := await self._load(self.next)) is not None:
+            if (moved := _moved_to(row)) is not None:
+                self._generation = moved
+                return await self._open()
+            rows[self.next] = row
+            self._take(row)
+        return rows
+
+    async def row(self, number: int) -> Row | None:
+        """Return a row, or None: then the log was deleted or written anew, and must be opened."""
+        row = await self._load(number)
+        if row is None:
+            self.drop()
+        return row
+
+    def drop(self) -> None:
+        """Know nothing any more: the next one to ask reads the log from the beginning."""
+        self._begin(0)
+
+    async def append(self, row: Row, *, check: Callable[[], None] = lambda: None) -> int:
+        """Write a row behind all that is there, and return its number.
+
+        `check` is called whenever somebody else's row came in between, and may refuse by raising.
+        """
+        if not self.is_known:
+            await self._open()
+        payload, run = await self._payload(row), self.run_id
+        while True:
+            check()
+            number = self.next
+            if run != self.run_id:
+                payload, run = await self._payload(row), self.run_id
+            try:
+                is_ours, _ = await self._store.emit_event(self.run_id, self._key(number), payload)
+            except RunNotFoundError:
+                await self._create()
+                continue
+            if is_ours:
+                self._take(row)
+                return number
+            await self.catch_up()
+
+    async def note_use(self) -> None:
+        """Have retention count the days from now, once a day and process; a new log is in use."""
+        if not self.is_known:
+            await self._open()
+        now_ms, known_ms = monotonic_ms(), self._used_ms
+        if known_ms is not None and now_ms - known_ms < USED_AGAIN_MS:
+            return
+        self._used_ms = now_ms
+        if self.next > 1:
+            await self._take_place(f"{self.run_id}#{self.next}", self.next)
+
+    async def rewrite(self, kept: Callable[[Mapping[int, Row]], Iterable[Entry]]) -> None:
+        """Replace the log by what `kept` returns of its rows; nothing of the rest stays.
+
+        Nobody sees half of it: the old log holds until its last row says where the new one is. If
+        nothing is kept, the thread is deleted.
+        """
+        while True:
+            self.drop()
+            rows = await self._open()
+            entries = list(kept(rows))
+            if not entries:
+                await self.delete()
+                return
+            old, seal = self.run_id, self.next
+            stale = [run for run in await self._runs() if run != old]
+            generation = await self._begin_generation()
+            new = _run_id(self.session_id, generation)
+            token = await self._token_of(new)
+            for number, row in enumerate(in_rows(entries), start=seal + 1):
+                payload = await self._payload(row, run=new)
+                await self._store.emit_event(new, _key(token, number), payload)
+            if await self._seal(seal, generation):
+                break
+            await self._store.delete(new)
+        for run in (old, *stale):
+            with suppress(UsageError):  # Somebody begins it just now.
+                await self._store.delete(run)
+        self._begin(generation)
+
+    async def delete(self) -> None:
+        """Delete the thread with all that belongs to it; one that is not there is no error."""
+        self.drop()
+        with suppress(RunNotFoundError):
+            await erase_session(
+                self._store, self.session_id, stop=partial(stop_for_good, self._store)
+            )
+
+    # Opening.
+
+    def _begin(self, generation: int) -> None:
+        self._generation = generation
+        self.next, self.is_known = 1, False
+        self._forget()
+
+    async def _open(self) -> Mapping[int, Row]:
+        """Read the whole log."""
+        self._begin(self._generation)
+        while True:
+            rows = await self._read_all()
+            if rows is None:
+                generation = await self._find()
+                if generation is None:
+                    self._begin(0)
+                    break
+                self._begin(generation)
+                continue
+            last = max(rows, default=0)
+            moved = _moved_to(rows[last]) if rows else None
+            if moved is not None:
+                self._begin(moved)
+                continue
+            for number in sorted(rows):
+                self.next = number
+                self._take(rows[number])
+            break
+        self.is_known = True
+        return rows or {}
+
+    async def _read_all(self) -> dict[int, Row] | None:
+        try:
+            details = await self._store.read_details(self.run_id)
+        except RunNotFoundError:
+            return None
+        found = {event.key: event.payload for event in details.events}
+        self._token = found.get(_TOKEN_KEY) or await self._token_of(self.run_id)
+        rows: dict[int, Row] = {}
+        for key, payload in found.items():
+            token, _, number = key.partition(":")
+            if token == self._token:
+                rows[int(number)] = _whole(payload, found)
+        return rows
+
+    async def _find(self) -> int | None:
+        """Return the generation that holds: the oldest there is, since newer ones may be half."""
+        found = [_generation_of(self.session_id, run) for run in await self._runs()]
+        return min((each for each in found if each is not None), default=None)
+
+    async def _runs(self) -> list[str]:
+        """Return the runs of the session."""
+        found: list[str] = []
+        after: str | None = None
+        while page := await self._store.list_runs(
+            session_id=self.session_id, after=after, limit=_PAGE
+        ):
+            found += [run.run_id for run in page]
+            after = page[-1].run_id
+        return found
+
+    # Writing.
+
+    def _take(self, row: Row) -> None:
+        self._fold(self.next, row)
+        self.next += 1
+
+    async def _load(self, number: int) -> Row | None:
+        event = await self._store.load_event(self.run_id, self._key(number))
+        if event is None:
+            return None
+        parts: dict[str, Any] = {}
+        for key in _parts_of(event.payload):
+            part = await self._store.load_event(self.run_id, key)
+            if part is None:
+                return None
+            parts[key] = part.payload
+        return _whole(event.payload, parts)
+
+    async def _payload(self, row: Row, *, run: str | None = None) -> Any:
+        """Return what is stored for a row; of a long one the parts are stored before it."""
+        text = json.dumps(row, separators=(",", ":"))
+        if len(text) <= PART_CHARACTERS:
+            return row
+        token = new_token()
+        pieces = [
+            text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS)
+        ]
+        payload = {"token": token, "parts": len(pieces)}
+        for key, piece in zip(_parts_of(payload), pieces, strict=True):
+            try:
+                await self._store.emit_event(run or self.run_id, key, piece)
+            except RunNotFoundError:
+                await self._create()
+                await self._store.emit_event(self.run_id, key, piece)
+        return payload
+
+    async def _create(self) -> None:
+        """Begin the thread's run, or find where it has gone."""
+        generation = await self._find()
+        if generation is not None:
+            self._generation = generation
+            await self._open()
+            return
+        self._begin(0)
+        await self._take_place(self.run_id, 0)
+        self._token = await self._token_of(self.run_id)
+        self.is_known = True
+
+    async def _begin_generation(self) -> int:
+        known = [_generation_of(self.session_id, run) or 0 for run in await self._runs()]
+        generation = max(known, default=0) + 1
+        while not await self._take_place(_run_id(self.session_id, generation), generation):
+            generation += 1
+        return generation
+
+    async def _token_of(self, run_id: str) -> str:
+        """Return the token of the log in a run, which the first to ask decides."""
+        _, event = await self._store.emit_event(run_id, _TOKEN_KEY, new_token())
+        return cast("str", event.payload)
+
+    def _key(self, number: int) -> str:
+        return _key(self._token, number)
+
+    async def _seal(self, number: int, generation: int) -> bool:
+        try:
+            is_ours, _ = await self._store.emit_event(
+                self.run_id, self._key(number), [{MOVED: generation}]
+            )
+        except RunNotFoundError:
+            return False
+        return is_ours
+
+    async def _take_place(self, run_id: str, turn_index: int) -> bool:
+        """Begin and end a run of the session; return whether this call did it."""
+        # Who else begins one just now holds it: then it is there, and takes events.
+        with suppress(LeaseHeldError, SessionBusyError):
+            claim = await self._store.start_or_resume(
+                run_id,
+                RunManifest(
+                    PROJECT,
+                    AgentTaskSpec("thread", _INTENT),
+                    input={"threadId": self.thread_id},
+                ),
+                worker_id=derive_worker_id(),
+                session=SessionKey(
+                    self.session_id, turn_index, owner_id=self._owner_id, parent_run_id=""
+                ),
+            )
+            if claim.lease is not None:
+                await self._store.write(claim.lease, EndRun("completed"))
+                return True
+        return False
+
+
+async def thread_ids(store: RunStore) -> list[str]:
+    """Return the threads of the store's tenant; it looks at every run there is."""
+    found: dict[str, None] = {}
+    after: str | None = None
+    while page := await store.list_runs(after=after, limit=_PAGE):
+        for run in page:
+            if run.project_id == PROJECT and run.manifest is not None:
+                found[cast("str", run.manifest.input["threadId"])] = None
+        after = page[-1].run_id
+    return [*found]
+
+
+def session_of(thread_id: str) -> str:
+    """Return the name of a thread as a session of the store.
+
+    Where it cannot be part of a name, its hash is.
+    """
+    name = f"langgraph:{thread_id}"
+    fits = name.isprintable() and len(name.encode()) <= ID_BYTES_MAX - 40
+    return name if fits else f"langgraph:{canonical_hash(thread_id)}"
+
+
+def _run_id(session_id: str, generation: int) -> str:
+    return f"{session_id}~{generation}"
+
+
+def _generation_of(session_id: str, run_id: str) -> int | None:
+    """Return the generation of a run of the session, None for one that notes a use."""
+    number = run_id.removeprefix(f"{session_id}~")
+    return int(number) if number.isdecimal() else None
+
+
+def _key(token: str, number: int) -> str:
+    return f"{token}:{number:010d}"
+
+
+def _moved_to(row: Row) -> int | None:
+    return row[0].get(MOVED) if row else None
+
+
+def _parts_of(payload: Any) -> list[str]:
+    """Return the keys under which the parts of a row are; none for one that is whole."""
+    if not isinstance(payload, dict):
+        return []
+    stored = cast("Entry", payload)
+    return [f"part:{stored['token']}:{part}" for part in range(stored["parts"])]
+
+
+def _whole(payload: Any, parts: Mapping[str, Any]) -> Row:
+    if not isinstance(payload, dict):
+        return cast("Row", payload)
+    return cast("Row", json.loads("".join(parts[key] for key in _parts_of(payload))))
+
+
+def in_rows(entries: Sequence[Entry]) -> Iterator[Row]:
+    """Divide entries among rows of a moderate length."""
+    row: Row = []
+    length = 0
+    for entry in entries:
+        row.append(entry)
+        length += len(json.dumps(entry))
+        if length > ROW_CHARACTERS:
+            yield row
+            row, length = [], 0
+    if row:
+        yield row
