@@ -30,7 +30,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/backends/responses": {"httpx2"},
     "src/perdure/durable/cron": {"cronsim"},
     "src/perdure/encryption": {"cryptography"},
-    "src/perdure/engines/langgraph": {"langgraph"},
+    "src/perdure/engines/langgraph": {"langchain_core", "langgraph"},
     "src/perdure/engines/openai_agents": {"agents", "openai", "pydantic"},
     "src/perdure/observe/otel": {"opentelemetry"},
     "src/perdure/observe/prices": {"genai_prices"},

@@ -20,11 +20,20 @@ class Place(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A checkpoint that the log holds."""
+    """A checkpoint that the log holds; `turn` is the number of the turn that it came with."""
 
     place: Place
     parent: str | None
     versions: Versions
+    turn: int | None
+
+
+class Base(NamedTuple):
+    """Where a turn begins: its checkpoint, the row up to which it looks, the last row there was."""
+
+    checkpoint_id: str | None
+    row: int
+    seen: int
 
 
 class ChannelPath(NamedTuple):
@@ -55,15 +64,20 @@ class ThreadIndex:
         self._checkpoints: dict[str, dict[str, Held]] = {}
         self._writes: dict[tuple[str, str], list[Place]] = {}
         self._values: dict[tuple[str, str, Any], Place] = {}
+        self.saved_turns: set[str] = set()
+        """The runs of the turns whose end is in the log."""
 
     def fold(self, number: int, row: Row) -> None:
         """Take in the next row."""
         for index, entry in enumerate(row):
             place = Place(number, index, entry.get("was", number))
+            turn, run_id = entry.get("turn", (None, None))
+            if run_id is not None:
+                self.saved_turns.add(run_id)
             if "writes" in entry:
                 self._writes.setdefault((entry["ns"], entry["id"]), []).append(place)
             elif "checkpoint" in entry:
-                held = Held(place, entry["parent"], entry["versions"])
+                held = Held(place, entry["parent"], entry["versions"], turn)
                 self._checkpoints.setdefault(entry["ns"], {})[entry["id"]] = held
                 for channel, (version, *_) in entry["values"].items():
                     self._values[entry["ns"], channel, version] = place
@@ -81,6 +95,20 @@ class ThreadIndex:
         found = max((id for id in ids if _is_seen(held[id].place, upto)), default=None)
         return None if found is None else (found, held[found])
 
+    def base_of(self, turn_index: int, *, last: int) -> Base:
+        """Return where a turn begins: behind the turns before it, for it may be answered again."""
+        held = self._checkpoints.get("", {})
+        if not any(each.turn is not None and each.turn >= turn_index for each in held.values()):
+            found = self.find("", None)
+            return Base(None if found is None else found[0], last, last)
+        earlier = [
+            (each.place.first_number, id)
+            for id, each in held.items()
+            if each.turn is not None and each.turn < turn_index
+        ]
+        row, id = max(earlier, default=(0, None))
+        return Base(id, row, last)
+
     def newest_first(self, ns: str | None) -> list[tuple[str, str]]:
         """Return namespace and id of every checkpoint (of one namespace), newest first."""
         wanted = self._checkpoints if ns is None else [ns]
@@ -97,7 +125,9 @@ class ThreadIndex:
         found = {name: self._values.get((ns, name, each)) for name, each in versions.items()}
         return {name: place for name, place in found.items() if place is not None}
 
-    def child_since(self, ns: str, parent: str, number: int, *, but: str) -> str | None:
+    def child_since(
+        self, ns: str, parent: str | None, number: int, *, but: str | None = None
+    ) -> str | None:
         """Return a checkpoint, other than `but`, that came behind a row and goes on from parent."""
         for id, held in self._checkpoints.get(ns, {}).items():
             if held.parent == parent and held.place.first_number > number and id != but:

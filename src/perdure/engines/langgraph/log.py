@@ -104,16 +104,17 @@ class ThreadLog:
         """Know nothing any more: the next one to ask reads the log from the beginning."""
         self._begin(0)
 
-    async def append(self, row: Row, *, check: Callable[[], None] = lambda: None) -> int:
-        """Write a row behind all that is there, and return its number.
+    async def append(self, row: Row, *, check: Callable[[], bool]) -> None:
+        """Write a row behind all that is there, unless `check` says no.
 
-        `check` is called whenever somebody else's row came in between, and may refuse by raising.
+        It is asked again whenever somebody else's row came in between, and may refuse by raising.
         """
         if not self.is_known:
             await self._open()
         payload, run = await self._payload(row), self.run_id
         while True:
-            check()
+            if not check():
+                return
             number = self.next
             if run != self.run_id:
                 payload, run = await self._payload(row), self.run_id
@@ -124,7 +125,7 @@ class ThreadLog:
                 continue
             if is_ours:
                 self._take(row)
-                return number
+                return
             await self.catch_up()
 
     async def note_use(self) -> None:

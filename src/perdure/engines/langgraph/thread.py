@@ -21,7 +21,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from perdure.engines.langgraph.index import ChannelPath, Held, Place, ThreadIndex
+from perdure.engines.langgraph.index import Base, ChannelPath, Held, Place, ThreadIndex
 from perdure.engines.langgraph.log import Entry, Row, ThreadLog
 from perdure.store.protocol import RunStore
 
@@ -275,11 +275,17 @@ class Thread:
             return build(self._assembled(await self._log.catch_up(), codec))
 
     async def append(
-        self, row: Row, check: Callable[[ThreadIndex], None] = lambda index: None
+        self, row: Row, check: Callable[[ThreadIndex], bool] = lambda index: True
     ) -> None:
-        """Write a row; `check` may refuse what it would come behind, by raising."""
+        """Write a row unless `check` says no; it may refuse what the row would come behind."""
         async with self._log.lock:
             await self._log.append(row, check=lambda: check(self._index))
+
+    async def base_of(self, turn_index: int) -> Base:
+        """Return where a turn begins."""
+        async with self._log.lock:
+            await self._log.catch_up()
+            return self._index.base_of(turn_index, last=self._log.next - 1)
 
     async def note_use(self) -> None:
         async with self._log.lock:
