@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from perdure.engines.langgraph.log import Row
+from perdure.engines.row_log import Row
 
 Versions = dict[str, str | int | float]
 """The version of each channel."""

@@ -18,10 +18,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from perdure.engines.langgraph.configs import Config, thread_of
 from perdure.engines.langgraph.index import Base
-from perdure.engines.langgraph.log import Entry
 from perdure.engines.langgraph.saver import PerdureSaver
 from perdure.engines.langgraph.thread import Codec
 from perdure.engines.langgraph.threads import Threads
+from perdure.engines.row_log import Entry
 
 
 class PinnedSaver(BaseCheckpointSaver[str]):

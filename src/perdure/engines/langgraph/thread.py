@@ -22,10 +22,14 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from perdure.engines.langgraph.index import Base, ChannelPath, Held, Place, ThreadIndex
-from perdure.engines.langgraph.log import Entry, Row, ThreadLog
+from perdure.engines.row_log import Entry, LogKind, Row, RowLog
 from perdure.store.protocol import RunStore
 
 T = TypeVar("T")
+
+THREADS: Final = LogKind(
+    "langgraph", "langgraph-threads", "Keep the checkpoints of a LangGraph thread"
+)
 
 ROWS_ONE_BY_ONE: Final = 32
 """If more rows than that are asked for, the whole log is read at once."""
@@ -240,8 +244,9 @@ class Thread:
     def __init__(self, store: RunStore, thread_id: str, *, owner_id: str | None) -> None:
         self.thread_id = thread_id
         self._index = ThreadIndex()
-        self._log = ThreadLog(
+        self._log = RowLog(
             store,
+            THREADS,
             thread_id,
             owner_id=owner_id,
             fold=self._index.fold,

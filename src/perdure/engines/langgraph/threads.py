@@ -18,8 +18,8 @@ from langgraph.checkpoint.base import (
 
 from perdure.engines.langgraph.configs import FIRST_STEP, SEEN, Config, overtaken, thread_of
 from perdure.engines.langgraph.index import Base, ChannelPath, Place, ThreadIndex
-from perdure.engines.langgraph.log import Row, in_rows, thread_ids
-from perdure.engines.langgraph.thread import Assembled, Codec, Thread
+from perdure.engines.langgraph.thread import THREADS, Assembled, Codec, Thread
+from perdure.engines.row_log import Row, in_rows, names_of
 from perdure.errors import UsageError
 from perdure.store.protocol import RunStore
 
@@ -79,7 +79,7 @@ class Threads:
             thread_id, _ = thread_of(config)
             return await self._list_thread(codec, thread_id, config, filter, before, limit)
         found: Sequence[CheckpointTuple] = []
-        for thread_id in await thread_ids(self.store):
+        for thread_id in await names_of(self.store, THREADS):
             found = [
                 *found,
                 *await self._list_thread(codec, thread_id, None, filter, before, limit),
@@ -201,7 +201,7 @@ class Threads:
         if not run_ids:
             return
         gone = frozenset(run_ids)
-        for thread_id in await thread_ids(self.store):
+        for thread_id in await names_of(self.store, THREADS):
             await self.thread(thread_id).keep(codec, lambda known: known.without(gone))
 
     async def copy(self, codec: Codec, source_thread_id: str, target_thread_id: str) -> None:

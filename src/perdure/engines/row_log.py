@@ -1,14 +1,13 @@
-"""The log of one LangGraph thread: rows of entries in the events of a run, in any RunStore."""
+"""A log of rows that other engines keep of a conversation: events of a run, in any RunStore."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from perdure.core.changes import EndRun
 from perdure.core.effects import monotonic_ms, new_token
@@ -19,10 +18,6 @@ from perdure.durable.erasing import erase_session, stop_for_good
 from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError, UsageError
 from perdure.store.protocol import RunStore
 
-logger = logging.getLogger("perdure.langgraph")
-
-PROJECT: Final = "langgraph-threads"
-"""The project of the runs that keep threads."""
 MOVED: Final = "moved"
 """The field of the entry behind which nothing comes: the log goes on in another run."""
 PART_CHARACTERS: Final = 400_000
@@ -30,20 +25,37 @@ PART_CHARACTERS: Final = 400_000
 ROW_CHARACTERS: Final = 200_000
 """About so long is a row that is made when a log is written anew."""
 USED_AGAIN_MS: Final = 24 * 60 * 60 * 1_000
-"""So often a process notes that a thread is in use, for `collect_garbage`."""
+"""So often a process notes that a log is in use, for `collect_garbage`."""
 
 _TOKEN_KEY: Final = "log"
-_INTENT: Final = "Keep the checkpoints of a LangGraph thread"
 _PAGE: Final = 200
 
 Entry = dict[str, Any]
 Row = list[Entry]
 
 
-class ThreadLog:
-    """A thread's log. Rows have numbers, and a number has one writer: `emit_event` settles races.
+class LogKind(NamedTuple):
+    """What logs are kept for: how their sessions are named, and what their runs say."""
 
-    It is a session of the store, named `langgraph:<thread>`. Its rows are events of one run until
+    prefix: str
+    project_id: str
+    intent: str
+
+    def session_id(self, name: str) -> str:
+        """Return the name of a log as a session of the store.
+
+        Where it cannot be part of a name, its hash is.
+        """
+        session_id = f"{self.prefix}:{name}"
+        if session_id.isprintable() and len(session_id.encode()) <= ID_BYTES_MAX - 40:
+            return session_id
+        return f"{self.prefix}:{canonical_hash(name)}"
+
+
+class RowLog:
+    """A log. Rows have numbers, and a number has one writer: `emit_event` settles races.
+
+    It is a session of the store, named `<prefix>:<name>`. Its rows are events of one run until
     the log is written anew, into another run; then the last row of the old one says where it went.
     Keys begin with a token of the log: who still has one that was deleted meanwhile, and begun
     anew under the same name, leaves no row in the new one.
@@ -53,19 +65,21 @@ class ThreadLog:
     def __init__(
         self,
         store: RunStore,
-        thread_id: str,
+        kind: LogKind,
+        name: str,
         *,
         owner_id: str | None,
         fold: Callable[[int, Row], None],
         forget: Callable[[], None],
     ) -> None:
-        self.thread_id = thread_id
-        self.session_id = session_of(thread_id)
+        self.session_id = kind.session_id(name)
         self.next = 1
         self.is_known = False
         """Whether the rows up to `next` have been read."""
         self.lock = asyncio.Lock()
         self._store = store
+        self._kind = kind
+        self._name = name
         self._owner_id = owner_id
         self._fold = fold
         self._forget = forget
@@ -143,7 +157,7 @@ class ThreadLog:
         """Replace the log by what `kept` returns of its rows; nothing of the rest stays.
 
         Nobody sees half of it: the old log holds until its last row says where the new one is. If
-        nothing is kept, the thread is deleted.
+        nothing is kept, the log is deleted.
         """
         while True:
             self.drop()
@@ -169,7 +183,7 @@ class ThreadLog:
         self._begin(generation)
 
     async def delete(self) -> None:
-        """Delete the thread with all that belongs to it; one that is not there is no error."""
+        """Delete the log with all that belongs to it; one that is not there is no error."""
         self.drop()
         with suppress(RunNotFoundError):
             await erase_session(
@@ -274,7 +288,7 @@ class ThreadLog:
         return payload
 
     async def _create(self) -> None:
-        """Begin the thread's run, or find where it has gone."""
+        """Begin the log's run, or find where it has gone."""
         generation = await self._find()
         if generation is not None:
             self._generation = generation
@@ -316,9 +330,9 @@ class ThreadLog:
             claim = await self._store.start_or_resume(
                 run_id,
                 RunManifest(
-                    PROJECT,
-                    AgentTaskSpec("thread", _INTENT),
-                    input={"threadId": self.thread_id},
+                    self._kind.project_id,
+                    AgentTaskSpec(self._kind.prefix, self._kind.intent),
+                    input={"name": self._name},
                 ),
                 worker_id=derive_worker_id(),
                 session=SessionKey(
@@ -331,26 +345,16 @@ class ThreadLog:
         return False
 
 
-async def thread_ids(store: RunStore) -> list[str]:
-    """Return the threads of the store's tenant; it looks at every run there is."""
+async def names_of(store: RunStore, kind: LogKind) -> list[str]:
+    """Return the logs of the store's tenant; it looks at every run there is."""
     found: dict[str, None] = {}
     after: str | None = None
     while page := await store.list_runs(after=after, limit=_PAGE):
         for run in page:
-            if run.project_id == PROJECT and run.manifest is not None:
-                found[cast("str", run.manifest.input["threadId"])] = None
+            if run.project_id == kind.project_id and run.manifest is not None:
+                found[cast("str", run.manifest.input["name"])] = None
         after = page[-1].run_id
     return [*found]
-
-
-def session_of(thread_id: str) -> str:
-    """Return the name of a thread as a session of the store.
-
-    Where it cannot be part of a name, its hash is.
-    """
-    name = f"langgraph:{thread_id}"
-    fits = name.isprintable() and len(name.encode()) <= ID_BYTES_MAX - 40
-    return name if fits else f"langgraph:{canonical_hash(thread_id)}"
 
 
 def _run_id(session_id: str, generation: int) -> str:
