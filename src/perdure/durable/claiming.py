@@ -34,6 +34,7 @@ class Claiming:
         handler: str | None = None,
         session: SessionKey | None = None,
         retry: bool = False,
+        token: str | None = None,
     ) -> None:
         self.asked_ms = monotonic_ms()
         """The monotonic moment of the last question."""
@@ -48,7 +49,7 @@ class Claiming:
             handler=handler,
             session=session,
             retry=retry,
-            token=new_token(),
+            token=token or new_token(),
         )
 
     async def claim(self) -> Claim:

@@ -44,7 +44,7 @@ class TurnSettings(NamedTuple):
 
     `follow_up` is awaited with the stored id of a turn whose deliveries have just been recorded,
     before live readers see the end. `on_failure` hears of failed turns and of hooks that failed
-    beside them.
+    beside them. `steps` makes the steps of an attempt, for those that another engine records.
     """
 
     name: str
@@ -58,6 +58,7 @@ class TurnSettings(NamedTuple):
     follow_up: Callable[[str], Awaitable[None]]
     history_turns_max: int | None = HISTORY_TURNS_MAX
     on_failure: OnFailure = tell_nobody
+    steps: Callable[[str, Attempt, Journal], TurnSteps] = TurnSteps
 
 
 class Closing:

@@ -19,7 +19,7 @@ from perdure.core.limits import (
     PERSIST_WAIT_MS,
     STRIKES_MAX_TURN,
 )
-from perdure.core.records import Claim, DeliveryRecord, RunRecord
+from perdure.core.records import Claim, DeliveryRecord, RunManifest, RunRecord
 from perdure.durable.outbox import Outbox
 from perdure.durable.ring import Ring
 from perdure.durable.worker import Worker
@@ -269,7 +269,25 @@ class ChatTurnEngine:
         """Look for turns that nobody works on, without waiting for the first call."""
         self._start()
 
-    # For a worker.
+    # For a worker, or another engine that works on its turns.
+
+    @property
+    def settings(self) -> TurnSettings:
+        return self._settings
+
+    def manifest_of(self, identity: ChatTurnIdentity, asked: Asked) -> RunManifest:
+        """Return what is stored of a question. Raises UsageError, AttachmentsNotShownError."""
+        message: Any = asked.message
+        attachments = asked.attachments or ()
+        self._check_attachments(attachments)
+        return chat_manifest(
+            identity,
+            message,
+            project_id=self._project_id,
+            domain=self._domain,
+            model=asked.model,
+            attachments=attachments,
+        )
 
     def work(self, claim: Claim, *, asked_ms: float) -> Awaitable[None]:
         """Go on with a turn that a worker has claimed; its lease counts from `asked_ms`."""
@@ -309,18 +327,7 @@ class ChatTurnEngine:
                 tried = new.identity.revision
 
     async def _submit(self, identity: ChatTurnIdentity, asked: Asked, wish: Wish) -> SubmittedTurn:
-        message: Any = asked.message
-        attachments = asked.attachments or ()
-        manifest = chat_manifest(
-            identity,
-            message,
-            project_id=self._project_id,
-            domain=self._domain,
-            model=asked.model,
-            attachments=attachments,
-        )
-        self._check_attachments(attachments)
-        created, run = await self._turns.open(identity, manifest, wish)
+        created, run = await self._turns.open(identity, self.manifest_of(identity, asked), wish)
 
         def read(
             *, after: str | None = None, wire: str = "ndjson", dialect: Dialect = "perdure"

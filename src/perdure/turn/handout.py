@@ -259,9 +259,7 @@ class AttemptedTurn:
         if timeout_ms is not None:
             check_length(timeout_ms, name="timeout_ms")
         spec = self._spec(awaiting.intent_of(key), "event", None, None)
-        return self._steps.run(
-            spec, lambda: awaiting.arrival(self._attempt, key, timeout_ms=timeout_ms)
-        )
+        return self._steps.arrival(spec, key, timeout_ms=timeout_ms)
 
     async def save_handle(self, handle: JsonValue) -> None:
         text = None

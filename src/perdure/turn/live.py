@@ -38,7 +38,6 @@ from perdure.turn.identity import identity_of, intent_of
 from perdure.turn.inheriting import Inheritance
 from perdure.turn.producing import Producing
 from perdure.turn.recovery import Evidence, Rung, choose_rung, last_kept_position, partial_of
-from perdure.turn.stepping import TurnSteps
 from perdure.turn.upstream import Upstream
 from perdure.turn.watching import asked_model, watched_call
 from perdure.turn.wire.events import Addressee, events_of, started
@@ -89,7 +88,7 @@ class LiveTurn:
         self._journal = Journal(
             self._attempt, self.ring, next_seq=claim.next_seq, on_published=self._tell
         )
-        self._steps = TurnSteps(self._stored_id, self._attempt, self._journal)
+        self._steps = settings.steps(self._stored_id, self._attempt, self._journal)
         self._calls = HookCalls(self._attempt)
         self._closing = Closing(
             settings,

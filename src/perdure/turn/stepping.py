@@ -18,6 +18,7 @@ from perdure.durable.failures import given_up
 from perdure.durable.journal import Journal
 from perdure.durable.scope import watching
 from perdure.durable.steps import Steps, StepScope, StepSpec, inside
+from perdure.turn import awaiting
 from perdure.turn.parts import frame_of, spoken_in
 from perdure.turn.recovery import settled_prefix
 
@@ -71,6 +72,12 @@ class TurnSteps(Steps):
             return await super().run(spec, body)
         finally:
             self.executing -= is_timed
+
+    def arrival(self, spec: StepSpec, key: str, *, timeout_ms: int | None) -> Awaitable[JsonValue]:
+        """Return the payload of the event `key`, which the step `spec` waits for."""
+        attempt = self.attempt
+        assert attempt is not None
+        return self.run(spec, lambda: awaiting.arrival(attempt, key, timeout_ms=timeout_ms))
 
     def answered(self, spec: StepSpec) -> None:
         super().answered(spec)
