@@ -34,7 +34,6 @@ class Claiming:
         handler: str | None = None,
         session: SessionKey | None = None,
         retry: bool = False,
-        token: str | None = None,
     ) -> None:
         self.asked_ms = monotonic_ms()
         """The monotonic moment of the last question."""
@@ -49,7 +48,7 @@ class Claiming:
             handler=handler,
             session=session,
             retry=retry,
-            token=token or new_token(),
+            token=new_token(),
         )
 
     async def claim(self) -> Claim:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from perdure.core import identity as ids
 from perdure.core.changes import Release
@@ -99,7 +99,7 @@ class HostedTurns:
             if live is not None and live.work is not None:
                 live.work.drain()
             await self._supersede(store, run)
-        claiming = Claiming(
+        claiming = _HostedClaiming(
             store,
             run_id,
             manifest,
@@ -107,7 +107,6 @@ class HostedTurns:
             lease_ms=self._engine.settings.lease_ms,
             session=session_key(turn),
             retry=retry,
-            token=_token_of(holder),
         )
         return _Taken(await claiming.claim(), claiming.asked_ms)
 
@@ -121,6 +120,14 @@ class HostedTurns:
             await store.write(lease, Release("superseded"))
         except LeaseLostError:
             logger.debug("the earlier attempt at %r has just ended by itself", run.run_id)
+
+
+class _HostedClaiming(Claiming):
+    """A claim whose lease the next attempt of the same call can end."""
+
+    def __init__(self, *run: Any, worker_id: str, **options: Any) -> None:
+        super().__init__(*run, worker_id=worker_id, **options)
+        self._ask = partial(self._ask, token=_token_of(worker_id))
 
 
 class _Taken(NamedTuple):

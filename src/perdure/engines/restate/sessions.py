@@ -1,4 +1,4 @@
-"""Perdure on Restate: its workflows answer our turns, and its virtual objects keep the sessions."""
+"""The chat turns of an engine as services of Restate: an object by session, a workflow by turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perdure.core import identity as ids
 from perdure.core.records import JsonValue, RunRecord
 from perdure.durable.steps import StepSpec
 from perdure.engines.hosted_turn import HostedTurns
-from perdure.engines.restate_calls import CONFLICT, RestateCalls, resolve
+from perdure.engines.restate.calls import CONFLICT, RestateCalls, resolve
 from perdure.errors import (
     AttachmentsNotShownError,
     NotSerializableError,
