@@ -133,7 +133,9 @@ class RowLog:
             if run != self.run_id:
                 payload, run = await self._payload(row), self.run_id
             try:
-                is_ours, _ = await self._store.emit_event(self.run_id, self._key(number), payload)
+                is_ours, _ = await self._store.emit_event(
+                    self.run_id, _key(self._token, number), payload
+                )
             except RunNotFoundError:
                 await self._create()
                 continue
@@ -258,7 +260,7 @@ class RowLog:
         self.next += 1
 
     async def _load(self, number: int) -> Row | None:
-        event = await self._store.load_event(self.run_id, self._key(number))
+        event = await self._store.load_event(self.run_id, _key(self._token, number))
         if event is None:
             return None
         parts: dict[str, Any] = {}
@@ -311,13 +313,10 @@ class RowLog:
         _, event = await self._store.emit_event(run_id, _TOKEN_KEY, new_token())
         return cast("str", event.payload)
 
-    def _key(self, number: int) -> str:
-        return _key(self._token, number)
-
     async def _seal(self, number: int, generation: int) -> bool:
         try:
             is_ours, _ = await self._store.emit_event(
-                self.run_id, self._key(number), [{MOVED: generation}]
+                self.run_id, _key(self._token, number), [{MOVED: generation}]
             )
         except RunNotFoundError:
             return False
