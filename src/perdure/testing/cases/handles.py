@@ -138,7 +138,9 @@ async def a_handle_that_closes_waits_for_its_work_and_grants_no_more_claims(lab:
     before_close(first.handle, rest)
     closes = [asyncio.ensure_future(first.close()) for _ in range(2)]
     async with asyncio.timeout(_PATIENCE_S):
-        await asked.wait()
+        asking = asyncio.ensure_future(asked.wait())
+        await asyncio.wait((asking, *closes), return_when=asyncio.FIRST_COMPLETED)
+        check(asking.done(), "it closed without a word to what works with it")
         with refused(StoreClosedError):
             await first.start_or_resume("new", manifest(), worker_id="ann")
         with refused(StoreClosedError):
