@@ -220,12 +220,12 @@ def test_a_small_value_is_walked_once_and_encoded_once(monkeypatch: pytest.Monke
 
         return call
 
-    for name in ("_check", "_check_dict", "_check_list", "_check_merging_keys", "_encode"):
+    for name in ("_check", "_check_dict", "_check_list", "_check_merging_keys", "dumps"):
         monkeypatch.setattr(jsonvalue, name, counted(name))
     assert encode_value({"status": "ok", "done": True, "i": None}) == (
         '{"status":"ok","done":true,"i":null}'
     )
-    assert calls == ["_check", "_check_dict", "_encode"]
+    assert calls == ["_check", "_check_dict", "dumps"]
 
 
 @pytest.mark.parametrize(

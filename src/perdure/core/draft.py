@@ -33,8 +33,11 @@ LEAVING: Final = (Suspend, Release, EndRun)
 
 
 def write(data: RunData, lease: Lease, changes: Sequence[Change], now: str) -> Written:
-    """Apply `changes` to `data`, all or nothing; `RunStore.write` is the contract."""
-    if _ended_by(data, lease) and any(isinstance(change, EndRun) for change in changes):
+    """Apply `changes` to `data`, all or nothing; `RunStore.write` is the contract.
+
+    The run that is told behind an end is filled in by the store, which knows its owner.
+    """
+    if _ended_by(data, lease) and ends(changes):
         return Written(steps=_stored_steps(data, changes))
     draft = Draft(data, lease, now)
     # What takes the lease away stands last, whatever the order of the changes.
@@ -47,6 +50,11 @@ def write(data: RunData, lease: Lease, changes: Sequence[Change], now: str) -> W
         stop_requested=data.run.stop_requested_at is not None,
         wake_at=data.run.wake_at if suspends else None,
     )
+
+
+def ends(changes: Sequence[Change]) -> bool:
+    """Return whether a write ends its run."""
+    return any(isinstance(change, EndRun) for change in changes)
 
 
 def _ended_by(data: RunData, lease: Lease) -> bool:

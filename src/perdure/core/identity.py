@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Self
 from urllib.parse import quote, unquote
 
 from perdure.core.effects import new_token
@@ -36,7 +36,6 @@ _INDEX_MAX: Final = 2**32 - 2
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NOT_IN_IDS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TURN_ID = re.compile(r"chat:(.+):(0|[1-9][0-9]{0,15})(?:~([1-9][0-9]{0,15}))?", re.DOTALL)
-_BASE_36: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 _quote = json.JSONEncoder(ensure_ascii=False).encode
 _worker_numbers = itertools.count(1)
@@ -58,6 +57,19 @@ def canonical_hash(value: JsonValue) -> str:
     return _sha256(_canonical(value, "value"))
 
 
+class KnownManifest(RunManifest):
+    """A manifest whose hash is known already, so that nobody computes it again."""
+
+    known_hash: str = ""
+
+    @classmethod
+    def of(cls, manifest: RunManifest, known_hash: str) -> Self:
+        """Return `manifest` with the hash by which its run is recognised."""
+        known = cls._make(manifest)
+        known.known_hash = known_hash
+        return known
+
+
 def manifest_hash(manifest: RunManifest) -> str:
     """Return the hash by which a run recognises its manifest.
 
@@ -65,6 +77,8 @@ def manifest_hash(manifest: RunManifest) -> str:
     everything else of the task are left out. Raises UsageError for a field of a wrong type, and
     NotSerializableError with the path of what is not plain JSON in the input.
     """
+    if isinstance(manifest, KnownManifest) and manifest.known_hash:
+        return manifest.known_hash
     check_manifest(manifest)
     task = manifest.task
     content: dict[str, JsonValue] = {
@@ -92,12 +106,7 @@ def idempotency_key(stored_run_id: str, *parts: JsonValue) -> str:
 def derive_worker_id() -> str:
     """Return a new `host:pid:random:counter`, unlike any other worker's."""
     host = os.environ.get("HOSTNAME", "").encode("utf-8", "replace").decode() or "host"
-    number = int(new_token(), 16)
-    digits: list[str] = []
-    for _ in range(8):
-        number, digit = divmod(number, 36)
-        digits.append(_BASE_36[digit])
-    return f"{host}:{os.getpid()}:{''.join(digits)}:{next(_worker_numbers)}"
+    return f"{host}:{os.getpid()}:{new_token()[:8]}:{next(_worker_numbers)}"
 
 
 def turn_run_id(session_id: str, turn_index: int, revision: int = 0) -> str:

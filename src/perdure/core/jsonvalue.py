@@ -12,20 +12,45 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
-from perdure.core.limits import BODY_BYTES_MAX, DEPTH_MAX, INTEGER_DIGITS_MAX, VALUE_BYTES_MAX
+from perdure.core.limits import (
+    BODY_BYTES_MAX,
+    DEPTH_MAX,
+    INTEGER_DIGITS_MAX,
+    INTEGER_MAX,
+    VALUE_BYTES_MAX,
+)
 from perdure.core.records import JsonValue
 from perdure.errors import NotSerializableError, StoreCorruptError, UsageError, ValueTooLargeError
 
 _PATH_CHARACTERS_MAX: Final = 200
 _ATOMS: Final = frozenset({str, bool, type(None)})
 _INFINITY: Final = math.inf
+_SPACE: Final = " \t\n\r"
 _INTEGER_END: Final[int] = 10**INTEGER_DIGITS_MAX
 
 kind_of: Callable[[object], type[object]] = type
 """`type` of one argument, with a type of its own: checkers take the type of an Any for unknown."""
 
-# The depth limit finds cycles, so the encoder need not look for them a second time.
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+
+def _encoder() -> Callable[[object], str]:
+    """Return what writes compact ASCII JSON.
+
+    `JSONEncoder.encode` makes the encoder in C anew for every value, which takes longer than a
+    small value does; here it is made once.
+    """
+    # The depth limit finds cycles, so the encoder need not look for them a second time.
+    plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
+    make: Callable[..., Callable[[object, int], Sequence[str]]] | None
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return plain.encode
+    quote = json.encoder.encode_basestring_ascii
+    pieces = make(None, plain.default, quote, None, ":", ",", False, False, False)
+    return lambda value: "".join(pieces(value, 0))
+
+
+dumps: Final = _encoder()
+"""Writes plain JSON compactly, in ASCII, without a check of what it is given."""
 
 
 class Refusal(Exception):
@@ -94,7 +119,7 @@ def encode_value(value: JsonValue, *, name: str = "value", bytes_max: int = VALU
     """
     try:
         _check(value, DEPTH_MAX, bytes_max)
-        text = _encode(value)
+        text = dumps(value)
         if "\\ud" in text:
             _check_merging_keys(value)
     except Refusal as refusal:
@@ -141,9 +166,11 @@ def _check_dict(value: dict[str, JsonValue], room: int, items_max: int) -> int:
     for key, item in value.items():
         if type(key) is not str:
             check_key(key)
-        if type(item) not in _ATOMS:
+        kind = kind_of(item)
+        if kind not in _ATOMS and not (kind is int and -INTEGER_MAX <= item <= INTEGER_MAX):
             try:
-                count += _check(item, room - 1, items_max)
+                walk = _check_dict if kind is dict else _check
+                count += walk(item, room - 1, items_max)
             except Refusal as refusal:
                 refusal.path.append(key)
                 raise
@@ -157,9 +184,11 @@ def _check_list(value: Sequence[JsonValue], room: int, items_max: int) -> int:
         refuse_depth()
     count = len(value)
     for index, item in enumerate(value):
-        if type(item) not in _ATOMS:
+        kind = kind_of(item)
+        if kind not in _ATOMS and not (kind is int and -INTEGER_MAX <= item <= INTEGER_MAX):
             try:
-                count += _check(item, room - 1, items_max)
+                walk = _check_dict if kind is dict else _check
+                count += walk(item, room - 1, items_max)
             except Refusal as refusal:
                 refusal.path.append(index)
                 raise
@@ -195,9 +224,14 @@ def _check_merging_keys(value: JsonValue) -> None:
 def decode_value(text: str) -> JsonValue:
     """Return the value of stored JSON text; StoreCorruptError if it is not JSON."""
     try:
-        return _stored.decode(text)
-    except (ValueError, TypeError, RecursionError) as error:
+        # `decode` looks for white space with patterns, which takes as long as a small value does.
+        text = text.strip(_SPACE)
+        value, end = _stored.raw_decode(text)
+        if end != len(text):
+            raise ValueError(f"extra data at character {end}")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorruptError(f"stored JSON cannot be read: {error}") from error
+    return value
 
 
 def parse_json(

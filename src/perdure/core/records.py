@@ -179,11 +179,13 @@ class Written(NamedTuple):
 
     `steps` has one record for each CompleteStep and FailStep, in order: what is stored, mine or
     that of an earlier winner. `wake_at` is set after a Suspend; not later than now means due.
+    `run` is set after an EndRun: how the run stands at its end.
     """
 
     steps: Sequence[StepRecord] = ()
     stop_requested: bool = False
     wake_at: str | None = None
+    run: RunRecord | None = None
 
 
 class AttemptRecord(NamedTuple):

@@ -41,7 +41,8 @@ class Attempt:
 
     `store` is the view of the run's tenant. Every write goes through `write`, which hears of a
     lost lease and of a requested stop; `on_change` is called when either becomes known.
-    `asked_ms`: the monotonic moment at which the claim was asked for.
+    `asked_ms`: the monotonic moment at which the claim was asked for. `keeps_records`: somebody
+    wants all steps at the end; `recorded` has them then, those of the history and those added.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Attempt:
         lease_ms: int,
         on_change: Callable[[], None] | None = None,
         asked_ms: float | None = None,
+        keeps_records: bool = False,
     ) -> None:
         assert claim.lease is not None
         tenant = claim.run.tenant
@@ -60,6 +62,7 @@ class Attempt:
         self.on_change = on_change
         self.is_asleep = False
         """The lease was given back for a while; `wake` claims the run again."""
+        self._keeps_records = keeps_records
         self._keeper = keeper_of(store)
         self._waking = asyncio.Lock()
         self._adopt(claim, claim.lease, asked_ms)
@@ -68,12 +71,13 @@ class Attempt:
         self.run = claim.run
         self.lease = lease
         self.history: dict[int, StepRecord] = {step.step_index: step for step in claim.steps}
+        self.recorded = dict(self.history) if self._keeps_records else None
         self.usage_calls = 0
         self.is_over = False
         self._claimed_at_ms = epoch_ms(claim.run.updated_at)
         self._second, self._second_text = -1, ""
         self._adopted_ms = monotonic_ms()
-        self._open_begins: dict[int, tuple[BeginStep, float]] = {}
+        self._open_begins: dict[int, tuple[Callable[[], BeginStep], float]] = {}
         self._begin_timer: asyncio.TimerHandle | None = None
         self._begin_write: asyncio.Task[None] | None = None
         self.held: HeldLease = self._keeper.hold(
@@ -110,12 +114,13 @@ class Attempt:
 
     # Begins that ride along.
 
-    def begin_lazily(self, begin: BeginStep) -> None:
+    def begin_lazily(self, position: int, begun: Callable[[], BeginStep]) -> None:
         """Record a begin with the next write, or alone when the step is still open after 20 ms.
 
-        A commit costs more than a short step; a long step must be visible while it runs.
+        A commit costs more than a short step; a long step must be visible while it runs. `begun`
+        says, when it is written, how the step stands.
         """
-        self._open_begins[begin.position] = (begin, monotonic_ms())
+        self._open_begins[position] = (begun, monotonic_ms())
         if self._begin_timer is None:
             loop = asyncio.get_running_loop()
             self._begin_timer = loop.call_later(LAZY_BEGIN_MS / 1_000, self._flush_begins)
@@ -150,7 +155,7 @@ class Attempt:
                 begins.pop(change.position, None)
         if not begins:
             return changes
-        changes = (*(begin for begin, _ in begins.values()), *changes)
+        changes = (*(begun() for begun, _ in begins.values()), *changes)
         begins.clear()
         return changes
 
@@ -198,6 +203,11 @@ class Attempt:
         except LeaseLostError:
             self.held.lose()
             raise
+        if self.recorded is not None:
+            for step in written.steps:
+                self.recorded[step.step_index] = step
+        if written.run is not None:
+            self.run = written.run
         if written.stop_requested:
             self.held.ask_to_stop()
         return written

@@ -23,7 +23,7 @@ class OpenCalls:
     def __init__(self) -> None:
         self._calls: dict[int, weakref.ref[Coroutine[Any, Any, Any]] | None] = {}
         self._tasks: dict[int, asyncio.Task[object] | None] = {}
-        self._owed: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self._owed: set[asyncio.Task[Any]] = set()
 
     def opened(self, position: int) -> None:
         """Note that a call took this position."""

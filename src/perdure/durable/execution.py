@@ -77,7 +77,8 @@ class Execution(Generic[T]):
         self._settled: asyncio.Task[T] | None = None
         self._draining = False
         self._is_closing = False
-        self._left_behind: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._over = asyncio.Event()
+        """Set when the task has ended, or is left behind."""
         attempt.on_change = self._interrupt
         self._steps.on_unwind = self._interrupt_from_aside
 
@@ -144,13 +145,13 @@ class Execution(Generic[T]):
 
     def _leave_behind(self) -> None:
         """Wait no longer for a task that does not let itself be cancelled: it can write nothing."""
-        if self._work is None or self._work.done() or self._left_behind.done():
+        if self._work is None or self._work.done() or self._over.is_set():
             return
         logger.warning(
             "the task of run %r does not let itself be cancelled: it is left behind",
             self._attempt.run.run_id,
         )
-        self._left_behind.set_result(None)
+        self._over.set()
 
     def _interrupt_from_aside(self) -> None:
         """A wait beside the task has given the lease away; the task itself unwinds by raising."""
@@ -174,17 +175,15 @@ class Execution(Generic[T]):
             )
         running.set((*running.get(), live))
         self._work = asyncio.get_running_loop().create_task(self._call())
+        self._work.add_done_callback(lambda _: self._over.set())
         try:
-            await self._over(self._work)
+            await self._over.wait()
         except asyncio.CancelledError:
             # The event loop shuts down.
             self.drain()
-            await self._over(self._work)
+            await self._over.wait()
         await self._steps.close()
         return await self._settle(self._work)
-
-    async def _over(self, work: asyncio.Task[T]) -> None:
-        await asyncio.wait((work, self._left_behind), return_when=asyncio.FIRST_COMPLETED)
 
     async def _call(self) -> T:
         return await self._task(self._context)

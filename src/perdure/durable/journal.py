@@ -219,14 +219,13 @@ class Journal:
         return self._part[1]
 
     def _append_element(self, frame: Frame) -> Frame:
-        text = encode_value(
-            {"k": frame.kind, **frame.data}, name=f"{frame.kind} frame", bytes_max=FRAME_BYTES_MAX
-        )
+        kind, data = frame.kind, frame.data
+        text = encode_value({"k": kind, **data}, name=f"{kind} frame", bytes_max=FRAME_BYTES_MAX)
         self.element_text = text
-        if frame.kind != "upstream_end":
+        if kind != "upstream_end":
             self._part = None
         self._row(len(text)).add_element(text)
-        return self._number(frame.kind, frame.data, len(text))
+        return self._number(kind, data, len(text))
 
     def _number(self, kind: str, data: Mapping[str, JsonValue], size_bytes: int) -> Frame:
         numbered = Frame(self._next_seq, self._attempt.lease.epoch, kind, data)

@@ -38,24 +38,24 @@ class HeldLease:
         self.lost = False
         self.stop_requested = False
         self._on_change = on_change
-        self._margin_ms = min(WATCHDOG_MS, lease_ms / 4)
-        self._renewed_ms = granted_ms
+        self._length_ms = lease_ms - min(WATCHDOG_MS, lease_ms / 4)
+        self._until_ms = granted_ms + self._length_ms
 
     @property
     def remaining_ms(self) -> float:
         """How long work may still rely on the lease; it ends before the lease could lapse."""
-        return self._renewed_ms + self.lease_ms - self._margin_ms - monotonic_ms()
+        return self._until_ms - monotonic_ms()
 
     def check(self) -> None:
         """Raise LeaseLostError if the lease is lost, or too close to its deadline to rely on."""
-        if not self.lost and self.remaining_ms <= 0:
+        if not self.lost and self._until_ms <= monotonic_ms():
             self.lose()
         if self.lost:
             raise LeaseLostError(f"the lease on run {self.lease.run_id!r} is lost")
 
     def renewed(self, asked_ms: float) -> None:
         """Note a renewal that was asked for at this moment (any thread)."""
-        self._renewed_ms = max(self._renewed_ms, asked_ms)
+        self._until_ms = max(self._until_ms, asked_ms + self._length_ms)
 
     def lose(self) -> None:
         """Note that the lease is gone."""

@@ -37,7 +37,10 @@ T = TypeVar("T")
 
 
 class RunResult(NamedTuple, Generic[T]):
-    """What a durable run came to: the task's result, the final record, the steps by position."""
+    """What a durable run came to: the task's result, the final record, the steps by position.
+
+    Of a step that is still under way, because it does not let itself be cancelled, there is none.
+    """
 
     result: T
     record: RunRecord
@@ -68,14 +71,14 @@ async def run_durable(
     crashes), LeaseLostError (another worker went on), StoreError.
     """
     stored_id = identity.stored_id(store.tenant, identity.check_run_id(run_id))
-    manifest_hash = identity.manifest_hash(manifest)
+    known = identity.KnownManifest.of(manifest, identity.manifest_hash(manifest))
     check_length(lease_ms, name="lease_ms", least=1)
     # Refused now, not when the work is done.
     outcome_text_of(default_outcome if isinstance(default_outcome, RunOutcome) else None)
     claiming = Claiming(
         store,
         run_id,
-        manifest,
+        known,
         worker_id=worker_id or identity.derive_worker_id(),
         lease_ms=lease_ms,
         retry=True,
@@ -83,21 +86,25 @@ async def run_durable(
     while True:
         live = live_runs.find(store.handle, stored_id)
         if live is None:
-            live = live_runs.enter(store.handle, stored_id, manifest_hash)
+            live = live_runs.enter(store.handle, stored_id, known.known_hash)
             claim = await _claim(claiming, store, stored_id, live)
             if claim is not None and claim.lease is None:
                 return await _replay(stored_id, claim, task)
             if claim is not None:
+                asked_ms = claiming.asked_ms
+                attempt = Attempt(
+                    store, claim, lease_ms=lease_ms, asked_ms=asked_ms, keeps_records=True
+                )
                 execution = Execution(
-                    Attempt(store, claim, lease_ms=lease_ms, asked_ms=claiming.asked_ms),
+                    attempt,
                     task,
                     default_outcome=default_outcome,
                     strikes_max=strikes_max,
                     unwinds=False,
                 )
                 execution.start(live, store.handle)
-                return await _report(store, run_id, await execution.result())
-        work = await _join(live, run_id, manifest_hash)
+                return _reported(attempt, await execution.result())
+        work = await _join(live, run_id, known.known_hash)
         if work is not None:
             return await _report(store, run_id, cast(T, work.result()))
 
@@ -150,8 +157,14 @@ async def _join(
     return work
 
 
+def _reported(attempt: Attempt, result: T) -> RunResult[T]:
+    """Return how the run stands at its end, which the attempt was told when it ended it."""
+    recorded = attempt.recorded or {}
+    return RunResult(result, attempt.run, [recorded[position] for position in sorted(recorded)])
+
+
 async def _report(store: RunStore, run_id: str, result: T) -> RunResult[T]:
-    """Read how the run stands at its end. Whoever asks for it reads it: a worker does not."""
+    """Read how a run stands that somebody else here has ended."""
     run = await store.read_run(run_id)
     if run is None:
         raise RunNotFoundError(f"the run {run_id!r} was deleted as soon as it ended")

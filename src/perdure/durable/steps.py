@@ -224,7 +224,7 @@ class Steps(Positions):
             if spec.begins_awaited:
                 await self._begin(attempt, scope)
             else:
-                attempt.begin_lazily(scope.begun())
+                attempt.begin_lazily(spec.position, scope.begun)
             try:
                 value = await call_body(scope, body)
                 text = encode_value(value, name=f"the result of step {spec.intent!r}")

@@ -14,17 +14,8 @@ from perdure.core.records import JsonValue, RunManifest, SessionKey
 from perdure.store.closing import check_open
 
 
-class SealedManifest(RunManifest):
+class SealedManifest(identity.KnownManifest):
     """A manifest whose values were sealed; its run is recognised by the hash of the plain one."""
-
-    plain_hash: str
-
-    @classmethod
-    def of(cls, manifest: RunManifest, plain_hash: str) -> SealedManifest:
-        """Return `manifest`, which holds sealed values, with the hash of what they were."""
-        sealed = cls._make(manifest)
-        sealed.plain_hash = plain_hash
-        return sealed
 
 
 class SealedPayload(NamedTuple):
@@ -64,14 +55,13 @@ def opening_for(
         identity.check_session_id(session.session_id)
         identity.check_index(session.turn_index, name="turn_index")
         identity.check_index(session.revision, name="revision")
-    known_hash, bytes_max = None, MANIFEST_BYTES_MAX
-    if isinstance(manifest, SealedManifest):
-        known_hash, bytes_max = manifest.plain_hash, SEALED_BYTES_MAX
+    is_sealed = isinstance(manifest, SealedManifest)
+    bytes_max = SEALED_BYTES_MAX if is_sealed else MANIFEST_BYTES_MAX
     return Opening(
         stored_id=identity.stored_id(tenant, identity.check_run_id(run_id)),
         tenant=tenant,
         run_id=run_id,
-        manifest_hash=known_hash or identity.manifest_hash(manifest),
+        manifest_hash=identity.manifest_hash(manifest),
         manifest_text=encode_value(
             manifest_to_json(manifest), name="manifest", bytes_max=bytes_max
         ),

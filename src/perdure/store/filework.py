@@ -54,7 +54,10 @@ class FileWork:
                 raise LeaseLostError(f"the run {lease.run_id!r} is gone")
             operation = Write(lease, changes)
             written: Written = self._data.accept(lease.run_id, file, self._data.now(), operation)
-            return written
+            run = None
+            if draft.ends(changes):
+                run = self._data.record(self._data.runs[lease.run_id])
+            return written._replace(run=run)
 
     def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
         held: dict[Lease, bool] = {}

@@ -201,7 +201,8 @@ class ValueGuard:
 
     async def written(self, lease: Lease, written: Written) -> Written:
         tenant, _ = logical_id(lease.run_id)
-        return written._replace(steps=await self.steps(written.steps, tenant))
+        run = None if written.run is None else await self.run(written.run)
+        return written._replace(steps=await self.steps(written.steps, tenant), run=run)
 
     async def event(self, event: EventRecord, tenant: str) -> EventRecord:
         place = ValuePlace(tenant, event.run_id, "event", event.key)

@@ -72,7 +72,7 @@ def _checked(frame: Frame) -> Frame:
 
 
 def _is_event(event: object) -> bool:
-    return type(_fields(event).get("type")) is str
+    return isinstance(event, dict) and type(cast("dict[str, object]", event).get("type")) is str
 
 
 def _fields(value: object) -> Mapping[str, JsonValue]:
@@ -108,9 +108,10 @@ def text_change(event: Mapping[str, JsonValue]) -> TextChange | None:
     kind, data = event.get("type"), _fields(event.get("data"))
     whole: JsonValue = None
     if kind == "message.part.updated":
-        delta, part = data.get("delta"), _fields(data.get("part"))
+        delta = data.get("delta")
         if isinstance(delta, str) and delta:
             return TextChange(delta, replaces=False)
+        part = _fields(data.get("part"))
         whole = part.get("text") if part.get("type") == "text" else None
     elif kind == "result":
         whole = data.get("finalText")

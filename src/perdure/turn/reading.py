@@ -18,6 +18,7 @@ from perdure.core.frames import (
     parse_cursor,
     part_frame,
 )
+from perdure.core.jsonvalue import dumps
 from perdure.core.limits import BEAT_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord, StepRecord
 from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES
@@ -337,7 +338,7 @@ class _Writer:
             if frame.kind in DELTA_KINDS:
                 pieces.append(encode(events.delta_text(frame), cursor))
             elif told := events.events_of(frame, self._to):
-                pieces.append(self._told(told, cursor).decode())
+                pieces.append(self._told(told, cursor))
         return "".join(pieces).encode()
 
     def replay(self, steps: Sequence[StepRecord], last: Frame | None) -> bytes:
@@ -355,7 +356,7 @@ class _Writer:
             ]
         told += events.events_of(end_frame(self._state, answer.get("finishReason")), self._to)
         cursor = None if last is None else format_cursor(last.epoch, last.seq, self._mark)
-        return self._told(told, cursor)
+        return self._told(told, cursor).encode()
 
     def ending_of_others(self, run: RunRecord, steps: Sequence[StepRecord]) -> bytes:
         """Encode the end of a turn that another runtime has ended, without a frame that says so."""
@@ -366,8 +367,12 @@ class _Writer:
             told = events.refused(
                 self._to, code=run.reason or "internal", message="The turn failed.", retryable=True
             )
-        return self._told(told, None)
+        return self._told(told, None).encode()
 
-    def _told(self, told: Sequence[Event], cursor: str | None) -> bytes:
-        encode = self._codec.encode
-        return b"".join([*(encode(event, None) for event in told[:-1]), encode(told[-1], cursor)])
+    def _told(self, told: Sequence[Event], cursor: str | None) -> str:
+        """Return the lines of the events that one frame stands for; the last has its cursor."""
+        frame = self._codec.frame
+        last = frame(dumps(told[-1]), cursor)
+        if len(told) == 1:
+            return last
+        return "".join([*(frame(dumps(event), None) for event in told[:-1]), last])

@@ -310,7 +310,7 @@ UPDATE durable_runs SET status = ?5, state = ?6, reason = ?7, outcome_json = ?8,
   completed_at = {now}, updated_at = {now}, lease_holder_id = NULL, lease_expires_at = NULL,
   wake_at = NULL, wake_key = NULL
 WHERE {fence_self}
-RETURNING run_id
+RETURNING {run_columns}, {owner}
 
 -- suspend_run --
 -- An event that is there already, and a stop that was asked for, make it due at once.

@@ -9,6 +9,7 @@ from typing import Final
 
 from perdure.core import identity
 from perdure.core.changes import Change, SettleUsage
+from perdure.core.draft import ends
 from perdure.core.effects import new_token
 from perdure.core.frames import Frame, decode_row
 from perdure.core.limits import DELIVERY_CLAIM_MS, DELIVERY_TRIES_MAX, LEASE_MS
@@ -53,7 +54,6 @@ from perdure.store.sql.upkeep import SqlUpkeep
 from perdure.store.sql.writes import (
     FENCE,
     LEAVING,
-    has_ended,
     has_left,
     refusal,
     settle_statement,
@@ -172,13 +172,14 @@ class SqlStore:
         )
         run_id = logical_run_id(lease.run_id)
         if found:
-            run = run_record(found[0])
+            run = run_record(found[0], owner_id=owner_of(found[0]))
+            ended = run if run.state in ENDED_STATES else None
             mine = run.epoch == lease.epoch and token_of(found[0]) == lease.token
             recorded = [step_record(run_id, rows[0]) for rows in step_rows if rows]
             if mine and repeated and has_left(run, changes):
-                return Written(recorded, run.stop_requested_at is not None, run.wake_at)
-            if mine and run.state in ENDED_STATES and has_ended(changes):
-                return Written(recorded)
+                return Written(recorded, run.stop_requested_at is not None, run.wake_at, ended)
+            if mine and ended is not None and ends(changes):
+                return Written(recorded, run=ended)
         raise LeaseLostError(f"the lease on the run {run_id!r} is lost")
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:

@@ -25,7 +25,7 @@ from perdure.core.records import Lease, RunRecord, StepRecord, Written
 from perdure.core.transitions import status_of
 from perdure.errors import DivergenceError, PerdureError, StoreCorruptError, UsageError
 from perdure.store.sql.database import Row, Statement
-from perdure.store.sql.rows import logical_run_id, step_record
+from perdure.store.sql.rows import logical_run_id, owner_of, run_record, step_record
 
 FENCE: Final = 0
 """The place of the fence in the list of every write."""
@@ -168,6 +168,7 @@ def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[R
     """Return the answer to a write that was committed."""
     steps: list[StepRecord] = []
     wake_at: str | None = None
+    run: RunRecord | None = None
     run_id = logical_run_id(lease.run_id)
     for statement, found in zip(statements, rows, strict=True):
         if statement.name in _ANSWERS:
@@ -178,10 +179,12 @@ def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[R
             )
         elif statement.name == "suspend_run":
             wake_at = found[0][0]
+        elif statement.name == "end_run":
+            run = run_record(found[0], owner_id=owner_of(found[0]))
     fence = rows[FENCE][0]
     # The shortcut of the fence answers for runs that nobody has asked to stop.
     stop_requested = len(fence) > 1 and fence[1] is not None
-    return Written(steps, stop_requested, wake_at)
+    return Written(steps, stop_requested, wake_at, run)
 
 
 def _inserted(run_id: str, statement: Statement, now: str) -> StepRecord:
@@ -206,11 +209,6 @@ def refusal(lease: Lease, statement: Statement) -> PerdureError:
     return DivergenceError(
         f"step {position} of the run {run_id!r} is recorded under another intent than {intent!r}"
     )
-
-
-def has_ended(changes: Sequence[Change]) -> bool:
-    """Return whether a write ends its run."""
-    return any(isinstance(change, EndRun) for change in changes)
 
 
 def has_left(run: RunRecord, changes: Sequence[Change]) -> bool:

@@ -126,14 +126,16 @@ async def _write(cell: _Cell, verdict: str, *, change: Change) -> None:
 
 async def _end(cell: _Cell, verdict: str) -> None:
     if cell.scene in _ENDS:
-        await cell.store.write(cell.lease, ended(cell.scene))
+        again = await cell.store.write(cell.lease, ended(cell.scene))
+        same(again.run, cell.run, "the run that the repeated end tells")
         await cell.unchanged()
         return
     if verdict == "lost":
         await _write(cell, verdict, change=ended("completed"))
         return
-    await cell.store.write(cell.lease, ended("completed"))
+    told = await cell.store.write(cell.lease, ended("completed"))
     run = await read(cell.store, cell.run_id)
+    same(told.run, run, "the run that its end tells")
     same((run.status, run.state), ("completed", "completed"), "the run that was ended")
     same((run.lease_holder_id, run.lease_expires_at), (None, None), "its lease")
     same(run.completed_at, cell.lab.clock.iso(), "completed_at")

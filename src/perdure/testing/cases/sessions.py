@@ -58,12 +58,14 @@ async def a_claim_that_names_no_session_leaves_a_turn_in_its_own(lab: StoreLab) 
     store = await lab.open()
     await hold(store, "turn-0", session=SessionKey("s", 3, 1, "olga"))
     lab.clock.advance(LEASE_MS)
-    await hold(store, "turn-0")
+    lease = await hold(store, "turn-0")
     run = await read(store, "turn-0")
     same((run.session_id, run.turn_index, run.revision), ("s", 3, 1), "the place of the turn")
     same(run.owner_id, "olga", "its owner")
     with refused(SessionBusyError):
         await hold(store, "turn-4", session=SessionKey("s", 4, 0, "olga"))
+    told = await store.write(lease, ended("completed"))
+    same(told.run, await read(store, "turn-0"), "the run that its end tells")
 
 
 @case

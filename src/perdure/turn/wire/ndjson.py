@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
+from perdure.core.jsonvalue import dumps
 from perdure.turn.wire.events import Event
 
 CONTENT_TYPE: Final = "application/x-ndjson"
-
-_dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class NDJSON:
@@ -25,7 +23,7 @@ class NDJSON:
 
     def encode(self, event: Event, cursor: str | None) -> bytes:
         """Return one line."""
-        return self.frame(_dumps(event), cursor).encode()
+        return self.frame(dumps(event), cursor).encode()
 
     def frame(self, event_text: str, cursor: str | None) -> str:
         """Return the line of an event that is JSON already."""
@@ -52,7 +50,7 @@ class Envelope:
 
     def encode(self, event: Event, cursor: str | None) -> bytes:
         """Return one line."""
-        return self.frame(_dumps(event), cursor).encode()
+        return self.frame(dumps(event), cursor).encode()
 
     def frame(self, event_text: str, cursor: str | None) -> str:
         """Return the line of an event that is JSON already; a cursor needs no escapes."""

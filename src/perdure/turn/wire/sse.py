@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
+from perdure.core.jsonvalue import dumps
 from perdure.turn.wire.events import Event
 
 CONTENT_TYPE: Final = "text/event-stream"
-
-_dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class SSE:
@@ -25,7 +23,7 @@ class SSE:
 
     def encode(self, event: Event, cursor: str | None) -> bytes:
         """Return one event."""
-        return self.frame(_dumps(event), cursor).encode()
+        return self.frame(dumps(event), cursor).encode()
 
     def frame(self, event_text: str, cursor: str | None) -> str:
         """Return one event. JSON in ASCII has no line ends, and a cursor is made by us."""
