@@ -83,6 +83,8 @@ asyncio.run(main())
         ("perdure.backends.anthropic", "anthropic"),
         ("perdure.backends.openai", "openai"),
         ("perdure.encryption", "encryption"),
+        ("perdure.engines.langgraph", "langgraph"),
+        ("perdure.engines.openai_agents", "openai-agents"),
         ("perdure.store.sql.postgres.driver", "postgres"),
         ("perdure.web.app", "serve"),
         ("perdure.web.fastapi", "fastapi"),

@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, Send, interrupt
 
-from perdure import ChatTurnEngine, ChatTurnIdentity, MemoryStore, open_store
+from perdure import ChatTurnEngine, ChatTurnIdentity, MemoryStore, erase_user, open_store
 from perdure.core.records import StepKind
 from perdure.engines.langgraph import GraphTurns, PerdureSaver
 from perdure.engines.langgraph.nodes import GraphWork
@@ -188,7 +188,7 @@ async def test_a_failed_turn_leaves_the_thread_as_it_was() -> None:
     await engine.aclose()
 
 
-async def test_tenants_have_threads_of_their_own() -> None:
+async def test_tenants_have_threads_of_their_own_which_go_with_their_user() -> None:
     store = MemoryStore()
     graph = chain(store, answer=lambda state: {"messages": [AIMessage("yes")]})
     engine = ChatTurnEngine(store, produce=GraphTurns(graph), name="g")
@@ -197,6 +197,8 @@ async def test_tenants_have_threads_of_their_own() -> None:
     assert (await graph.aget_state(THREAD)).values == {}
     theirs = chain(store.for_tenant("acme"), answer=lambda state: {})
     assert len((await theirs.aget_state(THREAD)).values["messages"]) == 2
+    assert (await erase_user(store.for_tenant("acme"), "ann")).sessions == 2
+    assert (await theirs.aget_state(THREAD)).values == {}
     await engine.aclose()
 
 

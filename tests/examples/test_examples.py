@@ -35,6 +35,10 @@ LAST_LINES = {
     "16_an_agent_task": "completed after 3 coats and 3 decisions",
     "17_a_task_as_a_stream": "session_created, then session_resumed; 2 finals, each the last",
     "18_intent_and_profiles": "valid: False, 6 errors, 1 warning",
+    "23_a_langgraph_graph": (
+        "1 look, 2 answers begun, and the thread: 24 degrees in Faro. Go there."
+    ),
+    "24_openai_agents": "4 model calls and 3 tool calls in two attempts",
 }
 """What the last line of each example says: the fact that it is there to show."""
 

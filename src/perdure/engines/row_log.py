@@ -94,7 +94,7 @@ class RowLog:
     async def catch_up(self) -> Mapping[int, Row]:
         """Read what others have written since; return the rows, all of them the first time.
 
-        To be called with the lock held, as `append` and `rewrite`.
+        The lock must be held, as for `append` and `rewrite`.
         """
         if not self.is_known:
             return await self._open()
@@ -115,7 +115,7 @@ class RowLog:
         return row
 
     def drop(self) -> None:
-        """Know nothing any more: the next one to ask reads the log from the beginning."""
+        """Know nothing any more: who asks next reads the log from the beginning."""
         self._begin(0)
 
     async def append(self, row: Row, *, check: Callable[[], bool]) -> None:
@@ -206,20 +206,16 @@ class RowLog:
             rows = await self._read_all()
             if rows is None:
                 generation = await self._find()
+                self._begin(generation or 0)
                 if generation is None:
-                    self._begin(0)
                     break
-                self._begin(generation)
                 continue
-            last = max(rows, default=0)
-            moved = _moved_to(rows[last]) if rows else None
-            if moved is not None:
-                self._begin(moved)
-                continue
-            for number in sorted(rows):
-                self.next = number
-                self._take(rows[number])
-            break
+            moved = _moved_to(rows[max(rows)]) if rows else None
+            if moved is None:
+                for self.next in sorted(rows):
+                    self._take(rows[self.next])
+                break
+            self._begin(moved)
         self.is_known = True
         return rows or {}
 

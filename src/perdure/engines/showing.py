@@ -19,17 +19,21 @@ class Showing:
 
     def __init__(self) -> None:
         self._shown: asyncio.Queue[tuple[Frame, asyncio.Future[None]] | None] = asyncio.Queue()
+        self._waiting: set[asyncio.Future[None]] = set()
 
     async def show(self, frame: Frame) -> None:
         """Have a frame yielded, and wait until it was."""
         taken = asyncio.get_running_loop().create_future()
+        self._waiting.add(taken)
+        taken.add_done_callback(self._waiting.discard)
         self._shown.put_nowait((frame, taken))
         await taken
 
     async def frames(self, work: Coroutine[Any, Any, object]) -> AsyncGenerator[Frame, None]:
         """Run the work in a task of its own, and yield what is shown until it ends.
 
-        Raises what the work raises. Closing this cancels the work, and waits for it.
+        Raises what the work raises. Closing this cancels the work, and waits for it; who still
+        shows something then is cancelled too.
         """
         task = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._shown.put_nowait(None))
@@ -45,4 +49,6 @@ class Showing:
             if not task.done():
                 task.cancel()
                 await asyncio.wait((task,))
+            for taken in [*self._waiting]:
+                taken.cancel()
         await task

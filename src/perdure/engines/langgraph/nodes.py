@@ -26,6 +26,7 @@ from perdure.core.jsonvalue import decode_value, encode_value
 from perdure.core.records import JsonValue, StepKind
 from perdure.engines.showing import Showing
 from perdure.errors import NotSerializableError, UsageError
+from perdure.turn.driving import closing
 from perdure.turn.handout import Turn
 
 START: Final = "__start__"
@@ -153,8 +154,10 @@ class _Node(Runnable[Any, Any]):
         stream = work.turn.stream(
             f"node {label}", lambda: shown.frames(run()), result=lambda _: results[0], kind=kind
         )
-        async for frame in stream:
-            await work.showing.show(frame)
+        items = aiter(stream)
+        async with closing(items):
+            async for frame in items:
+                await work.showing.show(frame)
         return _returned(work.serde, cast("dict[str, Any]", stream.result))
 
     def _path(self) -> str:

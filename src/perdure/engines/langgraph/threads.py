@@ -33,18 +33,22 @@ class Threads:
     def __init__(self, store: RunStore, *, owner_id: str | None) -> None:
         self.store = store
         self._owner_id = owner_id
-        self._known: OrderedDict[str, Thread] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Thread] = OrderedDict()
 
-    def for_tenant(self, tenant: str) -> Threads:
-        """Return the threads of a tenant."""
-        return Threads(self.store.for_tenant(tenant), owner_id=self._owner_id)
+    def view(self, tenant: str, owner_id: str) -> Threads:
+        """Return the threads of a tenant; those that begin there belong to the owner."""
+        store = self.store.for_tenant(tenant) if tenant else self.store
+        view = Threads(store, owner_id=self._owner_id or owner_id or None)
+        view._known = self._known
+        return view
 
     def thread(self, thread_id: str) -> Thread:
         """Return the thread, as far as this process knows it."""
-        known = self._known.pop(thread_id, None)
+        key = (self.store.tenant, thread_id)
+        known = self._known.pop(key, None)
         if known is None:
             known = Thread(self.store, thread_id, owner_id=self._owner_id)
-        self._known[thread_id] = known
+        self._known[key] = known
         if len(self._known) > THREADS_KNOWN:
             self._known.popitem(last=False)
         return known

@@ -31,7 +31,7 @@ class GraphTurns:
     """Answers durable turns by a graph: `ChatTurnEngine(store, produce=GraphTurns(graph))`.
 
     The graph is compiled with a PerdureSaver on the engine's store; the session of a turn is its
-    thread. Each node is a step of the turn: what it returned is recorded once, with the frames
+    thread, and its user the thread's owner. Each node is a step of the turn: what it returned is recorded once, with the frames
     that it showed, and a node that was interrupted is the only one to run again. The thread's
     new checkpoint is saved once, when the graph has run; a turn that fails or is stopped leaves
     the thread as it was, and another answer to a turn begins where that turn began.
@@ -70,10 +70,8 @@ class GraphTurns:
 
     async def __call__(self, turn: Turn) -> AsyncIterator[Frame]:
         """Answer a turn."""
-        tenant, session_id = turn.identity.tenant_id, turn.identity.session_id
-        threads = self._saver.threads
-        if tenant:
-            threads = threads.for_tenant(tenant)
+        session_id = turn.identity.session_id
+        threads = self._saver.threads.view(turn.identity.tenant_id, turn.identity.user_id)
         run_id = run_id_of(turn.identity)
 
         async def begin() -> list[JsonValue]:

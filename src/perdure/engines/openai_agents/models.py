@@ -30,6 +30,7 @@ from perdure.engines.openai_agents.recording import (
     response_of,
 )
 from perdure.errors import DurableRunError
+from perdure.turn.driving import closing
 
 
 class RecordedModel(Model):
@@ -92,12 +93,14 @@ class RecordedModel(Model):
             return recorded_response(completed[0])
 
         stream = turn.stream(intent, body, result=result)
-        async for frame in stream:
-            while passed:
-                event = passed.popleft()
-                if not isinstance(event, ResponseCompletedEvent):
-                    yield event
-            await showing.show(frame)
+        items = aiter(stream)
+        async with closing(items):
+            async for frame in items:
+                while passed:
+                    event = passed.popleft()
+                    if not isinstance(event, ResponseCompletedEvent):
+                        yield event
+                await showing.show(frame)
         response = response_of(stream.result)
         await recorder.plan(response.output, self._tools)
         yield _completed(response, self._model)
