@@ -31,10 +31,11 @@ class GraphTurns:
     """Answers durable turns by a graph: `ChatTurnEngine(store, produce=GraphTurns(graph))`.
 
     The graph is compiled with a PerdureSaver on the engine's store; the session of a turn is its
-    thread, and its user the thread's owner. Each node is a step of the turn: what it returned is recorded once, with the frames
-    that it showed, and a node that was interrupted is the only one to run again. The thread's
-    new checkpoint is saved once, when the graph has run; a turn that fails or is stopped leaves
-    the thread as it was, and another answer to a turn begins where that turn began.
+    thread, and its user the thread's owner. Each node is a step of the turn: what it returned is
+    recorded once, with the frames that it showed, and a node that was interrupted is the only one
+    to run again. The thread's new checkpoint is saved once, when the graph has run; a turn that
+    fails or is stopped leaves the thread as it was, and another answer to a turn begins where that
+    turn began.
 
     Readers see the tokens of LangChain chat models, and what nodes give to LangGraph's stream
     writer: a Frame as it is, a str as text, anything else in a `data` frame named "custom". An
