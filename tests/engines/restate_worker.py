@@ -1,6 +1,6 @@
 """A worker that serves handlers to Restate, as a process that tests can kill.
 
-Its arguments: the port, the database, the log of what the model was asked.
+Its arguments: where it listens, the database, the log of what the model was asked.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def _text_of(said: Any) -> str:
     return "".join(frame.data["delta"] for frame in said if frame.kind == "text")
 
 
-async def main(port: str, database: str, log: str) -> None:
+async def main(bind: str, database: str, log: str) -> None:
     logging.basicConfig(level=logging.INFO)
     store = await open_store(database)
     engine = ChatTurnEngine(store, produce=Model(Path(log)).produce)
     config = Config()
-    config.bind = [f"127.0.0.1:{port}"]
+    config.bind = [bind]
     sessions = RestateSessions(engine)
     await serve(restate.app(sessions.services), config, mode="asgi")
     await store.close()

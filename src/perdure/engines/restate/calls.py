@@ -44,6 +44,9 @@ class RestateCalls:
         quiet: Any = self._context.signal("perdure.quiet")
         self._open: list[Any] = [SingleUnresolvedFuture(quiet.handle)]
         self._waiters: dict[Any, asyncio.Future[Any]] = {}
+        self._unrecorded: set[Any] = set()
+        """Runs that have no result in the journal, so that a replay cannot answer them."""
+        self._asked = asyncio.Event()
 
     @property
     def invocation(self) -> str:
@@ -99,7 +102,10 @@ class RestateCalls:
 
         options: RunOptions[bytes] = RunOptions(serde=BytesSerde())
         try:
-            recorded: bytes = await self._answer(self._context.run_typed(name, action, options))
+            future = self._context.run_typed(name, action, options)
+            if future.handle in self._context.run_coros_to_execute:
+                self._unrecorded.add(future)
+            recorded: bytes = await self._answer(future)
             return recorded.decode()
         except asyncio.CancelledError:
             if running is not None:
@@ -140,20 +146,31 @@ class RestateCalls:
         waiter = self._waiters[future] = asyncio.get_running_loop().create_future()
         handle = SingleUnresolvedFuture(future.handle)
         self._open.append(handle)
+        self._asked.set()
         await self._wake()
         try:
             return await waiter
         finally:
             self._waiters.pop(future, None)
+            self._unrecorded.discard(future)
             self._open.remove(handle)
 
     async def _progress(self, work: asyncio.Task[Any]) -> None:
         """Wait for Restate until something is answered, and pass it on."""
+        waited_for = self._open
+        if self._context.vm.is_replaying():
+            # Whoever waits now for what the journal has no answer to has left its path: what is
+            # recorded there is still to be asked for, by another asyncio task.
+            answerable = [one for one in self._waiters if one not in self._unrecorded]
+            if not answerable:
+                self._asked.clear()
+                await self._asked.wait()
+                return
+            waited_for = [SingleUnresolvedFuture(one.handle) for one in answerable]
         try:
-            await self._context.create_poll_or_cancel_coroutine(
-                # Asked anew whenever it is woken, so what is added meanwhile counts.
-                FirstCompletedUnresolvedFuture(self._open)
-            )
+            # The list is read anew whenever Restate is woken, so what is added meanwhile counts.
+            waiting = FirstCompletedUnresolvedFuture(waited_for)
+            await self._context.create_poll_or_cancel_coroutine(waiting)
         except TypeError:
             if not work.done():
                 raise
@@ -170,6 +187,7 @@ class RestateCalls:
     def _leave(self) -> None:
         """Have nothing more waited for: what is no handle ends the waiting."""
         self._open.append(None)
+        self._asked.set()
         waking = asyncio.ensure_future(self._wake())
         self._context.tasks.add(waking)
 
