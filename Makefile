@@ -16,6 +16,8 @@ NODE_PACKAGES := $(addsuffix /node_modules/.package-lock.json,$(NODE_TESTS))
 WHEN_MISSING := $(if $(CI),exit 1,exit 0)
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# The tests start hundreds of processes, each of which would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help serve test check docs campaign bench browser faults node clean
 .DELETE_ON_ERROR:
