@@ -242,7 +242,8 @@ async def test_retention_deletes_a_thread_that_is_not_used_any_more() -> None:
     store = MemoryStore()
     await graph(PerdureSaver(store), "a").ainvoke({"said": []}, CONFIG)
     await graph(PerdureSaver(store), "a").ainvoke({"said": []}, CONFIG)
-    assert [run.run_id for run in await store.list_runs()] == ["langgraph:t~0", "langgraph:t~0#6"]
+    runs = [run.run_id for run in await store.list_runs()]
+    assert [run_id.partition("#")[0] for run_id in runs] == ["langgraph:t~0"] * 2
     assert (await collect_garbage(store, runs_after_ms=0)).runs == 2
     assert await PerdureSaver(store).aget_tuple(CONFIG) is None
 

@@ -118,24 +118,17 @@ class RowLog:
         """Know nothing any more: who asks next reads the log from the beginning."""
         self._begin(0)
 
-    async def append(self, row: Row, *, check: Callable[[], bool]) -> None:
-        """Write a row behind all that is there, unless `check` says no.
+    async def append(self, make: Callable[[], Row | None]) -> None:
+        """Write the row that `make` returns behind all that is there; None: there is nothing to do.
 
         It is asked again whenever somebody else's row came in between, and may refuse by raising.
         """
         if not self.is_known:
             await self._open()
-        payload, run = await self._payload(row), self.run_id
-        while True:
-            if not check():
-                return
-            number = self.next
-            if run != self.run_id:
-                payload, run = await self._payload(row), self.run_id
+        while (row := make()) is not None:
+            payload, run, number = await self._payload(row), self.run_id, self.next
             try:
-                is_ours, _ = await self._store.emit_event(
-                    self.run_id, _key(self._token, number), payload
-                )
+                is_ours, _ = await self._store.emit_event(run, _key(self._token, number), payload)
             except RunNotFoundError:
                 await self._create()
                 continue

@@ -6,6 +6,7 @@ import asyncio
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final, TypeVar, cast
 
@@ -30,6 +31,9 @@ T = TypeVar("T")
 THREADS: Final = LogKind(
     "langgraph", "langgraph-threads", "Keep the checkpoints of a LangGraph thread"
 )
+
+Check = Callable[[ThreadIndex], bool]
+"""Says whether a row is still to be written, as the thread stands now."""
 
 ROWS_ONE_BY_ONE: Final = 32
 """If more rows than that are asked for, the whole log is read at once."""
@@ -238,12 +242,41 @@ class Assembled:
         }
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A row that is to be written."""
+
+    row: Row
+    check: Check | None
+    done: asyncio.Future[None]
+
+    def is_wanted(self, index: ThreadIndex) -> bool:
+        """Return whether it is to be written, as the thread stands now."""
+        if self.done.done():
+            return False
+        try:
+            return self.check is None or self.check(index)
+        except Exception as error:
+            self.fail(error)
+            return False
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
 class Thread:
     """A thread: its log, and the index that follows it."""
 
     def __init__(self, store: RunStore, thread_id: str, *, owner_id: str | None) -> None:
         self.thread_id = thread_id
         self._index = ThreadIndex()
+        self._waiting: list[_Waiting] = []
+        self._flushing: asyncio.Task[None] | None = None
         self._log = RowLog(
             store,
             THREADS,
@@ -279,12 +312,44 @@ class Thread:
             self._log.drop()
             return build(self._assembled(await self._log.catch_up(), codec))
 
-    async def append(
-        self, row: Row, check: Callable[[ThreadIndex], bool] = lambda index: True
-    ) -> None:
-        """Write a row unless `check` says no; it may refuse what the row would come behind."""
+    async def append(self, row: Row, check: Check | None = None) -> None:
+        """Write a row unless `check` says no; it may refuse what the row would come behind.
+
+        What waits while one is written goes into one row: a graph that need not wait for its
+        checkpoints has about one commit for each superstep.
+        """
+        waiting = _Waiting(row, check, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        await waiting.done
+
+    async def _flush(self) -> None:
         async with self._log.lock:
-            await self._log.append(row, check=lambda: check(self._index))
+            while self._waiting:
+                batch = self._next_batch()
+                try:
+                    await self._log.append(partial(self._row_of, batch))
+                except Exception as error:
+                    for each in batch:
+                        each.fail(error)
+                for each in batch:
+                    each.end()
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Return who goes next: only one of them with a check, which sees what is written."""
+        batch: list[_Waiting] = []
+        for each in self._waiting:
+            if each.check is not None and any(other.check is not None for other in batch):
+                break
+            batch.append(each)
+        self._waiting = self._waiting[len(batch) :]
+        return batch
+
+    def _row_of(self, batch: Sequence[_Waiting]) -> Row | None:
+        return [
+            entry for each in batch if each.is_wanted(self._index) for entry in each.row
+        ] or None
 
     async def base_of(self, turn_index: int) -> Base:
         """Return where a turn begins."""

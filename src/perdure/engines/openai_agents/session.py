@@ -61,18 +61,19 @@ class PerdureSession(SessionABC):
         if items:
             async with self._log.lock:
                 await self._log.note_use()
-                await self._log.append([{"items": _plain(items)}], check=lambda: True)
+                row: Row = [{"items": _plain(items)}]
+                await self._log.append(lambda: row)
 
     async def pop_item(self) -> TResponseInputItem | None:
         popped: list[Any] = []
 
-        def check() -> bool:
+        def pop() -> Row | None:
             popped[:] = [item for _, item in self._items[-1:]]
-            return bool(popped)
+            return [{"pop": 1}] if popped else None
 
         async with self._log.lock:
             await self._log.catch_up()
-            await self._log.append([{"pop": 1}], check=check)
+            await self._log.append(pop)
         return popped[0] if popped else None
 
     async def clear_session(self) -> None:
@@ -92,7 +93,7 @@ class PerdureSession(SessionABC):
         row: Row = [{"items": _plain(items), "turn": turn_index, "run": run_id}]
         async with self._log.lock:
             await self._log.note_use()
-            await self._log.append(row, check=lambda: run_id not in self._kept)
+            await self._log.append(lambda: None if run_id in self._kept else row)
 
     async def _read(self) -> list[Any]:
         async with self._log.lock:
