@@ -104,8 +104,8 @@ async def test_store_contract(case: Case, lab: StoreLab) -> None:
 
 # Each case has run by itself on each store; in a row, where that takes long, in the campaign.
 IN_A_ROW = [
-    *("file", "memory", "sqlite"),
-    *(pytest.param(name, marks=pytest.mark.campaign) for name in ("postgres", "sealed")),
+    *("file", "memory"),
+    *(pytest.param(name, marks=pytest.mark.campaign) for name in ("postgres", "sealed", "sqlite")),
 ]
 
 
