@@ -17,13 +17,15 @@ import sys
 from contextlib import ExitStack
 from datetime import date
 
-from bench import alone, page, suite
+from bench import alone, counts, page, suite
 from bench.peers import PEERS
 
 
 def main() -> None:
     options = _options()
-    results = page.Results(_machine(), date.today().isoformat(), [], [])
+    # The loads have a command of their own, and stay as they were measured.
+    loads = page.load().loads
+    results = page.Results(_machine(), date.today().isoformat(), [], [], [], loads)
     with ExitStack() as stack:
         places = suite.Places(stack)
         for comparison in suite.plan():
@@ -42,9 +44,13 @@ def main() -> None:
                     durability=options.durability,
                 )
             )
+        if not options.only or "counts" in options.only:
+            counted = counts.measure(places, steps=100 if options.quick else 1_000)
+            results = results._replace(counted=counted)
     if not options.only or "alone" in options.only:
         results.alone.extend(alone.measure(quick=options.quick))
-    print(page.comparisons(results.compared), page.alone(results.alone), sep="\n\n")
+    found = (page.comparisons(results.compared), page.counts(results.counted))
+    print(*found, page.alone(results.alone), sep="\n\n")
     if not (options.quick or options.only or options.no_peers):
         page.save(results)
         page.write(results)
@@ -59,7 +65,7 @@ def _options() -> argparse.Namespace:
     names = [comparison.name for comparison in suite.plan()]
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--only", nargs="+", choices=[*names, "alone"], metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=[*names, "counts", "alone"], metavar="NAME")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--durability", choices=("full", "normal"), default="full")
     options = parser.parse_args()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench.alone import Alone
+from bench.counts import Counted
+from bench.loaded import Loaded
 from bench.picture import bars
 from bench.suite import FLOOR, OURS, Compared, Comparison, Figure
 
@@ -20,12 +22,14 @@ _END: Final = "<!-- end -->"
 
 
 class Results(NamedTuple):
-    """All that one run of the suite found, and where."""
+    """All that one run of the suite found, and where; the loads by name, each from its own run."""
 
     machine: str
     taken_on: str
     compared: list[Compared]
     alone: list[Alone]
+    counted: Sequence[Counted] = ()
+    loads: Mapping[str, Sequence[Loaded]] = {}
 
 
 def save(results: Results, path: Path = RESULTS) -> None:
@@ -41,6 +45,8 @@ def save(results: Results, path: Path = RESULTS) -> None:
             for one in results.compared
         ],
         "alone": [one._asdict() for one in results.alone],
+        "counted": [one._asdict() for one in results.counted],
+        "loads": {name: [row._asdict() for row in rows] for name, rows in results.loads.items()},
     }
     path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
@@ -57,13 +63,25 @@ def load(path: Path = RESULTS) -> Results:
         for one in plain["compared"]
     ]
     alone = [Alone(**one) for one in plain["alone"]]
-    return Results(plain["machine"], plain["taken_on"], compared, alone)
+    counted = [Counted(**one) for one in plain.get("counted", [])]
+    loads = {name: [Loaded(**row) for row in rows] for name, rows in plain.get("loads", {}).items()}
+    return Results(plain["machine"], plain["taken_on"], compared, alone, counted, loads)
+
+
+def keep_load(name: str, rows: Sequence[Loaded]) -> None:
+    """Keep the rows of one load beside the other results, and show them in the page."""
+    known = load()
+    results = known._replace(loads={**known.loads, name: rows})
+    save(results)
+    write(results)
 
 
 def rendered(page: str, results: Results) -> str:
     """Return the page with its measured parts made anew."""
     page = _replaced(page, "where", _where(results))
     page = _replaced(page, "compared", comparisons(results.compared))
+    page = _replaced(page, "counted", counts(results.counted))
+    page = _replaced(page, "loads", loads(results.loads))
     return _replaced(page, "alone", alone(results.alone))
 
 
@@ -106,6 +124,61 @@ def comparisons(compared: Sequence[Compared]) -> str:
 def alone(figures: Sequence[Alone]) -> str:
     rows = [[one.name, f"{_short(one.value)} {one.unit}", one.how, one.budget] for one in figures]
     return _table(["what", "figure", "how", "budget"], rows)
+
+
+def counts(rows: Sequence[Counted]) -> str:
+    """Return what one step is made of, for each side and store."""
+    if not rows:
+        return "Not counted yet: `make bench` does it."
+    head = ["a durable step", "statements", "commits", "bytes written", "switches", "CPU"]
+    lines = [
+        [
+            f"{one.side}, {one.store}",
+            _short(one.statements),
+            _short(one.commits),
+            _short(one.bytes_written),
+            _short(one.switches),
+            f"{_short(one.cpu_us)} µs",
+        ]
+        for one in rows
+    ]
+    return _table(head, lines)
+
+
+def loads(known: Mapping[str, Sequence[Loaded]]) -> str:
+    """Return a row for each side under each load, ours with its ratio to the one above."""
+    if not known:
+        return "Not measured yet: `python -m bench.load --save NAME` does it."
+    head = [
+        "load",
+        "served",
+        "first token",
+        "next token, 50 / 99 / 100 %",
+        "CPU",
+        "a token",
+        "memory",
+    ]
+    lines: list[list[str]] = []
+    for name, rows in known.items():
+        base: Loaded | None = None
+        for row in rows:
+            ratio = ""
+            if base is not None and base.turns == row.turns and base.side != row.side:
+                ratio = f" **{row.cpu_percent / base.cpu_percent:.1f}×**"
+            base = base or row
+            lines.append(
+                [
+                    f"{name}: {row.turns:,} turns, {row.readers:,} more readers",
+                    row.side,
+                    f"{_short(row.first_p50_ms)}, p99 {_short(row.first_p99_ms)} ms",
+                    f"{_short(row.gap_p50_ms)} / {_short(row.gap_p99_ms)} / "
+                    f"{_short(row.gap_max_ms)} ms" + (" (bends)" if row.bends else ""),
+                    f"{_short(row.cpu_percent)} %{ratio}",
+                    f"{_short(row.cpu_us_a_token)} µs",
+                    f"{_short(row.memory_mb)} MiB",
+                ]
+            )
+    return _table(head, lines)
 
 
 def _name(figure: Figure) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from bench import page
+from bench import counts, page
+from bench.load import OURS, RAW
+from bench.loaded import Loaded
 from bench.picture import bars
-from bench.suite import Compared, Comparison, Figure, plan
+from bench.soak import Seen, grown
+from bench.suite import Compared, Comparison, Figure, Places, plan
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -67,3 +71,49 @@ def test_a_picture_shows_effort_whatever_the_unit(more_is_better: bool, shown: s
     )
     figures = [Figure("floor", "", 1, 1, 1, 1.0), Figure("perdure", "1", 4, 4, 4, 4.0)]
     assert f">{shown}<" in bars([Compared(comparison, 1, "full", figures)])
+
+
+def test_a_page_that_lacks_what_has_its_own_command_says_so() -> None:
+    assert "bench.load" in page.loads({})
+    assert "make bench" in page.counts([])
+
+
+def test_a_load_shows_what_it_costs_beside_the_generator() -> None:
+    raw = Loaded("raw", 5, 0, 1, "", 50, 52, 80, 50, 55, 60, 4, 40, 30, 99, 5)
+    ours = raw._replace(side="perdure serve", cpu_percent=12)
+    late = ours._replace(gap_p99_ms=101)
+    told = page.loads({"few": [raw, ours], "many": [late]})
+    assert "**3.0×**" in told
+    assert told.count("(bends)") == 1
+
+
+def test_a_load_runs_and_ends_by_itself() -> None:
+    asked = ["--turns", "3", "--seconds", "0.5", "--rounds", "1", "--store", "memory"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load", *asked],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| this load")]
+    assert [row.split(" | ")[1] for row in rows] == [RAW, OURS]
+
+
+def test_a_step_on_sqlite_is_one_commit_of_a_fence_and_an_insert() -> None:
+    with ExitStack() as stack:
+        floor, ours = counts.measure(Places(stack), steps=40, stores=["sqlite"])
+    assert (floor.statements, floor.commits) == (1, 1)
+    # Begins of steps that a busy machine lets wait for 20 ms come on top.
+    assert 4 <= ours.statements < 7
+    assert 1 <= ours.commits < 2
+
+
+def test_what_levels_off_is_told_from_what_grows() -> None:
+    seen = [Seen(at / 2, at, 50, min(at, 5), 8, min(at, 5) * 1_000) for at in range(30)]
+    assert not grown(seen)
+    leaking = [each._replace(memory_mb=10 + 5 * at) for at, each in enumerate(seen)]
+    assert grown(leaking) == ["memory_mb grew from 82.5 to 132.5"]
+    assert not grown(seen[:6]), "too short to tell"
