@@ -9,7 +9,8 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import restate
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
-from perdure import ChatTurnEngine, frames, open_store
-from perdure.engines.restate import RestateSessions
+from perdure import ChatTurnEngine, DurableContext, Retry, frames, open_store
+from perdure.engines.restate import RestateSessions, task_workflow
+from perdure.errors import AwaitEventTimeoutError
 
 PIECES = 40
 
@@ -64,6 +66,68 @@ class Model:
         self.note("look")
         return length
 
+    async def task(self, ctx: DurableContext) -> dict[str, Any]:
+        """Do everything that a task may do.
+
+        With `wait` it waits for the event "go"; with `hang` a step hangs until that file is there,
+        as one of the `effect` that is given; with `fail` the last step raises.
+        """
+        wanted = ctx.input
+        first = await ctx.step("first", lambda: self.noted("first"))
+        flaky = await ctx.step("flaky", self._flaky(), retry=Retry(3, backoff_ms=1))
+        both = await ctx.parallel(
+            ("left", lambda: self.noted("left")), ("right", lambda: self.noted("right"))
+        )
+        same = [await ctx.now(), await ctx.uuid(), await ctx.random()]
+        again = await ctx.step("same", lambda: self.noted("same", same))
+        await ctx.sleep(20)
+        if wanted.get("wait"):
+            both.append(await ctx.await_event("go", timeout_ms=20_000))
+        try:
+            await ctx.await_event("never", timeout_ms=5)
+        except AwaitEventTimeoutError as error:
+            both.append(error.code)
+        if wanted.get("hang"):
+            effect = wanted.get("effect", "idempotent")
+            is_open = Path(wanted["hang"]).exists
+            hung = await ctx.step("hang", lambda: self._hang(is_open), effect=effect)
+            both.append(hung)
+        if wanted.get("fail"):
+            await ctx.step("broken", self._broken)
+        return {"run": ctx.run_id, "first": first, "flaky": flaky, "both": both, "same": again}
+
+    async def count(self, ctx: DurableContext) -> dict[str, float]:
+        """Take so many steps that do nothing, and return how long each took."""
+        steps = ctx.input["steps"]
+        begun = time.perf_counter()
+        for number in range(steps):
+            await ctx.step(f"step {number}", lambda: 1)
+        return {"ms_per_step": (time.perf_counter() - begun) * 1_000 / steps}
+
+    def noted(self, what: str, value: Any = "done") -> Any:
+        self.note(what)
+        return value
+
+    def _flaky(self) -> Callable[[], str]:
+        tries = iter(range(3))
+
+        def body() -> str:
+            self.note("flaky")
+            if next(tries) < 2:
+                raise OSError("not yet")
+            return "third time"
+
+        return body
+
+    async def _hang(self, is_open: Callable[[], bool]) -> str:
+        self.note("hang")
+        if not is_open():
+            await asyncio.get_running_loop().create_future()
+        return "went on"
+
+    def _broken(self) -> None:
+        raise ValueError("no such table")
+
 
 def _text_of(said: Any) -> str:
     return "".join(frame.data["delta"] for frame in said if frame.kind == "text")
@@ -72,11 +136,19 @@ def _text_of(said: Any) -> str:
 async def main(bind: str, database: str, log: str) -> None:
     logging.basicConfig(level=logging.INFO)
     store = await open_store(database)
-    engine = ChatTurnEngine(store, produce=Model(Path(log)).produce)
+    model = Model(Path(log))
+    engine = ChatTurnEngine(store, produce=model.produce)
     config = Config()
     config.bind = [bind]
+    # Restate opens another connection when one is full, and another worker may accept it.
+    config.h2_max_concurrent_streams = 8
     sessions = RestateSessions(engine)
-    await serve(restate.app(sessions.services), config, mode="asgi")
+    services = [
+        *sessions.services,
+        task_workflow("task", model.task),
+        task_workflow("count", model.count),
+    ]
+    await serve(restate.app(services), config, mode="asgi")
     await store.close()
 
 

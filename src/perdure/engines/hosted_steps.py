@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import groupby
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from perdure.core.frames import (
     DELTA_KINDS,
@@ -18,50 +18,19 @@ from perdure.core.frames import (
     upstream_end,
 )
 from perdure.core.jsonvalue import decode_value, encode_value
-from perdure.core.limits import TURN_LOG_BYTES_MAX
-from perdure.core.recordjson import step_error_from_json, step_error_of, step_error_to_json
-from perdure.core.records import JsonValue, StepError, StepRecord
+from perdure.core.recordjson import step_error_from_json
+from perdure.core.records import JsonValue
 from perdure.durable.attempt import Attempt, started_at
 from perdure.durable.calls import is_cancelled
-from perdure.durable.failures import error_text, failure_of, failure_text
+from perdure.durable.failures import error_text, failure_text
 from perdure.durable.journal import Journal
 from perdure.durable.steps import StepScope, StepSpec
+from perdure.engines.hosting import Told, TurnHost, error_told, failure_told, told_text
 from perdure.errors import StepFailedError
 from perdure.turn.recovery import last_kept_position
 from perdure.turn.stepping import TurnSteps
 
 T = TypeVar("T")
-
-_TOLD_BYTES_MAX: Final = 2 * TURN_LOG_BYTES_MAX
-"""Above what a value and the frames of a turn may have, which are limited themselves."""
-
-Told = Mapping[str, JsonValue]
-"""What a host records of a step: its `value`, of a stream also `parts` and `finish`; or `error`."""
-
-
-class TurnHost(Protocol):
-    """What another engine does for one turn: it records steps, and waits.
-
-    `name` is the engine, `invocation` its id of the call that the turn is: the same in every
-    attempt at it, and no other call's.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def invocation(self) -> str: ...
-
-    async def step(self, spec: StepSpec, body: Callable[[], Awaitable[str]]) -> str:
-        """Return the text that is recorded for this step, or record what `body` returns.
-
-        A body that is cancelled has no text: the next attempt calls it again. Whoever cancels the
-        call cancels the body.
-        """
-        ...
-
-    async def event(self, spec: StepSpec, key: str, *, timeout_ms: int | None) -> JsonValue:
-        """Return the payload of the event; the same, or AwaitEventTimeoutError, in each attempt."""
-        ...
 
 
 class HostedSteps(TurnSteps):
@@ -105,7 +74,7 @@ class HostedSteps(TurnSteps):
             try:
                 told = {"value": await self._host.event(spec, key, timeout_ms=timeout_ms)}
             except StepFailedError as error:
-                told = {"error": self._error_of(error)}
+                told = {"error": error_told(error, taken=self._next_position)}
             return await self._heard(scope, told)
         finally:
             self.executing -= 1
@@ -133,7 +102,7 @@ class HostedSteps(TurnSteps):
             if not is_noted:
                 failed = scope.failed(error_text(error))
                 await self.write_failure(attempt, failed, *scope.settled_usage(), scope=scope)
-            raise self._failure(spec, error) from self._causes.pop(spec.position, None)
+            raise failure_told(spec, error) from self._causes.pop(spec.position, None)
         value = told["value"]
         if not is_noted:
             text = encode_value(value, name=f"the result of step {spec.intent!r}")
@@ -147,7 +116,7 @@ class HostedSteps(TurnSteps):
         spec = scope.spec
         known = self.history.get(spec.position)
         if known is not None and known.status == "completed":
-            return _text_of({"value": known.result})
+            return told_text({"value": known.result})
 
         async def value() -> Told:
             attempt = await self.working(spec, known)
@@ -160,8 +129,8 @@ class HostedSteps(TurnSteps):
             told = await tell()
         except StepFailedError as error:
             self._causes[spec.position] = error.__cause__
-            told = {"error": self._error_of(error)}
-        return _text_of(told)
+            told = {"error": error_told(error, taken=self._next_position)}
+        return told_text(told)
 
     async def _record(self, attempt: Attempt, scope: StepScope, text: str) -> JsonValue:
         if scope.spec.effect != "at_most_once":
@@ -174,20 +143,9 @@ class HostedSteps(TurnSteps):
     ) -> StepFailedError:
         if scope.spec.effect != "at_most_once":
             recorded = decode_value(failure_text(error, taken=self._next_position))
-            return self._failure(scope.spec, step_error_from_json(recorded))
+            return failure_told(scope.spec, step_error_from_json(recorded))
         self._stored.add(scope.spec.position)
         return await super()._record_failure(attempt, scope, error)
-
-    def _failure(self, spec: StepSpec, error: StepError) -> StepFailedError:
-        position = spec.position
-        known = StepRecord(self.stored_id, position, spec.intent, spec.kind, "failed", 1)
-        return failure_of(known._replace(error=error))
-
-    def _error_of(self, error: StepFailedError) -> JsonValue:
-        recorded = StepError(error.original_message, error.original_code, type=error.original_type)
-        if recorded.code is None and recorded.type is None:
-            recorded = step_error_of(error)
-        return step_error_to_json(recorded._replace(taken=self._next_position))
 
     # Streams.
 
@@ -276,7 +234,3 @@ def _parts_of(frames: Sequence[Frame]) -> list[dict[str, JsonValue]]:
         else:
             parts.extend(part_element(frame) for frame in group)
     return parts
-
-
-def _text_of(told: Told) -> str:
-    return encode_value(dict(told), name="the record of a step", bytes_max=_TOLD_BYTES_MAX)

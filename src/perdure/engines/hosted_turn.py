@@ -12,7 +12,8 @@ from perdure.core.effects import new_token
 from perdure.core.records import Claim, Lease, RunManifest, RunRecord
 from perdure.core.transitions import RESTING_STATES
 from perdure.durable.claiming import Claiming
-from perdure.engines.hosted_steps import HostedSteps, TurnHost
+from perdure.engines.hosted_steps import HostedSteps
+from perdure.engines.hosting import TurnHost
 from perdure.errors import LeaseLostError, RunInputMismatchError
 from perdure.store.protocol import RunStore
 from perdure.turn.engine import ChatTurnEngine

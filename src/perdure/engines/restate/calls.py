@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 CONFLICT: Final = 409
 """The status by which Restate says that a call was cancelled, or that a workflow ran before."""
+_SETTLING: Final = 16
+"""Rounds of the event loop in which a task that replays asks for what it goes on with."""
 _WAKE: Final[RestateEvent] = {"type": "restate.run_completed", "data": None}
 
 
@@ -122,14 +124,15 @@ class RestateCalls:
         Which of the two was first stays so: Restate tells it in the order of its journal.
         """
         promise = self._context.promise(key, serde=BytesSerde())
-        arriving = asyncio.ensure_future(self._answer(promise.value()))
-        waiting = {arriving}
+        # Both at once: on a replay nobody may be waited for while another command is due.
+        asked = [promise.value()]
         if timeout_ms is not None:
-            waiting.add(asyncio.ensure_future(self.sleep(timeout_ms)))
+            asked.append(self._context.sleep(timedelta(milliseconds=timeout_ms)))
+        waiting = [asyncio.ensure_future(self._answer(one)) for one in asked]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if arriving.done():
-                return decode_value(arriving.result().decode())
+            if waiting[0].done():
+                return decode_value(waiting[0].result().decode())
         finally:
             for one in waiting:
                 one.cancel()
@@ -157,7 +160,10 @@ class RestateCalls:
 
     async def _progress(self, work: asyncio.Task[Any]) -> None:
         """Wait for Restate until something is answered, and pass it on."""
-        waited_for = self._open
+        waited_for: list[Any] = self._open
+        if self._context.vm.is_replaying():
+            for _ in range(_SETTLING):
+                await asyncio.sleep(0)
         if self._context.vm.is_replaying():
             # Whoever waits now for what the journal has no answer to has left its path: what is
             # recorded there is still to be asked for, by another asyncio task.

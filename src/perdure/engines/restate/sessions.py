@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
 from perdure.core import identity as ids
-from perdure.core.records import JsonValue, RunRecord
-from perdure.durable.steps import StepSpec
+from perdure.core.records import RunRecord
 from perdure.engines.hosted_turn import HostedTurns
-from perdure.engines.restate.calls import CONFLICT, RestateCalls, resolve
+from perdure.engines.restate.calls import CONFLICT, RestateCalls
+from perdure.engines.restate.tasks import RestateHost, emit, refused
 from perdure.errors import (
     AttachmentsNotShownError,
     NotSerializableError,
@@ -90,7 +90,7 @@ class RestateSessions:
     async def _answer(self, context: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         turn = _turn_of(asked.get("session_id"), asked)
         calls = RestateCalls(context)
-        attending = self._attend(turn, asked, _RestateTurn(calls))
+        attending = self._attend(turn, asked, RestateHost(calls))
         run = await calls.over(attending, on_cancel=partial(self._engine.stop, turn))
         return _told_of(run)
 
@@ -98,45 +98,20 @@ class RestateSessions:
         try:
             return _told_of(await self._hosted.ended(turn, _question_of(asked)))
         except _HOPELESS as error:
-            raise _refused(error) from error
+            raise refused(error) from error
 
     async def _attend(
-        self, turn: ChatTurnIdentity, asked: Mapping[str, Any], host: _RestateTurn
+        self, turn: ChatTurnIdentity, asked: Mapping[str, Any], host: RestateHost
     ) -> RunRecord:
         try:
             return await self._hosted.attend(turn, _question_of(asked), host)
         except _HOPELESS as error:
-            raise _refused(error) from error
-
-
-async def emit(context: restate.WorkflowSharedContext, event: dict[str, Any]) -> bool:
-    """Deliver an event to a workflow of ours; return whether it was the first of its key."""
-    try:
-        key = ids.check_event_key(event.get("key"))
-        return await resolve(context, key, event.get("payload"), _directly)
-    except (NotSerializableError, UsageError) as error:
-        raise _refused(error) from error
+            raise refused(error) from error
 
 
 def stored_id_of(turn: ChatTurnIdentity) -> str:
     """Return the key of the workflow that answers `turn`."""
     return ids.stored_id(turn.tenant_id, run_id_of(turn))
-
-
-class _RestateTurn:
-    """One turn as a workflow of Restate: its steps are runs, its events durable promises."""
-
-    name = "restate"
-
-    def __init__(self, calls: RestateCalls) -> None:
-        self._calls = calls
-        self.invocation = calls.invocation
-
-    async def step(self, spec: StepSpec, body: Callable[[], Awaitable[str]]) -> str:
-        return await self._calls.run(f"{spec.position}:{spec.intent}", body)
-
-    async def event(self, spec: StepSpec, key: str, *, timeout_ms: int | None) -> JsonValue:
-        return await self._calls.event(key, intent=spec.intent, timeout_ms=timeout_ms)
 
 
 def _turn_of(session_id: object, asked: Mapping[str, Any]) -> ChatTurnIdentity:
@@ -145,7 +120,7 @@ def _turn_of(session_id: object, asked: Mapping[str, Any]) -> ChatTurnIdentity:
     try:
         return check_identity(ChatTurnIdentity(**parts))
     except UsageError as error:
-        raise _refused(error) from error
+        raise refused(error) from error
 
 
 def _question_of(asked: Mapping[str, Any]) -> Asked:
@@ -155,11 +130,3 @@ def _question_of(asked: Mapping[str, Any]) -> Asked:
 
 def _told_of(run: RunRecord) -> dict[str, Any]:
     return {"run_id": run.run_id, "state": run.state, "reason": run.reason}
-
-
-def _refused(error: Exception) -> restate.TerminalError:
-    return restate.TerminalError(str(error), status_code=400)
-
-
-async def _directly(future: Any) -> Any:
-    return await future

@@ -1,0 +1,58 @@
+"""Worker processes that serve one Restate server, and can be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.engines.restate_server import RestateServer
+
+
+class Workers:
+    """Two worker processes behind one listening socket, so that each can take what comes."""
+
+    def __init__(self, server: RestateServer, folder: Path) -> None:
+        self.server = server
+        self.database = f"sqlite:///{folder / 'perdure.db'}"
+        self.log = folder / "asked.log"
+        self._folder = folder
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._socket.set_inheritable(True)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def start(self, count: int) -> None:
+        number = self._socket.fileno()
+        command = [sys.executable, "-m", "tests.engines.restate_worker"]
+        command += [f"fd://{number}", self.database, str(self.log)]
+        for _ in range(count):
+            with (self._folder / "workers.log").open("ab") as log:
+                process = subprocess.Popen(command, pass_fds=[number], stdout=log, stderr=log)
+            self._processes.append(process)
+
+    def asked(self, *, since: int = 0) -> list[tuple[int, str]]:
+        """Return who was asked for what, in order."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [(int(line.split()[0]), line.split()[1]) for line in lines[since:]]
+
+    def wait_until_asked(self, count: int) -> None:
+        """Return once there were so many calls, of models and steps."""
+        while len(self.asked()) < count:
+            time.sleep(0.02)
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._socket.close()
