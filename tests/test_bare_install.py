@@ -85,6 +85,7 @@ asyncio.run(main())
         ("perdure.encryption", "encryption"),
         ("perdure.engines.langgraph", "langgraph"),
         ("perdure.engines.openai_agents", "openai-agents"),
+        ("perdure.engines.pydantic_ai", "pydantic-ai"),
         ("perdure.store.sql.postgres.driver", "postgres"),
         ("perdure.web.app", "serve"),
         ("perdure.web.fastapi", "fastapi"),

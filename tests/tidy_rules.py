@@ -32,6 +32,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/encryption": {"cryptography"},
     "src/perdure/engines/langgraph": {"langchain_core", "langgraph"},
     "src/perdure/engines/openai_agents": {"agents", "openai", "pydantic"},
+    "src/perdure/engines/pydantic_ai": {"pydantic", "pydantic_ai"},
     "src/perdure/engines/restate": {"restate"},
     "src/perdure/observe/otel": {"opentelemetry"},
     "src/perdure/observe/prices": {"genai_prices"},
