@@ -21,7 +21,7 @@ from perdure.errors import BackendTransportError, UsageError
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.protocol import RunStore
-from tests.agent.looping import PURE, degrees, run
+from tests.agent.looping import PURE, degrees, run, told
 from tests.agent.strict_provider import StrictProvider, calls, says
 
 FARO = calls(("c", "degrees", {"city": "Faro"}))
@@ -53,6 +53,100 @@ async def test_a_model_that_never_answers_is_called_so_often_only(store: RunStor
     follow_up = [*result.messages, {"role": "user", "content": "And?"}]
     await run(MemoryStore(MemoryData()), ToolLoop(provider.backend(), [PURE]), follow_up)
     assert provider.refused == []
+
+
+@pytest.mark.parametrize("limit", ["model_calls", "tool_calls", "no_progress"])
+async def test_a_model_may_say_what_it_has_once_it_can_call_no_more(
+    store: RunStore, limit: str
+) -> None:
+    look = calls(("c", "degrees", {"city": "Faro"}))
+    most = {"model_calls": 3, "tool_calls": 2, "no_progress": 2}[limit]
+    limits = {
+        "model_calls": ToolLimits(model_calls_max=3, on_limit="answer"),
+        "tool_calls": ToolLimits(tool_calls_max=1, on_limit="answer"),
+        "no_progress": ToolLimits(same_calls_max=1, on_limit="answer"),
+    }[limit]
+    provider = StrictProvider(*[look] * most if limit != "model_calls" else [look] * 2, says("So."))
+    seen: list[Frame] = []
+    loop = ToolLoop(provider.backend(), [PURE], limits=limits)
+    result = await run(store, loop, on_frame=seen.append)
+    assert (result.end, result.text, result.model_calls) == (limit, "So.", 3)
+    assert limit_of(seen) == [limit]
+    assert seen[-2] == frames.text("So.")
+    choices = [prompt.get("tool_choice") for prompt in provider.prompts]
+    assert choices == [None, None, "none"]
+    assert provider.refused == []
+    assert [step.intent for step in await store.read_steps("run")][-1] == "loop: model 3"
+
+
+async def test_a_last_answer_that_calls_nevertheless_leaves_a_valid_conversation(
+    store: RunStore,
+) -> None:
+    numbers = range(9)
+    provider = StrictProvider(*(calls((f"c{n}", "degrees", {"city": str(n)})) for n in numbers))
+    limits = ToolLimits(model_calls_max=2, on_limit="answer")
+    result = await run(store, ToolLoop(provider.backend(), [PURE], limits=limits))
+    assert (result.end, result.model_calls, result.tool_calls) == ("model_calls", 2, 1)
+    assert "not_called" in str(result.messages[-1]["content"])
+
+
+async def test_money_that_is_spent_leaves_no_last_answer(store: RunStore) -> None:
+    provider = StrictProvider(FARO, says("So."))
+    limits = ToolLimits(cost_usd_max=0.5, on_limit="answer")
+    loop = ToolLoop(provider.backend(), [PURE], limits=limits, cost_usd=lambda _: 1.0)
+    result = await run(store, loop)
+    assert (result.end, result.model_calls) == ("cost", 1)
+
+
+@pytest.mark.parametrize("at_once_max", [1, 2, None])
+async def test_no_more_calls_of_an_answer_run_at_once_than_may(
+    store: RunStore, at_once_max: int | None
+) -> None:
+    running: set[str] = set()
+    most: list[int] = []
+    order: list[str] = []
+
+    async def look(place: str) -> str:
+        running.add(place)
+        order.append(place)
+        most.append(len(running))
+        await asyncio.sleep(0)
+        running.discard(place)
+        return place
+
+    asked = [(f"c{place}", "look", {"place": place}) for place in "abcde"]
+    provider = StrictProvider(calls(*asked), says("Done."))
+    loop = ToolLoop(
+        provider.backend(),
+        [Tool(look, effect="idempotent")],
+        limits=ToolLimits(calls_at_once_max=at_once_max),
+    )
+    await run(store, loop)
+    assert max(most) == (at_once_max or 5)
+    assert order == list("abcde")
+    intents = [step.intent for step in await store.read_steps("run") if step.kind == "tool"]
+    assert intents == [f"loop: look 1.{number}" for number in range(1, 6)]
+    assert told(provider) == list("abcde")
+
+
+async def test_a_call_that_waits_for_its_place_has_not_begun(store: RunStore) -> None:
+    hangs = asyncio.Event()
+
+    async def look(place: str) -> str:
+        hangs.set()
+        await asyncio.Event().wait()
+        return place
+
+    asked = [(f"c{place}", "look", {"place": place}) for place in "ab"]
+    provider = StrictProvider(calls(*asked), says("Done."))
+    limits = ToolLimits(calls_at_once_max=1)
+    going = asyncio.create_task(run(store, ToolLoop(provider.backend(), [look], limits=limits)))
+    await hangs.wait()
+    going.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await going
+    begun = [step.intent for step in await store.read_steps("run") if step.kind == "tool"]
+    assert begun == ["loop: look 1.1"]
 
 
 async def test_the_same_call_again_and_again_is_no_progress(store: RunStore) -> None:
@@ -181,6 +275,12 @@ def test_a_loop_that_cannot_work_is_refused() -> None:
         ToolLimits(model_calls_max=0)
     with pytest.raises(UsageError, match="cost_usd_max"):
         ToolLimits(cost_usd_max=float("nan"))
+    with pytest.raises(UsageError, match="calls_at_once_max"):
+        ToolLimits(calls_at_once_max=0)
+    with pytest.raises(UsageError, match="'end' or 'answer'"):
+        ToolLimits(on_limit="stop")  # type: ignore[arg-type]  # no such policy
+    with pytest.raises(UsageError, match="keeps one call back"):
+        ToolLimits(on_limit="answer", model_calls_max=1)
 
 
 class Joinable(ScriptedBackend):

@@ -59,7 +59,10 @@ WHOLE_FRAMES = [
     usage(
         provider="openai", model="model-1-0613", request_id="chatcmpl-1", tokens_in=1, tokens_out=2
     ),
-    upstream_end("tool_calls"),
+    upstream_end(
+        "tool_calls",
+        replay={"backend": "openai/completions", "content": [{"reasoning_content": "Hm 🤔"}, {}]},
+    ),
 ]
 
 

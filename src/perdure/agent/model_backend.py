@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
 from perdure.agent.backend import AgentBackendContext, AgentBackendInput
@@ -38,7 +38,10 @@ BackendRetryPolicy = BackendRetry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """How a model is to answer: tools it may call (which nobody here runs), form and length."""
+    """How a model is to answer: tools it may call (which nobody here runs), form and length.
+
+    `extra_body` is merged into the request, for what has no name here: how long to think, say.
+    """
 
     tools: tuple[Mapping[str, JsonValue], ...] = ()
     tool_choice: str | Mapping[str, JsonValue] | None = None
@@ -46,6 +49,7 @@ class ModelOptions:
     temperature: float | None = None
     max_tokens: int | None = None
     instructions: str | None = None
+    extra_body: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
 
 
 class ModelBackend:
@@ -150,6 +154,7 @@ class ModelBackend:
             response_format=options.response_format,
             temperature=options.temperature,
             max_tokens=options.max_tokens,
+            extra_body=options.extra_body,
         )
 
     def _call(self, meter: Mapping[str, JsonValue], latency_ms: float) -> LlmCallEvent:

@@ -71,7 +71,7 @@ class ToolBatch:
     """The calls of one answer, planned: what cannot be called has its outcome already.
 
     `name` is that of the loop, `number` that of the answer; `limit_ms` is what is left of the
-    loop's time.
+    loop's time, `at_once_max` how many calls are made at once.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class ToolBatch:
         name: str,
         number: int,
         limit_ms: float | None,
+        at_once_max: int | None,
         notify: NotifyApprover | None,
     ) -> None:
         self.planned = [
@@ -91,6 +92,7 @@ class ToolBatch:
         self._run = run
         self._name = name
         self._limit_ms = limit_ms
+        self._at_once_max = at_once_max
         self._notify = notify
 
     async def perform(self) -> AsyncIterator[Frame]:
@@ -124,28 +126,49 @@ class ToolBatch:
 
     async def _call_at_once(self, planned: Sequence[Planned]) -> None:
         """Make the calls beside each other; all end before the first failure is raised."""
-        steps = [
-            self._run.step(
-                f"{self._name}: {one.call['name']} {one.number}",
-                self._body(one),
-                kind="tool",
-                effect=one.effect,
-            )
-            for one in planned
-        ]
-        ends = await asyncio.gather(*steps, return_exceptions=True)
-        failures = [end for end in ends if isinstance(end, BaseException)]
-        # What ends the attempt counts before what is recorded of a call.
-        for failure in sorted(failures, key=lambda end: isinstance(end, StepFailedError)):
-            if not isinstance(failure, StepFailedError) or isinstance(failure, UnfinishedStepError):
-                raise failure
+        ends = await self._ends(planned)
+        for end in ends:
+            if isinstance(end, UnfinishedStepError):
+                raise end
         for one, end in zip(planned, ends, strict=True):
-            if isinstance(end, BaseException):
+            if isinstance(end, StepFailedError):
                 told = f"the tool {one.call['name']!r} failed"
                 one.outcome = ToolOutcome.failed("tool_failed", told)
             else:
                 one.outcome = ToolOutcome(value=end.get("value"), error=end.get("error"))
                 one.duration_ms = end["durationMs"]
+
+    async def _ends(self, planned: Sequence[Planned]) -> list[Any]:
+        """Return the result or the failure of each call, in order; no more run than may.
+
+        Steps are begun in the order of the calls, each when one before it has ended: one that
+        waits has not begun, so a crash leaves nothing unfinished of it.
+        """
+        ends: list[Any] = [None] * len(planned)
+        waiting = iter(enumerate(planned))
+
+        async def lane() -> None:
+            for place, one in waiting:
+                try:
+                    ends[place] = await self._run.step(
+                        f"{self._name}: {one.call['name']} {one.number}",
+                        self._body(one),
+                        kind="tool",
+                        effect=one.effect,
+                    )
+                except StepFailedError as failure:
+                    ends[place] = failure
+                except BaseException:
+                    # It ends the attempt: nothing more is begun.
+                    for _ in waiting:
+                        pass
+                    raise
+
+        lanes = [lane() for _ in planned[: self._at_once_max]]
+        for failure in await asyncio.gather(*lanes, return_exceptions=True):
+            if failure is not None:
+                raise failure
+        return ends
 
     def _body(self, one: Planned) -> Callable[[], Awaitable[JsonValue]]:
         tool = one.tool

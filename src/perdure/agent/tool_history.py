@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
+from perdure.backends.replay import REPLAY
 from perdure.core.records import JsonValue
 
 Message = Mapping[str, JsonValue]
@@ -24,8 +25,13 @@ NO_ANSWER: Final = json.dumps(
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 
-def call_message(text: str, calls: Sequence[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
-    """Return the model's answer that makes `calls`, each `{id, name, arguments}`."""
+def call_message(
+    text: str, calls: Sequence[Mapping[str, JsonValue]], *, replay: JsonValue = None
+) -> dict[str, JsonValue]:
+    """Return the model's answer that makes `calls`, each `{id, name, arguments}`.
+
+    `replay` is what its provider wants back with the results.
+    """
     message: dict[str, JsonValue] = {"role": "assistant", "content": text or None}
     if calls:
         message["tool_calls"] = [
@@ -39,6 +45,8 @@ def call_message(text: str, calls: Sequence[Mapping[str, JsonValue]]) -> dict[st
             }
             for call in calls
         ]
+    if replay is not None:
+        message[REPLAY] = replay
     return message
 
 

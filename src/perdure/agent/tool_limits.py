@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from perdure.core.pricing import NANOS, ModelCall, PriceTable
 from perdure.core.records import JsonValue
@@ -16,9 +16,14 @@ from perdure.errors import UsageError
 MODEL_CALLS_MAX: Final = 16
 TOOL_CALLS_MAX: Final = 128
 SAME_CALLS_MAX: Final = 3
+CALLS_AT_ONCE_MAX: Final = 8
 
 ToolLoopEnd = Literal["answered", "model_calls", "tool_calls", "cost", "wall_time", "no_progress"]
 """Why a loop ended: the model answered, or the limit of that name."""
+OnLimit = Literal["end", "answer"]
+
+_LEAVES_AN_ANSWER: Final = frozenset({"model_calls", "tool_calls", "no_progress"})
+"""The limits behind which there is money and time for one more call of the model."""
 
 
 class ModelUsage(NamedTuple):
@@ -58,6 +63,15 @@ def usd_by(prices: PriceTable) -> CostUsd:
     return cost_usd
 
 
+_COUNTED: Final = (
+    "model_calls_max",
+    "tool_calls_max",
+    "wall_ms_max",
+    "same_calls_max",
+    "calls_at_once_max",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolLimits:
     """What a loop may use up; what is None is not limited.
@@ -66,7 +80,12 @@ class ToolLimits:
     with the cost of the recorded model calls before the next one; a call whose cost nobody knows
     ends a loop that has this limit. `wall_ms_max` is time at work, of calls that were recorded;
     waiting for a human is none. `same_calls_max` is how often one tool may be called with equal
-    arguments.
+    arguments. `calls_at_once_max` is how many calls of one answer are made at once; the others
+    wait for these.
+
+    `on_limit` says what a limit of calls, or of progress, leaves: "end" the conversation as it
+    stands; "answer" one last call of the model, which may call no tools any more and says what it
+    has. That call is one of `model_calls_max`.
     """
 
     model_calls_max: int | None = MODEL_CALLS_MAX
@@ -74,15 +93,21 @@ class ToolLimits:
     cost_usd_max: float | None = None
     wall_ms_max: int | None = None
     same_calls_max: int | None = SAME_CALLS_MAX
+    calls_at_once_max: int | None = CALLS_AT_ONCE_MAX
+    on_limit: OnLimit = "end"
 
     def __post_init__(self) -> None:
-        for name in ("model_calls_max", "tool_calls_max", "wall_ms_max", "same_calls_max"):
+        for name in _COUNTED:
             value: object = getattr(self, name)
             if value is not None and not (type(value) is int and value >= 1):
                 raise UsageError(f"{name} must be an int from 1, or None, not {value!r:.40}")
         cost = self.cost_usd_max
         if cost is not None and not _is_cost(cost):
             raise UsageError(f"cost_usd_max must be a number from 0, or None, not {cost!r:.40}")
+        if self.on_limit not in get_args(OnLimit):
+            raise UsageError(f"on_limit must be 'end' or 'answer', not {self.on_limit!r:.40}")
+        if self.on_limit == "answer" and self.model_calls_max == 1:
+            raise UsageError("on_limit='answer' keeps one call back: model_calls_max must be 2")
 
 
 class Reached(NamedTuple):
@@ -110,10 +135,12 @@ class ToolMeter:
         limit_ms = self._limits.wall_ms_max
         return None if limit_ms is None else max(0.0, limit_ms - self.work_ms)
 
-    def before_model_call(self) -> Reached | None:
-        """Return what forbids another model call."""
+    def before_model_call(self, *, is_last: bool = False) -> Reached | None:
+        """Return what forbids another model call; the last one may be kept back for the end."""
         limits = self._limits
-        if limits.model_calls_max is not None and self.model_calls >= limits.model_calls_max:
+        kept_back = 1 if limits.on_limit == "answer" and not is_last else 0
+        most = limits.model_calls_max
+        if most is not None and self.model_calls >= most - kept_back:
             return Reached("model_calls", f"the model was called {self.model_calls} times")
         if limits.cost_usd_max is not None:
             if self.cost_usd is None:
@@ -122,6 +149,12 @@ class ToolMeter:
                 told = f"{self.cost_usd:.6f} of {limits.cost_usd_max:.6f} US dollars are spent"
                 return Reached("cost", told)
         return self.time_is_over()
+
+    def leaves_an_answer(self, reached: Reached) -> bool:
+        """Return whether the model may say what it has, although this limit was reached."""
+        if self._limits.on_limit != "answer" or reached.end not in _LEAVES_AN_ANSWER:
+            return False
+        return self.before_model_call(is_last=True) is None
 
     def time_is_over(self) -> Reached | None:
         """Return the limit of time if it is used up."""

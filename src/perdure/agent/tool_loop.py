@@ -17,6 +17,7 @@ from perdure.agent.tool_limits import CostUsd, Reached, ToolLimits, ToolLoopEnd,
 from perdure.agent.tool_model import Answer, ModelCall, RecordedAnswer, Shown, passing_failures
 from perdure.agent.tools import Tool, ToolOutcome
 from perdure.backends.protocol import Backend, Prompt
+from perdure.backends.replay import REPLAY, without_replay
 from perdure.core import frames, identity
 from perdure.core.frames import Frame
 from perdure.core.records import JsonValue
@@ -79,13 +80,16 @@ class ToolLoop:
 
     It is the producer of a durable turn (`ChatTurnEngine(store, produce=loop)`), and runs within
     a durable run with `run`. Each call of the model and of a tool is a step: recorded once, never
-    made again once it is recorded. The tools of one answer are called at once.
+    made again once it is recorded. The tools of one answer are called at once, as many as `limits`
+    allow.
 
     `tools` are functions, or Tools that declare more; a plain function is a Tool whose calls
     happen at most once. What a model does wrong (an unknown tool, arguments that do not fit) and
-    what a tool raises is told to the model. Every history that goes to the provider is valid.
+    what a tool raises is told to the model. Every history that goes to the provider is valid, and
+    has what the provider wants back with the results, such as the signed thoughts of the model.
 
-    `options` say how the model is to answer (its `tool_choice` holds for the first call only), and
+    `options` say how the model is to answer (its `tool_choice` holds for the first call only, its
+    `tools` are those that the provider runs itself, such as a search of the web), and
     `limits` what the loop may use up; `cost_usd` gives the cost of a call. `notify` is told of each
     call that waits for a human, at least once. `messages_of` makes the messages of a turn (without
     the instructions) in place of its history and the user's message, with its attachments, say.
@@ -119,8 +123,10 @@ class ToolLoop:
             raise UsageError(f"the name of a loop has {NAME_CHARACTERS_MAX} characters at the most")
         self.tools = _named(tools)
         self._messages_of = messages_of
-        if self.options.tools:
-            raise UsageError("the tools of a loop are given to the loop, not with its options")
+        if any(tool.get("type", "function") == "function" for tool in self.options.tools):
+            raise UsageError(
+                "the tools of a loop are given to the loop; those in its options the provider runs"
+            )
         if self.limits.cost_usd_max is not None and cost_usd is None:
             raise UsageError("cost_usd_max needs `cost_usd`, which gives the cost of a call")
 
@@ -221,6 +227,11 @@ class _Work:
                 told = one.outcome.told(one.note)
                 self.messages.append(result_message(one.call["id"], told))
         if self.reached is not None:
+            if self.meter.leaves_an_answer(self.reached):
+                answer = self._ask(is_last=True)
+                async for frame in _shown(answer):
+                    yield frame
+                self._refuse(self._said(answer.result), self.reached)
             yield frames.data(LIMIT_FRAME, self.reached._asdict())
 
     def result(self) -> ToolLoopResult:
@@ -231,28 +242,29 @@ class _Work:
             end=end.end,
             detail=end.detail,
             finish=self._finish,
-            messages=tuple(self.messages),
+            messages=tuple(without_replay(self.messages)),
             model_calls=self.meter.model_calls,
             tool_calls=self.meter.tool_calls,
             cost_usd=self.meter.cost_usd,
             work_ms=self.meter.work_ms,
         )
 
-    def _ask(self) -> Answer:
+    def _ask(self, *, is_last: bool = False) -> Answer:
         loop, options = self.loop, self.loop.options
         messages = [*self.messages]
         if options.instructions is not None:
             messages.insert(0, {"role": "system", "content": options.instructions})
-        is_first = self.meter.model_calls == 0
+        # A choice that forces a call would otherwise force one for ever.
+        choice = options.tool_choice if self.meter.model_calls == 0 else None
         prompt = Prompt(
             messages,
             self.model,
-            tools=[tool.definition() for tool in loop.tools.values()],
-            # A choice that forces a call would otherwise force one for ever.
-            tool_choice=options.tool_choice if is_first else None,
+            tools=[*options.tools, *(tool.definition() for tool in loop.tools.values())],
+            tool_choice="none" if is_last else choice,
             response_format=options.response_format,
             temperature=options.temperature,
             max_tokens=options.max_tokens,
+            extra_body=options.extra_body,
         )
         call = ModelCall(
             loop.backend, prompt, limit_ms=self.meter.remaining_ms, cost_usd=loop.cost_usd
@@ -261,22 +273,30 @@ class _Work:
 
     def _heard(self, said: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Take in an answer; return the calls to make, none if the loop is over."""
-        self.meter.model_called(said)
-        self._text, self._finish = said["text"], said["finish"]
-        calls = [self._with_own_id(call) for call in said["calls"]]
-        if calls or self._text:
-            self.messages.append(call_message(self._text, calls))
+        calls = self._said(said)
         if said.get("cut"):
             self.reached = self.meter.time_is_over() or Reached("wall_time", "no time is left")
         elif calls:
             self.reached = self.meter.before_tools(calls, self._may_repeat)
         if self.reached is None:
             return calls
-        told = f"the tool was not called, since the limit {self.reached.end!r} was reached"
+        self._refuse(calls, self.reached)
+        return []
+
+    def _said(self, said: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Put an answer into the conversation; return its calls, none of them made."""
+        self.meter.model_called(said)
+        self._text, self._finish = said["text"], said["finish"]
+        calls = [self._with_own_id(call) for call in said["calls"]]
+        if calls or self._text:
+            self.messages.append(call_message(self._text, calls, replay=said.get(REPLAY)))
+        return calls
+
+    def _refuse(self, calls: Sequence[Mapping[str, Any]], reached: Reached) -> None:
+        told = f"the tool was not called, since the limit {reached.end!r} was reached"
         for call in calls:
             outcome = ToolOutcome.failed("not_called", told)
             self.messages.append(result_message(call["id"], outcome.told()))
-        return []
 
     def _with_own_id(self, call: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the call with an id that no other call has: some providers count from 0 again."""
@@ -301,6 +321,7 @@ class _Work:
             name=loop.name,
             number=self.meter.model_calls,
             limit_ms=self.meter.remaining_ms,
+            at_once_max=loop.limits.calls_at_once_max,
             notify=loop.notify,
         )
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 from perdure.agent.tool_limits import CostUsd, ModelUsage
 from perdure.backends.protocol import AttachableBackend, Backend, Prompt
+from perdure.backends.replay import REPLAY
 from perdure.core import frames
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame
@@ -22,6 +23,9 @@ from perdure.errors import BackendTransportError, NotSerializableError
 logger = logging.getLogger("perdure.agent")
 
 Tell = Callable[[Frame], Awaitable[None]]
+
+REPLAY_BYTES_MAX: Final = 512 * 1024
+"""What a provider wants back is kept up to so many bytes of JSON."""
 
 _OF_THE_CALL: Final = frozenset({"usage", "upstream_begin", "upstream_end"})
 """What says something of the call, not of the answer."""
@@ -90,6 +94,8 @@ class ModelCall:
             "costUsd": self._cost(answered),
             "durationMs": round(monotonic_ms() - self._begun_ms, 3),
         }
+        if said["calls"] and (replay := _replay_in(answered)) is not None:
+            said[REPLAY] = replay
         return {**said, "cut": True} if self._was_cut else said
 
     async def _next(self, stream: AsyncIterator[Frame]) -> Frame | None:
@@ -226,6 +232,19 @@ def _usage_of(found: Any) -> ModelUsage:
         tokens_cached=found.get("cached"),
         tokens_reasoning=found.get("reasoning"),
     )
+
+
+def _replay_in(answered: Sequence[Frame]) -> JsonValue:
+    """Return what the provider wants back with the results of the calls, if it can be kept."""
+    ends = (frame.data.get(REPLAY) for frame in answered if frame.kind == "upstream_end")
+    replay = next((each for each in ends if each is not None), None)
+    try:
+        encode_value(replay, name=REPLAY, bytes_max=REPLAY_BYTES_MAX)
+    except NotSerializableError as error:
+        # The answer is paid for: it goes on without, which is what a provider accepts as well.
+        logger.warning("an answer cannot be given back to the model as it was: %s", error)
+        return None
+    return replay
 
 
 def _storable(arguments: JsonValue) -> JsonValue:

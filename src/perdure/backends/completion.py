@@ -15,6 +15,7 @@ from perdure.backends.fields import (
     string_of,
 )
 from perdure.backends.provider_error import is_object, provider_error
+from perdure.backends.replay import to_replay
 from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
 from perdure.core.effects import new_reference
@@ -36,6 +37,13 @@ _TOKEN_COUNTS: Final = {
     ),
 }
 """Where the providers keep each count; the first that is there counts."""
+_SIGNED: Final = "extra_content"
+"""The field of a call in which some providers sign the thought behind it."""
+
+
+def replay_name(backend: str) -> str:
+    """Return under which name a backend of completions is given back what it said."""
+    return f"{backend}/completions"
 
 
 class CompletionReader:
@@ -63,6 +71,8 @@ class CompletionReader:
         self._model: str | None = None
         self._counts: dict[str, int] = {}
         self._calls: list[_ToolCall] = []
+        self._thoughts: list[str] = []
+        self._extras: list[dict[str, JsonValue]] = []
         self._parser = SSEParser()
 
     @property
@@ -93,7 +103,7 @@ class CompletionReader:
             raise self._failure("ended its answer without a finish reason", body=body)
         yield from self._finished_calls()
         yield from self.usage_so_far()
-        yield upstream_end(self.finish)
+        yield upstream_end(self.finish, replay=self._replay())
 
     def usage_so_far(self) -> Iterator[Frame]:
         """Yield the usage as far as the provider named it; nothing if it counted no tokens."""
@@ -104,6 +114,18 @@ class CompletionReader:
                 request_id=self._request_id,
                 **self._counts,
             )
+
+    def _replay(self) -> JsonValue:
+        """Return the fields, of the message and of each call, that are wanted back with it.
+
+        Only providers that send such fields know them: thoughts in the open, signed calls.
+        """
+        message: dict[str, JsonValue] = {}
+        if self._thoughts:
+            message["reasoning_content"] = "".join(self._thoughts)
+        if not self._extras or not (message or any(self._extras)):
+            return None
+        return to_replay(replay_name(self._backend), [message, *self._extras])
 
     def _event(self, event: SSEEvent) -> Iterator[Frame]:
         if self.done or not event.data:
@@ -154,8 +176,10 @@ class CompletionReader:
 
     def _choice(self, choice: dict[str, JsonValue]) -> Iterator[Frame]:
         delta = object_of(choice.get("delta")) or object_of(choice.get("message"))
-        thought = string_of(delta.get("reasoning_content")) or string_of(delta.get("reasoning"))
+        thought = string_of(delta.get("reasoning_content"))
         if thought:
+            self._thoughts.append(thought)
+        if thought := thought or string_of(delta.get("reasoning")):
             yield reasoning(thought)
         for key in ("content", "refusal"):
             if written := string_of(delta.get(key)):
@@ -182,6 +206,8 @@ class CompletionReader:
         call.id = call.id or id
         call.name = call.name or string_of(function.get("name"))
         call.arguments.append(string_of(function.get("arguments")))
+        if _SIGNED in fragment:
+            call.extra[_SIGNED] = fragment[_SIGNED]
 
     def _finished_calls(self) -> Iterator[Frame]:
         calls, self._calls = sorted(self._calls, key=lambda call: call.index), []
@@ -189,6 +215,7 @@ class CompletionReader:
             if not call.name:
                 raise self._failure("called a tool without naming it")
             call_id = call.id or f"call_{new_reference()}"
+            self._extras.append(call.extra)
             yield tool_call(call_id, call.name, arguments_of("".join(call.arguments)))
 
     def _failure(
@@ -211,3 +238,4 @@ class _ToolCall:
         self.id = ""
         self.name = ""
         self.arguments: list[str] = []
+        self.extra: dict[str, JsonValue] = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from perdure.backends.fields import arguments_of, count_of, is_json, object_of, string_of
 from perdure.backends.provider_error import is_object, provider_error
+from perdure.backends.replay import to_replay
 from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
 from perdure.core import frames
@@ -27,6 +28,9 @@ _STATUSES: Final = {
     "timeout_error": 504,
 }
 """The status that an error would have had before the answer began."""
+PAUSED: Final = "pause_turn"
+"""Why an answer ended that is to be gone on with: the provider's own tools took long."""
+
 _FINISH: Final = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -50,14 +54,31 @@ _TOOL_USES: Final[Mapping[str, Effect]] = {
     "server_tool_use": "idempotent",
 }
 """The blocks that call a tool, and whether an interrupted call may be repeated."""
+_ARGUMENTS: Final = "input_json_delta"
+_PIECES: Final = {
+    _ARGUMENTS: "partial_json",
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+}
+"""The pieces in which a block arrives, and the field that has them."""
+_PLAIN_BLOCKS: Final = frozenset({"text", "tool_use"})
+"""What a conversation says in the shape of the chat completions, too."""
+
+
+def replay_name(backend: str) -> str:
+    """Return under which name a backend of messages is given back what it said."""
+    return f"{backend}/messages"
 
 
 class MessageReader:
     """Reads one message. How its bytes are cut into chunks makes no difference.
 
     `done` says that the message was stopped: nothing of it is missing, and nothing will follow.
-    `feed` and `close` raise BackendTransportError, its `body` uncut, for what cannot be read, and
-    for an error within the answer.
+    `blocks` are those that are whole, as the provider takes them back, and `counts` what the
+    answer used, with the `counted` of the messages that it went on from. `feed` and `close` raise
+    BackendTransportError, its `body` uncut, for what cannot be read, and for an error within the
+    answer.
     """
 
     def __init__(
@@ -67,8 +88,13 @@ class MessageReader:
         status: int = 200,
         request_id: str | None = None,
         retry_statuses: Collection[int] = RETRY_STATUSES,
+        said: Sequence[Mapping[str, JsonValue]] = (),
+        counted: Mapping[str, int] | None = None,
     ) -> None:
         self.done = False
+        self.blocks: list[dict[str, JsonValue]] = []
+        self._said = said
+        self._counted = counted or {}
         self._backend = backend
         self._status = status
         self._request_id = request_id
@@ -91,6 +117,20 @@ class MessageReader:
     def is_whole(self) -> bool:
         """Whether nothing of the answer is missing, whatever else may come."""
         return self.done
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the message was stopped so that the provider is to be asked to go on."""
+        return self.done and self._finish == PAUSED and bool(self.blocks)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counted = self._counted
+        return {
+            name: counted.get(name, 0) + self._counts.get(name, 0)
+            for name in _COUNTS
+            if name in counted or name in self._counts
+        }
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         """Yield the frames that `chunk` completes."""
@@ -115,7 +155,7 @@ class MessageReader:
             raise self._failed("ended its answer without stopping the message", body=body)
         assert self._finish is not None
         yield from self.usage_so_far()
-        yield frames.upstream_end(self._finish)
+        yield frames.upstream_end(self._finish, replay=self._replay())
 
     def usage_so_far(self) -> Iterator[Frame]:
         """Yield the usage as far as the provider named it; nothing if it counted no tokens.
@@ -123,7 +163,7 @@ class MessageReader:
         The provider counts what it read from its cache, and wrote there, beside the other tokens
         that went in; here they are a part of them, as for the other backends.
         """
-        counts = self._counts
+        counts = self.counts
         if not counts:
             return
         read, written = counts.get("read"), counts.get("written")
@@ -140,6 +180,14 @@ class MessageReader:
             tokens_cache_written=written,
             tokens_reasoning=counts.get("reasoning"),
         )
+
+    def _replay(self) -> JsonValue:
+        """Return what is wanted back with the results of tools, if that is more than the calls."""
+        blocks = [*self._said, *self.blocks]
+        kinds = {block.get("type") for block in blocks}
+        if "tool_use" not in kinds or kinds <= _PLAIN_BLOCKS:
+            return None
+        return to_replay(replay_name(self._backend), blocks)
 
     def _event(self, event: SSEEvent) -> Iterator[Frame]:
         if self.done or not event.data:
@@ -183,6 +231,7 @@ class MessageReader:
         if block is None:
             raise ValueError("a block that never began cannot go on")
         delta = object_of(record.get("delta"))
+        block.add(delta)
         match delta.get("type"):
             case "text_delta":
                 if written := string_of(delta.get("text")):
@@ -190,18 +239,20 @@ class MessageReader:
             case "thinking_delta":
                 if thought := string_of(delta.get("thinking")):
                     yield frames.reasoning(thought)
-            case "input_json_delta":
-                block.arguments.append(string_of(delta.get("partial_json")))
             case "citations_delta":
                 yield from _source(object_of(delta.get("citation")))
             case _:
-                # Signatures say nothing to a reader.
+                # Arguments are told once they are whole; signatures say nothing to a reader.
                 pass
 
     def _block_ended(self, record: Record) -> Iterator[Frame]:
         block = self._blocks.pop(_index(record), None)
         if block is None:
             raise ValueError("a block that never began cannot end")
+        yield from self._whole(block)
+
+    def _whole(self, block: _Block) -> Iterator[Frame]:
+        self.blocks.append(block.said())
         yield from block.call()
 
     def _changed(self, record: Record) -> Iterator[Frame]:
@@ -216,7 +267,7 @@ class MessageReader:
             raise ValueError("a message stops for a reason")
         # Some servers of this protocol do not end the last block.
         for block in self._blocks.values():
-            yield from block.call()
+            yield from self._whole(block)
         self.done = True
 
     def _count(self, counted: JsonValue) -> None:
@@ -256,8 +307,17 @@ class _Block:
 
     def __init__(self, described: Record) -> None:
         self.kind = string_of(described.get("type"))
-        self.arguments: list[str] = []
         self._described = described
+        self._pieces: dict[str, list[str]] = {}
+        self._citations: list[JsonValue] = []
+
+    def add(self, delta: Record) -> None:
+        """Take in a piece, whatever it is a piece of. Raises ValueError."""
+        kind = string_of(delta.get("type"))
+        if kind == "citations_delta":
+            self._citations.append(object_of(delta.get("citation")))
+        elif kind in _PIECES:
+            self._pieces.setdefault(kind, []).append(string_of(delta.get(_PIECES[kind])))
 
     def call(self) -> Iterator[Frame]:
         """Yield the tool call that the block is, if it is one. Raises ValueError."""
@@ -267,9 +327,25 @@ class _Block:
         id, name = string_of(self._described.get("id")), string_of(self._described.get("name"))
         if not id or not name:
             raise ValueError("a call has an id and a name")
-        written = "".join(self.arguments)
-        given = object_of(self._described.get("input"))
-        yield frames.tool_call(id, name, arguments_of(written) if written else given, effect)
+        yield frames.tool_call(id, name, self._arguments(), effect)
+
+    def said(self) -> dict[str, JsonValue]:
+        """Return the whole block as the provider takes it back."""
+        said = dict(self._described)
+        for kind, pieces in self._pieces.items():
+            if kind != _ARGUMENTS:
+                name = _PIECES[kind]
+                said[name] = string_of(said.get(name)) + "".join(pieces)
+        if self._citations:
+            said["citations"] = [*(said.get("citations") or ()), *self._citations]
+        if self.kind in _TOOL_USES:
+            arguments = self._arguments()
+            said["input"] = arguments if is_object(arguments) else {"arguments": arguments}
+        return said
+
+    def _arguments(self) -> JsonValue:
+        written = "".join(self._pieces.get(_ARGUMENTS, ()))
+        return arguments_of(written) if written else object_of(self._described.get("input"))
 
 
 def is_error(first: bytes) -> bool:

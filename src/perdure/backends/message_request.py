@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from perdure.backends.fields import arguments_of
 from perdure.backends.protocol import Prompt
 from perdure.backends.provider_error import is_object
+from perdure.backends.replay import replay_in
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError
 
@@ -23,9 +24,23 @@ _DATA_URL: Final = re.compile(r"data:([^;,]+);base64,(.*)", re.DOTALL)
 _NOT_IN_IDS: Final = re.compile(r"[^a-zA-Z0-9_-]")
 
 
-def message_request(prompt: Prompt, *, model: str | None, max_tokens: int) -> Block:
-    """Return the body that asks `prompt`, without what is None. Raises UsageError."""
-    messages = _turns(prompt.messages)
+def message_request(
+    prompt: Prompt,
+    *,
+    model: str | None,
+    max_tokens: int,
+    replayed_as: str = "",
+    said: Sequence[Block] = (),
+) -> Block:
+    """Return the body that asks `prompt`, without what is None. Raises UsageError.
+
+    `said` is how far the answer came before the provider paused. Of the messages, those that were
+    told to be `replayed_as` this are sent as they were told.
+    """
+    messages = _turns(prompt.messages, replayed_as)
+    is_thoughtless = _is_behind_thoughtless_call(messages)
+    if said:
+        messages = [*messages, {"role": "assistant", "content": _sendable(said)}]
     _end_prefill(messages)
     body: Block = {
         "model": prompt.model or model,
@@ -39,7 +54,7 @@ def message_request(prompt: Prompt, *, model: str | None, max_tokens: int) -> Bl
         "temperature": prompt.temperature,
         **prompt.extra_body,
     }
-    if _is_thinking(body.get("thinking")) and _is_behind_thoughtless_call(messages):
+    if is_thoughtless and _is_thinking(body.get("thinking")):
         # The provider refuses to think on where it was not given what it thought before.
         del body["thinking"]
     return {name: value for name, value in body.items() if value is not None}
@@ -57,7 +72,7 @@ def _system(messages: Sequence[Message]) -> JsonValue:
     return [block for content in told for block in _blocks(content)]
 
 
-def _turns(messages: Sequence[Message]) -> list[Block]:
+def _turns(messages: Sequence[Message], replayed_as: str) -> list[Block]:
     """Return the conversation; what one side said in a row is one message.
 
     So the results of several tools stand in one message, where the provider wants them.
@@ -67,7 +82,7 @@ def _turns(messages: Sequence[Message]) -> list[Block]:
         if message["role"] in _INSTRUCTING:
             continue
         role = "assistant" if message["role"] == "assistant" else "user"
-        blocks = list(_said(message))
+        blocks = list(_said(message, replayed_as))
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:
@@ -75,31 +90,45 @@ def _turns(messages: Sequence[Message]) -> list[Block]:
     return turns
 
 
-def _said(message: Message) -> Iterator[Block]:
+def _said(message: Message, replayed_as: str) -> Iterator[Block]:
     if message["role"] == "tool":
         called = _id(message.get("tool_call_id"))
         content = message.get("content")
         told = content if isinstance(content, str) else _blocks(content)
         yield {"type": "tool_result", "tool_use_id": called, "content": told}
         return
+    made: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
+    calls = [_call(call) for call in made]
+    told = _sendable(replay_in(message, replayed_as))
+    if told and len(calls) == sum(block.get("type") == "tool_use" for block in told):
+        # The calls stand in between as they are answered: their ids may be others by now.
+        named = iter(calls)
+        yield from (next(named) if block.get("type") == "tool_use" else block for block in told)
+        return
     yield from _blocks(message.get("content"))
-    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
-    for call in calls:
-        function = call["function"]
-        yield {
-            "type": "tool_use",
-            "id": _id(call["id"]),
-            "name": function["name"],
-            "input": _input(arguments_of(function["arguments"])),
-        }
+    yield from calls
+
+
+def _call(call: Mapping[str, Any]) -> Block:
+    function = call["function"]
+    return {
+        "type": "tool_use",
+        "id": _id(call["id"]),
+        "name": function["name"],
+        "input": _input(arguments_of(function["arguments"])),
+    }
 
 
 def _blocks(content: JsonValue) -> list[Block]:
     """Return content as blocks. A text of nothing but blanks is left out: it would be refused."""
     if not isinstance(content, list):
         return [{"type": "text", "text": content}] if content and content.strip() else []
-    blocks = [_block(part) for part in cast("list[dict[str, Any]]", content)]
-    return [block for block in blocks if block.get("type") != "text" or block["text"].strip()]
+    return _sendable([_block(part) for part in cast("list[dict[str, Any]]", content)])
+
+
+def _sendable(blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks without blank texts."""
+    return [dict(block) for block in blocks if block.get("type") != "text" or block["text"].strip()]
 
 
 def _block(part: Mapping[str, Any]) -> Block:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from perdure.backends.completion import CompletionReader
+from perdure.backends.completion import CompletionReader, replay_name
 from perdure.backends.endpoint import Endpoint, stream_headers
 from perdure.backends.protocol import Prompt
 from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, read_answer, request_body
+from perdure.backends.replay import Message, replay_in, without_replay
 from perdure.backends.retry import BackendRetry
 from perdure.core.frames import Frame
 
@@ -30,6 +31,9 @@ class OpenAIBackend:
     connection, or `idle_timeout_ms` (0: never) without a byte, raises. Errors hold neither keys
     nor the query of the address; HTTP clients log addresses, so a key belongs into `api_key` or
     `headers`.
+
+    What a provider wants back with the results of tools (thoughts in the open, signatures of
+    calls) stands in `upstream_end`, and is sent with a message that has it.
 
     `client` replaces the HTTP client (proxies, certificates, transports), keeps no time limit of
     its own, and stays the caller's to close. An instance belongs to one event loop.
@@ -82,7 +86,7 @@ class OpenAIBackend:
         return request_body(
             {
                 "model": prompt.model or self.model,
-                "messages": list(prompt.messages),
+                "messages": [_message(each, replay_name(self.name)) for each in prompt.messages],
                 "stream": True,
                 "stream_options": {"include_usage": True},
                 "tools": list(prompt.tools) or None,
@@ -93,3 +97,14 @@ class OpenAIBackend:
                 **prompt.extra_body,
             }
         )
+
+
+def _message(message: Message, replayed_as: str) -> Message:
+    """Return a message with the fields that this provider once told with it."""
+    told = replay_in(message, replayed_as)
+    [plain] = without_replay([message])
+    calls = cast("list[dict[str, Any]]", plain.get("tool_calls") or [])
+    if len(told) != len(calls) + 1:
+        return plain
+    signed = [{**call, **extra} for call, extra in zip(calls, told[1:], strict=True)]
+    return {**plain, **told[0], "tool_calls": signed}

@@ -9,6 +9,7 @@ from typing import Final
 
 from perdure.backends.fields import arguments_of, count_of, object_of, string_of
 from perdure.backends.provider_error import is_object, provider_error
+from perdure.backends.replay import to_replay
 from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
 from perdure.core import frames
@@ -30,6 +31,11 @@ _COUNTS: Final = {
 _FINISH: Final = {"max_output_tokens": "length"}
 
 
+def replay_name(backend: str) -> str:
+    """Return under which name a backend of responses is given back what it said."""
+    return f"{backend}/responses"
+
+
 class ResponseReader:
     """Reads one response, over as many connections as it takes.
 
@@ -48,7 +54,7 @@ class ResponseReader:
         self._retry_statuses = retry_statuses
         self._finish: str | None = None
         self._failure: BackendTransportError | None = None
-        self._called = False
+        self._items: list[dict[str, JsonValue]] = []
         self._model: str | None = None
         self._counts: dict[str, int] = {}
         self._parser = SSEParser()
@@ -97,7 +103,10 @@ class ResponseReader:
         if self._failure is not None:
             raise self._failure
         assert self._finish is not None
-        yield frames.upstream_end(self._finish)
+        kinds = {item.get("type") for item in self._items}
+        is_wanted = {"reasoning", "function_call"} <= kinds
+        told = to_replay(replay_name(self._backend), self._items) if is_wanted else None
+        yield frames.upstream_end(self._finish, replay=told)
 
     def usage_so_far(self) -> Iterator[Frame]:
         """Yield the usage as far as the provider named it; nothing if it counted no tokens."""
@@ -161,9 +170,9 @@ class ResponseReader:
 
     def _item(self, record: Record) -> Iterator[Frame]:
         item = object_of(record.get("item"))
+        self._items.append(item)
         if item.get("type") != "function_call":
             return
-        self._called = True
         call, name = string_of(item.get("call_id")), string_of(item.get("name"))
         if not call or not name:
             raise ValueError("a call has an id and a name")
@@ -171,7 +180,8 @@ class ResponseReader:
 
     def _completed(self, record: Record) -> Iterator[Frame]:
         self._note(record)
-        self._finish = "tool_calls" if self._called else "stop"
+        is_calling = any(item.get("type") == "function_call" for item in self._items)
+        self._finish = "tool_calls" if is_calling else "stop"
         self.is_over = True
         yield from ()
 

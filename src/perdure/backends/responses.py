@@ -12,7 +12,8 @@ from perdure.backends.endpoint import Answer, Endpoint, stream_headers
 from perdure.backends.openai import BASE_URL
 from perdure.backends.protocol import Prompt
 from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, request_body
-from perdure.backends.response_reader import RESPONSE_ID, ResponseReader
+from perdure.backends.replay import replay_in
+from perdure.backends.response_reader import RESPONSE_ID, ResponseReader, replay_name
 from perdure.backends.retry import BackendRetry
 from perdure.core.effects import random_float
 from perdure.core.frames import Frame
@@ -36,6 +37,9 @@ class OpenAIResponsesBackend:
     that takes over a turn joins its answer, which costs no second call. For that the provider
     keeps each response for some minutes, also where it otherwise would not; to end a call takes
     `cancel`. A prompt's `extra_body` may say `{"background": False}`: then nothing can be joined.
+
+    Where the model thought before it called tools, its output stands in `upstream_end`, and a
+    message that has it is sent as that output.
 
     The arguments are those of OpenAIBackend; `/responses` is appended to `base_url`. Raises
     UsageError for a value that cannot be used.
@@ -147,10 +151,13 @@ class OpenAIResponsesBackend:
             raise
 
     def _body(self, prompt: Prompt) -> bytes:
+        name, is_kept = replay_name(self.name), prompt.extra_body.get("store") is not False
+        told = [_told(replay_in(message, name), is_kept=is_kept) for message in prompt.messages]
+        asked = zip(prompt.messages, told, strict=True)
         return request_body(
             {
                 "model": prompt.model or self.model,
-                "input": [item for message in prompt.messages for item in _items(message)],
+                "input": [item for message, items in asked for item in _items(message, items)],
                 "stream": True,
                 "background": True,
                 "store": True,
@@ -174,15 +181,30 @@ def _response_id(handle: JsonValue) -> str:
 # The chat completions' shape as that of responses.
 
 
-def _items(message: Mapping[str, JsonValue]) -> Iterator[JsonValue]:
+def _told(items: list[dict[str, JsonValue]], *, is_kept: bool) -> list[dict[str, JsonValue]]:
+    """Return what the provider once said, unless it has not kept a thought that it kept secret."""
+    thoughts = (item for item in items if item.get("type") == "reasoning")
+    return items if is_kept or all(item.get("encrypted_content") for item in thoughts) else []
+
+
+def _items(
+    message: Mapping[str, JsonValue], told: Sequence[Mapping[str, JsonValue]]
+) -> Iterator[JsonValue]:
     role, content = message.get("role"), message.get("content")
     if role == "tool":
         called = message.get("tool_call_id")
         yield {"type": "function_call_output", "call_id": called, "output": content}
         return
+    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
+    if told and len(calls) == sum(item.get("type") == "function_call" for item in told):
+        # The calls stand in between as they are answered: their ids may be others by now.
+        ids = (call["id"] for call in calls)
+        for item in told:
+            is_call = item.get("type") == "function_call"
+            yield {**item, "call_id": next(ids)} if is_call else item
+        return
     if content:
         yield {"role": role, "content": _content(role, content)}
-    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
     for call in calls:
         function = call["function"]
         yield {

@@ -123,9 +123,14 @@ def upstream_begin(handle: JsonValue) -> Frame:
     return Frame(0, 0, "upstream_begin", {"handle": handle})
 
 
-def upstream_end(finish: str) -> Frame:
-    """Return the mark that the model's answer is whole; `finish` is the provider's reason."""
-    return Frame(0, 0, "upstream_end", {"finish": finish})
+def upstream_end(finish: str, *, replay: JsonValue = None) -> Frame:
+    """Return the mark that the model's answer is whole; `finish` is the provider's reason.
+
+    `replay` is what the provider wants back with the results of tools. It is for whoever asks
+    again; it is never stored or shown with the frame.
+    """
+    told = {"finish": finish}
+    return Frame(0, 0, "upstream_end", told if replay is None else {**told, "replay": replay})
 
 
 def part_element(frame: Frame) -> dict[str, JsonValue]:

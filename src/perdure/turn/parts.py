@@ -68,6 +68,9 @@ def _checked(frame: Frame) -> Frame:
         raise UsageError("the finish reason of an upstream_end frame must be a str")
     if kind == "usage" and not all(type(data.get(name, 0)) is int for name in _COUNTS):
         raise UsageError("a usage frame counts tokens in integers")
+    if "replay" in data and kind == "upstream_end":
+        # It may be long, and only whoever asks the model again has a use for it.
+        return frame._replace(data={name: data[name] for name in data if name != "replay"})
     return frame
 
 
