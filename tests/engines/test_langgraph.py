@@ -27,6 +27,8 @@ from perdure.encryption import EnvelopeSealer, LocalKeys
 from perdure.engines.langgraph import PerdureSaver
 from perdure.errors import SessionBusyError, UsageError
 from perdure.store.protocol import RunStore
+from perdure.testing import crash_everywhere
+from tests.contract.test_stores import LABS
 from tests.store.d1_server import D1Server
 from tests.store.postgres_server import PostgresServer
 
@@ -206,6 +208,26 @@ async def test_what_is_written_while_a_thread_is_pruned_stays() -> None:
     newest = await other.aget_tuple(generate_config("t"))
     assert newest is not None
     assert newest.metadata["step"] == 29
+
+
+async def test_a_thread_survives_a_crash_at_every_write_of_a_graph_and_of_pruning() -> None:
+    async def scenario(store: RunStore) -> Any:
+        app = graph(PerdureSaver(store), "a", "b")
+        state = await app.aget_state(CONFIG)
+        if not state.values.get("said"):
+            await app.ainvoke(None if state.next else {"said": []}, CONFIG, durability="sync")
+        elif state.next:
+            await app.ainvoke(None, CONFIG, durability="sync")
+        await PerdureSaver(store).aprune(["t"])
+        await app.aupdate_state(CONFIG, {"said": ["c"]}) if len(state.values) < 3 else None
+        await PerdureSaver(store).aprune(["t"])
+        kept = [each async for each in PerdureSaver(store).alist(None)]
+        runs = [run.run_id for run in await store.list_runs() if "#" not in run.run_id]
+        return kept[0].checkpoint["channel_values"]["said"][:2], len(kept), len(runs)
+
+    report = await crash_everywhere(scenario, lambda: LABS["memory"](Path()))
+    assert report.outcome == (["a", "b"], 1, 1)
+    assert len(report.points) > 30
 
 
 async def test_pruned_values_are_gone_from_the_store() -> None:

@@ -20,7 +20,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, Send, interrupt
 
 from perdure import ChatTurnEngine, ChatTurnIdentity, MemoryStore, erase_user, open_store
-from perdure.core.records import StepKind
+from perdure.core.records import StepKind, StepRecord
 from perdure.engines.langgraph import GraphTurns, PerdureSaver
 from perdure.engines.langgraph.nodes import GraphWork
 from perdure.engines.showing import Showing
@@ -203,7 +203,10 @@ async def test_tenants_have_threads_of_their_own_which_go_with_their_user() -> N
 
 
 async def test_nodes_at_once_take_their_positions_in_the_recorded_order() -> None:
-    recorded = ["chat:turn-0", "langgraph: begin", "node b 1", "node a 1", "node c 1"]
+    intents = {2: "node b 1", 4: "node a 1", 5: "node c 1"}
+    recorded = [
+        StepRecord("r", at, intent, "logic", "completed", 1) for at, intent in intents.items()
+    ]
     unused: Any = None
     work = GraphWork(unused, Showing(), unused, {}, recorded)
     order: list[str] = []
@@ -212,8 +215,8 @@ async def test_nodes_at_once_take_their_positions_in_the_recorded_order() -> Non
         await work.its_turn(f"node {name} 1")
         order.append(name)
 
-    await asyncio.gather(*map(take, "xcab"))
-    assert order == ["x", "b", "a", "c"]
+    await asyncio.gather(*map(take, "xcayb"))
+    assert order == ["b", "x", "a", "c", "y"]
 
 
 async def test_a_graph_without_the_checkpointer_is_refused() -> None:

@@ -39,6 +39,7 @@ from perdure import (
     run_durable,
 )
 from perdure.agent.tool_approval import Approval, answer_approval, pending_approvals
+from perdure.durable.worker import Worker
 from perdure.engines.openai_agents import AgentTurns, PerdureSession, run_agent
 from perdure.engines.openai_agents.recording import (
     output_of,
@@ -48,6 +49,8 @@ from perdure.engines.openai_agents.recording import (
 )
 from perdure.errors import UsageError
 from perdure.store.protocol import RunStore
+from perdure.testing import crash_everywhere
+from tests.contract.test_stores import LABS
 from tests.engines.agents_process import FINAL, MANIFEST, noting, payer, run
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +94,38 @@ async def test_a_run_that_is_killed_in_a_tool_asks_no_model_again(tmp_path: Path
     }  # fmt: skip
     assert [step.intent for step in await store.read_steps("pay")] == INTENTS
     await store.close()
+
+
+async def test_a_run_comes_to_the_same_end_wherever_its_process_dies() -> None:
+    async def scenario(store: RunStore) -> Any:
+        return await run(store, payer(lambda _: None)), [
+            step.intent for step in await store.read_steps("pay")
+        ]
+
+    report = await crash_everywhere(scenario, lambda: LABS["memory"](Path()))
+    assert report.outcome == (FINAL, INTENTS)
+    assert len(report.points) > 20
+
+
+async def test_a_human_is_waited_for_by_no_worker_and_the_next_one_asks_no_model_again() -> None:
+    store, agent = MemoryStore(), deleter()
+    model: Any = agent.model
+
+    async def task(context: DurableContext) -> Any:
+        return (await run_agent(context, agent, "Go")).final_output
+
+    worker = Worker(store, tasks={"delete": task})
+    await worker.submit("delete", run_id="r", manifest=MANIFEST)
+    working = asyncio.create_task(worker.run())
+    while (found := await store.read_run("r")) is None or found.state != "waiting":
+        await store.wait_for_change("r", timeout_ms=50)
+    assert len(model.calls) == 1
+    await decide(store, "r")
+    while (found := await store.read_run("r")) is None or found.state != "completed":
+        await store.wait_for_change("r", timeout_ms=50)
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    assert len(model.calls) == 2
 
 
 async def test_a_turn_that_is_killed_in_a_tool_goes_on_with_what_readers_have(

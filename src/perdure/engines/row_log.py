@@ -7,15 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
-from perdure.core.changes import EndRun
 from perdure.core.effects import monotonic_ms, new_token
-from perdure.core.identity import canonical_hash, derive_worker_id
-from perdure.core.limits import ID_BYTES_MAX
-from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.durable.erasing import erase_session, stop_for_good
-from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError, UsageError
+from perdure.engines.log_runs import LogKind, LogRuns
+from perdure.errors import RunNotFoundError
 from perdure.store.protocol import RunStore
 
 MOVED: Final = "moved"
@@ -28,28 +25,9 @@ USED_AGAIN_MS: Final = 24 * 60 * 60 * 1_000
 """So often a process notes that a log is in use, for `collect_garbage`."""
 
 _TOKEN_KEY: Final = "log"
-_PAGE: Final = 200
 
 Entry = dict[str, Any]
 Row = list[Entry]
-
-
-class LogKind(NamedTuple):
-    """What logs are kept for: how their sessions are named, and what their runs say."""
-
-    prefix: str
-    project_id: str
-    intent: str
-
-    def session_id(self, name: str) -> str:
-        """Return the name of a log as a session of the store.
-
-        Where it cannot be part of a name, its hash is.
-        """
-        session_id = f"{self.prefix}:{name}"
-        if session_id.isprintable() and len(session_id.encode()) <= ID_BYTES_MAX - 40:
-            return session_id
-        return f"{self.prefix}:{canonical_hash(name)}"
 
 
 class RowLog:
@@ -72,15 +50,12 @@ class RowLog:
         fold: Callable[[int, Row], None],
         forget: Callable[[], None],
     ) -> None:
-        self.session_id = kind.session_id(name)
         self.next = 1
         self.is_known = False
         """Whether the rows up to `next` have been read."""
         self.lock = asyncio.Lock()
         self._store = store
-        self._kind = kind
-        self._name = name
-        self._owner_id = owner_id
+        self._runs = LogRuns(store, kind, name, owner_id)
         self._fold = fold
         self._forget = forget
         self._generation = 0
@@ -89,7 +64,7 @@ class RowLog:
 
     @property
     def run_id(self) -> str:
-        return _run_id(self.session_id, self._generation)
+        return self._runs.id_of(self._generation)
 
     async def catch_up(self) -> Mapping[int, Row]:
         """Read what others have written since; return the rows, all of them the first time.
@@ -146,7 +121,7 @@ class RowLog:
             return
         self._used_ms = now_ms
         if self.next > 1:
-            await self._take_place(f"{self.run_id}#{self.next}", self.next)
+            await self._runs.begin(f"{self.run_id}#{self.next}", self.next)
 
     async def rewrite(self, kept: Callable[[Mapping[int, Row]], Iterable[Entry]]) -> None:
         """Replace the log by what `kept` returns of its rows; nothing of the rest stays.
@@ -161,28 +136,34 @@ class RowLog:
             if not entries:
                 await self.delete()
                 return
-            old, seal = self.run_id, self.next
-            stale = [run for run in await self._runs() if run != old]
-            generation = await self._begin_generation()
-            new = _run_id(self.session_id, generation)
-            token = await self._token_of(new)
-            for number, row in enumerate(in_rows(entries), start=seal + 1):
-                payload = await self._payload(row, run=new)
-                await self._store.emit_event(new, _key(token, number), payload)
-            if await self._seal(seal, generation):
-                break
-            await self._store.delete(new)
-        for run in (old, *stale):
-            with suppress(UsageError):  # Somebody begins it just now.
-                await self._store.delete(run)
+            stale = [run.run_id for run in await self._runs.all() if run.run_id != self.run_id]
+            generation = await self._runs.begin_next()
+            with suppress(RunNotFoundError):  # Somebody else was faster, and cleans up.
+                if await self._rewritten(entries, generation):
+                    break
+            await self._runs.delete(self._runs.id_of(generation))
+        # The old one at last: as long as it is there it says which one of the others holds.
+        for run_id in (*stale, self.run_id):
+            await self._runs.delete(run_id)
         self._begin(generation)
+
+    async def _rewritten(self, entries: Sequence[Entry], generation: int) -> bool:
+        """Write entries into a new run, and have the log end there; return whether it did."""
+        seal, new = self.next, self._runs.id_of(generation)
+        token = await self._token_of(new)
+        for number, row in enumerate(in_rows(entries), start=seal + 1):
+            payload = await self._payload(row, run=new)
+            await self._store.emit_event(new, _key(token, number), payload)
+        moved: Row = [{MOVED: generation}]
+        is_ours, _ = await self._store.emit_event(self.run_id, _key(self._token, seal), moved)
+        return is_ours
 
     async def delete(self) -> None:
         """Delete the log with all that belongs to it; one that is not there is no error."""
         self.drop()
         with suppress(RunNotFoundError):
             await erase_session(
-                self._store, self.session_id, stop=partial(stop_for_good, self._store)
+                self._store, self._runs.session_id, stop=partial(stop_for_good, self._store)
             )
 
     # Opening.
@@ -198,7 +179,7 @@ class RowLog:
         while True:
             rows = await self._read_all()
             if rows is None:
-                generation = await self._find()
+                generation = await self._runs.oldest()
                 self._begin(generation or 0)
                 if generation is None:
                     break
@@ -225,22 +206,6 @@ class RowLog:
             if token == self._token:
                 rows[int(number)] = _whole(payload, found)
         return rows
-
-    async def _find(self) -> int | None:
-        """Return the generation that holds: the oldest there is, since newer ones may be half."""
-        found = [_generation_of(self.session_id, run) for run in await self._runs()]
-        return min((each for each in found if each is not None), default=None)
-
-    async def _runs(self) -> list[str]:
-        """Return the runs of the session."""
-        found: list[str] = []
-        after: str | None = None
-        while page := await self._store.list_runs(
-            session_id=self.session_id, after=after, limit=_PAGE
-        ):
-            found += [run.run_id for run in page]
-            after = page[-1].run_id
-        return found
 
     # Writing.
 
@@ -274,85 +239,28 @@ class RowLog:
             try:
                 await self._store.emit_event(run or self.run_id, key, piece)
             except RunNotFoundError:
+                if run is not None:
+                    raise
                 await self._create()
                 await self._store.emit_event(self.run_id, key, piece)
         return payload
 
     async def _create(self) -> None:
         """Begin the log's run, or find where it has gone."""
-        generation = await self._find()
+        generation = await self._runs.oldest()
         if generation is not None:
             self._generation = generation
             await self._open()
             return
         self._begin(0)
-        await self._take_place(self.run_id, 0)
+        await self._runs.begin(self.run_id, 0)
         self._token = await self._token_of(self.run_id)
         self.is_known = True
-
-    async def _begin_generation(self) -> int:
-        known = [_generation_of(self.session_id, run) or 0 for run in await self._runs()]
-        generation = max(known, default=0) + 1
-        while not await self._take_place(_run_id(self.session_id, generation), generation):
-            generation += 1
-        return generation
 
     async def _token_of(self, run_id: str) -> str:
         """Return the token of the log in a run, which the first to ask decides."""
         _, event = await self._store.emit_event(run_id, _TOKEN_KEY, new_token())
         return cast("str", event.payload)
-
-    async def _seal(self, number: int, generation: int) -> bool:
-        try:
-            is_ours, _ = await self._store.emit_event(
-                self.run_id, _key(self._token, number), [{MOVED: generation}]
-            )
-        except RunNotFoundError:
-            return False
-        return is_ours
-
-    async def _take_place(self, run_id: str, turn_index: int) -> bool:
-        """Begin and end a run of the session; return whether this call did it."""
-        # Who else begins one just now holds it: then it is there, and takes events.
-        with suppress(LeaseHeldError, SessionBusyError):
-            claim = await self._store.start_or_resume(
-                run_id,
-                RunManifest(
-                    self._kind.project_id,
-                    AgentTaskSpec(self._kind.prefix, self._kind.intent),
-                    input={"name": self._name},
-                ),
-                worker_id=derive_worker_id(),
-                session=SessionKey(
-                    self.session_id, turn_index, owner_id=self._owner_id, parent_run_id=""
-                ),
-            )
-            if claim.lease is not None:
-                await self._store.write(claim.lease, EndRun("completed"))
-                return True
-        return False
-
-
-async def names_of(store: RunStore, kind: LogKind) -> list[str]:
-    """Return the logs of the store's tenant; it looks at every run there is."""
-    found: dict[str, None] = {}
-    after: str | None = None
-    while page := await store.list_runs(after=after, limit=_PAGE):
-        for run in page:
-            if run.project_id == kind.project_id and run.manifest is not None:
-                found[cast("str", run.manifest.input["name"])] = None
-        after = page[-1].run_id
-    return [*found]
-
-
-def _run_id(session_id: str, generation: int) -> str:
-    return f"{session_id}~{generation}"
-
-
-def _generation_of(session_id: str, run_id: str) -> int | None:
-    """Return the generation of a run of the session, None for one that notes a use."""
-    number = run_id.removeprefix(f"{session_id}~")
-    return int(number) if number.isdecimal() else None
 
 
 def _key(token: str, number: int) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from base64 import b64decode, b64encode
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -23,7 +23,7 @@ from langgraph.pregel.main import Pregel  # pyright: ignore[reportMissingTypeStu
 from perdure.core import frames
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import decode_value, encode_value
-from perdure.core.records import JsonValue, StepKind
+from perdure.core.records import JsonValue, StepKind, StepRecord
 from perdure.engines.showing import Showing
 from perdure.errors import NotSerializableError, UsageError
 from perdure.turn.driving import closing
@@ -35,6 +35,12 @@ RUNTIME: Final = "__pregel_runtime"
 SILENT: Final = "nostream"
 """The tag of a model whose tokens LangGraph does not stream either."""
 CUSTOM_FRAME: Final = "custom"
+NODE: Final = "node "
+"""How the intents of nodes begin."""
+FIRST_POSITION: Final = 2
+"""Where the first node is: position 0 is the turn, and 1 its begin."""
+PATIENCE_S: Final = 5.0
+"""So long a node waits for one that took its position before it, in an earlier attempt."""
 
 Graph = Any
 """A compiled graph: LangGraph's own type has four parameters, none of which matters here."""
@@ -52,13 +58,13 @@ class GraphWork:
         showing: Showing,
         serde: SerializerProtocol,
         kinds: Mapping[str, StepKind],
-        recorded: Sequence[str],
+        recorded: Sequence[StepRecord],
     ) -> None:
         self.turn = turn
         self.showing = showing
         self.serde = serde
         self._kinds = kinds
-        self._awaited = [intent for intent in recorded if intent.startswith("node ")]
+        self._slots = _slots(recorded)
         self._moved = asyncio.Event()
 
     @contextmanager
@@ -76,14 +82,31 @@ class GraphWork:
     async def its_turn(self, intent: str) -> None:
         """Wait until all nodes have taken their positions that took theirs before in this turn.
 
-        Nodes at once begin in an order that nothing fixes; the recorded one holds from then on.
+        Nodes at once begin in an order that nothing fixes; the recorded one holds from then on. If
+        another does not come, the code has changed: then the step itself says so.
         """
-        while intent in self._awaited and self._awaited[0] != intent:
-            await self._moved.wait()
-        if intent in self._awaited:
-            self._awaited.pop(0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while not self._fits(intent):
+                    await self._moved.wait()
+        if self._slots:
+            del self._slots[0]
             self._moved.set()
             self._moved = asyncio.Event()
+
+    def _fits(self, intent: str) -> bool:
+        """Return whether the next position is that of the node, as far as the records tell."""
+        if intent in self._slots:
+            return self._slots[0] == intent
+        return not self._slots or self._slots[0] is None
+
+
+def _slots(recorded: Sequence[StepRecord]) -> list[str | None]:
+    """Return what stands at the positions of nodes, in order; None: a step that left no record."""
+    known = {step.step_index: step.intent for step in recorded}
+    nodes = [at for at, intent in known.items() if intent.startswith(NODE)]
+    positions = range(FIRST_POSITION, max(nodes, default=0) + 1)
+    return [known.get(at) for at in positions]
 
 
 def with_steps(graph: Graph) -> Graph:
@@ -133,7 +156,7 @@ class _Node(Runnable[Any, Any]):
         work = _work.get()
         label = _label(self._name, config)
         kind = work.kind_of(self._path())
-        await work.its_turn(f"node {label}")
+        await work.its_turn(NODE + label)
         shown = Showing()
         results: list[JsonValue] = []
 
@@ -152,7 +175,7 @@ class _Node(Runnable[Any, Any]):
             results.append(_output(work.serde, output))
 
         stream = work.turn.stream(
-            f"node {label}", lambda: shown.frames(run()), result=lambda _: results[0], kind=kind
+            NODE + label, lambda: shown.frames(run()), result=lambda _: results[0], kind=kind
         )
         items = aiter(stream)
         async with closing(items):

@@ -23,7 +23,8 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from perdure.engines.langgraph.index import Base, ChannelPath, Held, Place, ThreadIndex
-from perdure.engines.row_log import Entry, LogKind, Row, RowLog
+from perdure.engines.log_runs import LogKind
+from perdure.engines.row_log import Entry, Row, RowLog
 from perdure.store.protocol import RunStore
 
 T = TypeVar("T")
@@ -260,8 +261,12 @@ class _Waiting:
             self.fail(error)
             return False
 
-    def fail(self, error: Exception) -> None:
-        if not self.done.done():
+    def fail(self, error: BaseException) -> None:
+        if self.done.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self.done.cancel()
+        else:
             self.done.set_exception(error)
 
     def end(self) -> None:
@@ -330,9 +335,11 @@ class Thread:
                 batch = self._next_batch()
                 try:
                     await self._log.append(partial(self._row_of, batch))
-                except Exception as error:
+                except BaseException as error:
                     for each in batch:
                         each.fail(error)
+                    if isinstance(error, asyncio.CancelledError):
+                        raise
                 for each in batch:
                     each.end()
 

@@ -19,7 +19,8 @@ from langgraph.checkpoint.base import (
 from perdure.engines.langgraph.configs import FIRST_STEP, SEEN, Config, overtaken, thread_of
 from perdure.engines.langgraph.index import Base, ChannelPath, Place, ThreadIndex
 from perdure.engines.langgraph.thread import THREADS, Assembled, Codec, Thread
-from perdure.engines.row_log import Row, in_rows, names_of
+from perdure.engines.log_runs import names_of
+from perdure.engines.row_log import Row, in_rows
 from perdure.errors import UsageError
 from perdure.store.protocol import RunStore
 

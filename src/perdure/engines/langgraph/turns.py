@@ -80,7 +80,7 @@ class GraphTurns:
 
         base = Base(*await turn.step("langgraph: begin", begin))
         pinned = PinnedSaver(self._saver, threads, base)
-        recorded = [step.intent for step in await threads.store.read_steps(run_id)]
+        recorded = await threads.store.read_steps(run_id)
         showing = Showing()
         work = GraphWork(turn, showing, self._saver.serde, self._kinds, recorded)
         ended: list[StateSnapshot] = []

@@ -8,7 +8,8 @@ from typing import Any, Final
 from agents.items import TResponseInputItem
 from agents.memory import SessionABC, SessionSettings
 
-from perdure.engines.row_log import LogKind, Row, RowLog
+from perdure.engines.log_runs import LogKind
+from perdure.engines.row_log import Row, RowLog
 from perdure.store.protocol import RunStore
 
 SESSIONS: Final = LogKind(
