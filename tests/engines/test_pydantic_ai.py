@@ -309,3 +309,26 @@ async def test_toolsets_that_are_made_for_a_run_are_discovered_once() -> None:
         "a__dynamic_toolset__found.call_tool:look #1.1",
         "a__dynamic_toolset__found.get_tools #2", "a__model.request #2",
     ]  # fmt: skip
+
+
+async def test_a_server_of_tools_is_asked_once_for_each_call(tmp_path: Path) -> None:
+    pytest.importorskip("fastmcp", reason="fastmcp-slim is not installed")
+    from fastmcp.client.transports import StdioTransport
+    from pydantic_ai.mcp import MCPToolset
+
+    store, notes = MemoryStore(), tmp_path / "notes.txt"
+    words = ["-m", "tests.engines.mcp_server", str(notes)]
+    server = MCPToolset(StdioTransport(sys.executable, words, cwd=str(ROOT)), id="places")
+    agent = Agent(
+        answers(("look", {"where": "here"}), "Fine."),
+        name="a",
+        toolsets=[server],
+        capabilities=[PerdureDurability()],
+    )
+    for _ in range(2):
+        assert (await asked(store, agent)).result == "Fine."
+    assert notes.read_text() == "look here\n"
+    assert await intents(store) == [
+        "a__mcp_server__places.get_tools #1", "a__model.request #1",
+        "a__mcp_server__places.call_tool:look #1.1", "a__model.request #2",
+    ]  # fmt: skip

@@ -39,6 +39,7 @@ LAST_LINES = {
         "1 look, 2 answers begun, and the thread: 24 degrees in Faro. Go there."
     ),
     "24_openai_agents": "4 model calls and 3 tool calls in two attempts",
+    "25_pydantic_ai": "3 model calls and 3 tool calls in two attempts",
 }
 """What the last line of each example says: the fact that it is there to show."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pydantic_ai import CustomEvent, DeferredToolRequests, DeferredToolResults, RunContext
 from pydantic_ai.agent import EventStreamHandler
@@ -33,6 +33,18 @@ from perdure.engines.pydantic_ai.operations import (
 )
 from perdure.engines.pydantic_ai.shown import done_in, tapped
 from perdure.engines.pydantic_ai.work import current_work
+
+_OVERRIDDEN: Final = (
+    "_bind_to_agent", "_dispatch_event_stream_event", "_model_stream_event_handler"
+)  # fmt: skip
+"""What is Pydantic AI's for engines, but not in the list of its public names."""
+
+for _name in _OVERRIDDEN:
+    if not hasattr(BaseDurabilityCapability, _name):
+        raise ImportError(
+            f"this version of Pydantic AI has no {_name}, without which events are lost: "
+            "pip install -U 'perdure[pydantic-ai]'"
+        )
 
 
 class PerdureDurability(BaseDurabilityCapability[AgentDepsT]):
