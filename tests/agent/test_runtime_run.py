@@ -20,7 +20,8 @@ from perdure.agent.stored_rows import DurableRunRows
 from perdure.agent.stream_events import FinalEvent, LlmCallEvent, TextDeltaEvent
 from perdure.core.records import AgentTaskSpec
 from perdure.core.wire import to_wire
-from perdure.errors import RuntimeRunStateError, ValidationError
+from perdure.durable.erasing import erase_user
+from perdure.errors import RunNotFoundError, RuntimeRunStateError, ValidationError
 from perdure.observe.prices import ModelPrice, PriceList
 from perdure.store.ledger import UsageSum
 from perdure.store.opening import open_store
@@ -219,6 +220,27 @@ async def test_10_r5_rows_live_in_the_database_of_the_runs(url: str, tmp_path: P
     await run.persist()
     await run.persist({"route": "chat"})
     assert await rows.get("intake:1") == run.to_row({"route": "chat"})
+    await store.close()
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:{}/runs.db", "file:{}/runs"])
+async def test_rows_of_somebody_else_are_not_there(url: str, tmp_path: Path) -> None:
+    store = await open_store(url.format(tmp_path))
+    hers = DurableRunRows(store, owner_id="ada")
+    run = started(adapter=hers, id="intake:1")
+    run.complete("completed")
+    await run.persist()
+    for owner_id in ("bob", None):
+        other = DurableRunRows(store, owner_id=owner_id)
+        assert await other.get("intake:1") is None
+        with pytest.raises(RunNotFoundError):
+            await other.upsert(run.to_row({"by": "another"}))
+    assert await DurableRunRows(store.for_tenant("acme"), owner_id="ada").get("intake:1") is None
+    await run.persist({"again": 1})
+    assert await hers.get("intake:1") == run.to_row({"again": 1})
+    await erase_user(store, "ada")
+    assert await hers.get("intake:1") is None
+    assert await store.list_runs() == []
     await store.close()
 
 

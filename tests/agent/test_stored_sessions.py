@@ -12,6 +12,7 @@ from perdure.agent.session_life import SessionChoice
 from perdure.agent.sessions import new_session
 from perdure.agent.stored_sessions import DurableSessionStore, stored_name
 from perdure.agent.stream import run_agent_task_stream
+from perdure.agent.stream_events import TextDeltaEvent
 from perdure.agent.stream_frames import AgentTaskProducer
 from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.durable.erasing import erase_session, erase_user
@@ -115,9 +116,24 @@ async def test_a_session_whose_process_died_as_it_was_taken_up_can_be_used_and_d
 
 async def test_a_session_of_somebody_else_cannot_be_used(store: RunStore) -> None:
     await use(DurableSessionStore(store, owner_id="ada"))
-    other = DurableSessionStore(store, owner_id="bob")
-    with pytest.raises(RunNotFoundError):
-        await other.put(new_session("played", session_id="s-1"))
+    session = new_session("played", session_id="s-1")
+    details = await store.read_details("agent-session:s-1")
+    for owner_id in ("bob", None):
+        other = DurableSessionStore(store, owner_id=owner_id)
+        for use_it in (
+            other.get("s-1"),
+            other.list_events("s-1"),
+            other.append_event("s-1", TextDeltaEvent(text="x")),
+            other.put(session),
+            other.put_if(session, None),
+            other.delete("s-1"),
+        ):
+            with pytest.raises(RunNotFoundError):
+                await use_it
+    assert await store.read_details("agent-session:s-1") == details
+    hers = DurableSessionStore(store, owner_id="ada")
+    assert await hers.get("s-1") is not None
+    assert await hers.delete("s-1")
 
 
 # Sessions of chats.

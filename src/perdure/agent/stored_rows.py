@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final
 
+from perdure.agent.kept_runs import is_there_for, keep_run
 from perdure.agent.runtime_run import RuntimeRunRow
-from perdure.core.records import AgentTaskSpec, RunManifest
+from perdure.core.identity import canonical_hash
+from perdure.core.limits import ID_BYTES_MAX
+from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.core.wire import from_wire, to_wire
-from perdure.durable.context import DurableContext
-from perdure.durable.runner import run_durable
-from perdure.errors import LeaseHeldError, RunNotFoundError
+from perdure.errors import RunNotFoundError
 from perdure.store.protocol import RunStore
 
 RUN_PREFIX: Final = "agent-run:"
@@ -24,36 +24,43 @@ class DurableRunRows:
 
     Each row is a run of its own (`agent-run:<id>`). A row that is written again stands behind
     the earlier one, and counts in its place.
+
+    Rows belong to the store's tenant (`store.for_tenant`), and to `owner_id` if one is given: then
+    `erase_user` deletes them, and to every other owner there is no such row.
     """
 
-    def __init__(self, store: RunStore) -> None:
+    def __init__(self, store: RunStore, *, owner_id: str | None = None) -> None:
         self._store = store
+        self._owner_id = owner_id
 
     async def upsert(self, row: RuntimeRunRow) -> None:
-        """Keep the row, in place of what was kept under its id."""
+        """Keep the row, in place of what was kept under its id.
+
+        Raises RunNotFoundError for an id whose row belongs to another owner.
+        """
         run_id, wire = RUN_PREFIX + row.id, to_wire(row)
-        task = AgentTaskSpec(row.task_id, "Keep the row of a run of an agent")
-        # Who else writes it for the first time holds its lease: then it is there.
-        with suppress(LeaseHeldError):
-            await run_durable(
-                self._store,
-                run_id=run_id,
-                manifest=RunManifest("agent-runs", task),
-                task=_nothing,
-            )
+        if not await is_there_for(self._store, run_id, self._owner_id):
+            task = AgentTaskSpec(row.task_id, "Keep the row of a run of an agent")
+            manifest = RunManifest("agent-runs", task)
+            await keep_run(self._store, run_id, manifest, session=self._session(run_id))
         number = len((await self._store.read_details(run_id)).events) + 1
         while not (await self._store.emit_event(run_id, _KEY.format(number), wire))[0]:
             number += 1
 
     async def get(self, id: str) -> RuntimeRunRow | None:
         """Return the row of the run, or None."""
+        run_id = RUN_PREFIX + id
         try:
-            events = (await self._store.read_details(RUN_PREFIX + id)).events
+            await is_there_for(self._store, run_id, self._owner_id)
+            events = (await self._store.read_details(run_id)).events
         except RunNotFoundError:
             return None
         newest = max(events, key=lambda event: event.key, default=None)
         return None if newest is None else from_wire(RuntimeRunRow, newest.payload)
 
-
-async def _nothing(context: DurableContext) -> None:
-    """A run that keeps a row has nothing to do."""
+    def _session(self, run_id: str) -> SessionKey | None:
+        if self._owner_id is None:
+            return None
+        fits = len(run_id.encode()) <= ID_BYTES_MAX
+        name = run_id if fits else RUN_PREFIX + canonical_hash(run_id)
+        return SessionKey(name, 0, owner_id=self._owner_id)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
+from perdure.agent.kept_runs import is_there_for, keep_run
 from perdure.agent.sessions import RuntimeSession
 from perdure.agent.stream_events import (
     ReasoningDeltaEvent,
@@ -15,14 +15,13 @@ from perdure.agent.stream_events import (
     event_from_wire,
     event_to_wire,
 )
-from perdure.core.changes import EndRun
-from perdure.core.identity import canonical_hash, derive_worker_id
+from perdure.core.identity import canonical_hash
 from perdure.core.limits import ID_BYTES_MAX
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, SessionKey
 from perdure.core.secret import Secret
 from perdure.core.wire import from_wire, to_wire
 from perdure.durable.erasing import erase_session, stop_for_good
-from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError, UsageError
+from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.protocol import RunStore
 
 RUN_PREFIX: Final = "agent-session:"
@@ -53,7 +52,8 @@ class DurableSessionStore:
     To the store of runs it is a session of the same name, `agent-session:<id>`, with one turn for
     each time that it was begun or resumed: `collect_garbage` deletes it as a whole once it was
     not used for as long as runs are kept, `erase_session` by its name, and `erase_user` with all
-    that belongs to `owner_id`. One that belongs to another owner raises RunNotFoundError.
+    that belongs to `owner_id`. Whatever is asked of one that belongs to another owner raises
+    RunNotFoundError; one without an owner is open to everybody in the tenant.
 
     Reading costs as much as the session is long. `delete` forgets a session.
     """
@@ -160,9 +160,17 @@ class DurableSessionStore:
 
     async def _place(self, session_id: str) -> _Place:
         beside = self._beside
-        if beside is not None and await self._store.read_run(beside) is not None:
+        # Whoever was given the run by name has it; where an owner is named too, it must be that.
+        if beside is not None and await self._has_run(beside):
             return _Place(beside, f"{RUN_PREFIX}{canonical_hash(session_id)[:16]}:")
-        return _Place(RUN_PREFIX + session_id, "entry:")
+        run_id = RUN_PREFIX + session_id
+        await is_there_for(self._store, run_id, self._owner_id)
+        return _Place(run_id, "entry:")
+
+    async def _has_run(self, run_id: str) -> bool:
+        if self._owner_id is None:
+            return await self._store.read_run(run_id) is not None
+        return await is_there_for(self._store, run_id, self._owner_id)
 
     async def _entries(self, place: _Place) -> list[tuple[int, Entry]]:
         try:
@@ -197,16 +205,12 @@ class DurableSessionStore:
     async def _take_place(self, session_id: str, turn_index: int) -> None:
         """Begin and end a run that stands for a use of the session, the first one for its log."""
         mark = f"#{turn_index}" if turn_index else ""
-        # Who else begins it just now holds it: then it is there, and takes events.
-        with suppress(LeaseHeldError, SessionBusyError):
-            claim = await self._store.start_or_resume(
-                f"{RUN_PREFIX}{session_id}{mark}",
-                RunManifest("agent-sessions", AgentTaskSpec(session_id, _INTENT)),
-                worker_id=derive_worker_id(),
-                session=SessionKey(stored_name(session_id), turn_index, owner_id=self._owner_id),
-            )
-            if claim.lease is not None:
-                await self._store.write(claim.lease, EndRun("completed"))
+        await keep_run(
+            self._store,
+            f"{RUN_PREFIX}{session_id}{mark}",
+            RunManifest("agent-sessions", AgentTaskSpec(session_id, _INTENT)),
+            session=SessionKey(stored_name(session_id), turn_index, owner_id=self._owner_id),
+        )
 
 
 def stored_name(session_id: str) -> str:
