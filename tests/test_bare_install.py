@@ -86,6 +86,7 @@ asyncio.run(main())
         ("perdure.engines.langgraph", "langgraph"),
         ("perdure.engines.openai_agents", "openai-agents"),
         ("perdure.engines.pydantic_ai", "pydantic-ai"),
+        ("perdure.engines.restate", "restate"),
         ("perdure.store.sql.postgres.driver", "postgres"),
         ("perdure.web.app", "serve"),
         ("perdure.web.fastapi", "fastapi"),

@@ -27,7 +27,10 @@ class RestateServer(NamedTuple):
     def register(self, uri: str) -> None:
         """Tell it of an address where handlers are served, and wait until it knows them."""
         body = {"uri": uri, "force": True}
-        httpx2.post(f"{self.admin}/deployments", json=body, timeout=20).raise_for_status()
+        deadline = time.monotonic() + _DEADLINE_S
+        while not httpx2.post(f"{self.admin}/deployments", json=body, timeout=20).is_success:
+            assert time.monotonic() < deadline, f"nobody serves handlers at {uri}"
+            time.sleep(0.05)
 
     def call(self, path: str, argument: Any = None, *, timeout_s: float = 60) -> httpx2.Response:
         """Call a handler and wait for its answer."""
@@ -43,6 +46,18 @@ class RestateServer(NamedTuple):
         """Wait for the answer of an invocation."""
         url = f"{self.ingress}/restate/invocation/{invocation}/attach"
         return httpx2.get(url, timeout=timeout_s)
+
+    def wait_until(self, invocation: str, status: str) -> None:
+        """Return once an invocation has this status."""
+        query = {"query": f"SELECT status FROM sys_invocation WHERE id = '{invocation}'"}
+        accept = {"accept": "application/json"}
+        rows: list[Any] = []
+        deadline = time.monotonic() + _DEADLINE_S
+        while [row["status"] for row in rows] != [status]:
+            assert time.monotonic() < deadline, f"{invocation} does not get {status}: {rows}"
+            time.sleep(0.05)
+            answer = httpx2.post(f"{self.admin}/query", json=query, headers=accept, timeout=20)
+            rows = answer.raise_for_status().json()["rows"]
 
     def cancel(self, invocation: str) -> None:
         url = f"{self.admin}/invocations/{invocation}/cancel"
@@ -67,6 +82,7 @@ def running_restate(folder: Path) -> Iterator[RestateServer]:
         "RESTATE_ADMIN__BIND_ADDRESS": f"127.0.0.1:{admin}",
         "RESTATE_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
+        "RESTATE_WORKER__INVOKER__INACTIVITY_TIMEOUT": "1s",
         "RESTATE_ROCKSDB_TOTAL_MEMORY_SIZE": "256 MiB",
     }
     command = [str(program), "--no-logo", "--base-dir", str(folder / "data"), "--node-name", "n1"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ from perdure import ChatTurnEngine, open_store
 from perdure.errors import RunNotFoundError
 from perdure.turn.identity import ChatTurnIdentity
 from tests.engines.restate_crew import Workers
-from tests.engines.restate_server import running_restate
+from tests.engines.restate_server import free_ports, running_restate
 from tests.engines.restate_worker import PIECES
 from tests.node_packages import need_node_packages
 
@@ -162,6 +165,17 @@ async def test_cancelling_the_invocation_ends_a_task(workers: Workers, tmp_path:
     assert answer.status_code == 409
 
 
+async def test_a_task_that_waits_is_suspended_and_holds_no_worker(workers: Workers) -> None:
+    since = len(workers.asked())
+    invocation = workers.server.send("task/t7/run", {"wait": True})
+    await asyncio.to_thread(workers.server.wait_until, invocation, "suspended")
+    event = {"key": "go", "payload": 1}
+    await asyncio.to_thread(workers.server.call, "task/t7/emit", event)
+    answer = await asyncio.to_thread(workers.server.attach, invocation)
+    assert answer.json()["both"] == ["done", "done", 1, "await_event_timeout"]
+    assert len(workers.asked(since=since)) == 7
+
+
 # Turns.
 
 
@@ -263,6 +277,51 @@ async def test_cancelling_the_invocation_stops_the_turn(
     assert answer.json()["state"] == "stopped"
     assert events[-1]["type"] == "session.run.stopped"
     assert seen_text(events).startswith("plain0 plain1 plain2 plain3 ")
+
+
+# The example of the guide.
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLE = ROOT / "examples" / "restate"
+
+
+def test_the_guide_shows_the_worker_of_the_example_as_it_is() -> None:
+    guide = ROOT / "docs" / "guides" / "engine-restate.md"
+    assert (EXAMPLE / "worker.py").read_text("utf-8") in guide.read_text("utf-8")
+
+
+def test_the_example_answers_behind_an_approval_and_runs_its_task(
+    workers: Workers, tmp_path: Path
+) -> None:
+    server = workers.server
+    [port] = free_ports(1)
+    environment = {
+        **os.environ,
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'example.db'}",
+        "RESTATE_INGRESS": server.ingress,
+    }
+    command = [sys.executable, str(EXAMPLE / "worker.py"), f"127.0.0.1:{port}"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as worker:
+        try:
+            server.register(f"http://127.0.0.1:{port}")
+            told = subprocess.run(
+                [sys.executable, "-W", "error", str(EXAMPLE / "ask.py")],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            )
+            assert "Ben agrees" in told.stdout
+            assert "session.run.completed" in told.stdout
+            event = {"key": "confirmed", "payload": True}
+            server.call("onboard/ann/emit", event).raise_for_status()
+            task = server.call("onboard/ann/run", {"name": "Ann"})
+            assert task.json() == {"account": "account of Ann", "confirmed": True}
+        finally:
+            worker.kill()
+            # Both serve a chat, and the newest address counts.
+            server.register(workers.uri)
 
 
 async def _all(events: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
