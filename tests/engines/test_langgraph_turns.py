@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from perdure.engines.langgraph.nodes import GraphWork
 from perdure.engines.showing import Showing
 from perdure.errors import UsageError
 from perdure.store.protocol import RunStore
+from perdure.testing import crash_everywhere
+from tests.contract.test_stores import LABS
 from tests.engines.graph_process import FINAL, graph_turns, noting
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +110,25 @@ async def test_a_killed_node_alone_runs_again_and_a_reader_goes_on(tmp_path: Pat
     ]  # fmt: skip
     await engine.aclose()
     await store.close()
+
+
+async def test_turn_and_thread_come_to_the_same_end_wherever_the_process_dies() -> None:
+    async def scenario(store: RunStore) -> Any:
+        turns = graph_turns(store, lambda _: None)
+        engine = ChatTurnEngine(store, produce=turns, name="graph", recover=False)
+        await told(engine, 0, "Look and listen")
+        await engine.aclose()
+        run = (await store.list_runs(session_id="s", with_answer=True))[0]
+        answer: Any = run.answer
+        kept = [each async for each in PerdureSaver(store).alist(None)]
+        said = [each.content for each in kept[0].checkpoint["channel_values"]["messages"]]
+        return run.state, answer["finalText"], len(kept), said
+
+    report = await crash_everywhere(scenario, lambda: LABS["memory"](Path()))
+    said = ["Look and listen", "Looked. ", "Answered twice."]
+    assert report.outcome == ("completed", FINAL, 1, said)
+    assert len(report.points) > 30
+    gc.collect()  # What the crashes left is told of here, not at the end of all tests.
 
 
 async def test_the_next_message_answers_what_the_graph_asked() -> None:

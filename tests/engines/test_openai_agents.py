@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import subprocess
@@ -105,6 +106,24 @@ async def test_a_run_comes_to_the_same_end_wherever_its_process_dies() -> None:
     report = await crash_everywhere(scenario, lambda: LABS["memory"](Path()))
     assert report.outcome == (FINAL, INTENTS)
     assert len(report.points) > 20
+
+
+@pytest.mark.campaign
+async def test_a_turn_and_its_session_come_to_the_same_end_wherever_the_process_dies() -> None:
+    async def scenario(store: RunStore) -> Any:
+        effects: Any = dict.fromkeys(("look", "listen", "pay"), "idempotent")
+        turns = AgentTurns(payer(lambda _: None), store=store, effects=effects)
+        engine = ChatTurnEngine(store, produce=turns, name="agents", recover=False)
+        await told(engine, 0, "Pay the bill")
+        await engine.aclose()
+        found = (await store.list_runs(session_id="s", with_answer=True))[0]
+        answer: Any = found.answer
+        return found.state, answer["finalText"], len(await PerdureSession(store, "s").get_items())
+
+    report = await crash_everywhere(scenario, lambda: LABS["memory"](Path()))
+    assert report.outcome == ("completed", f"I pay it. {FINAL}", 9)
+    assert len(report.points) > 50
+    gc.collect()  # What the crashes left is told of here, not at the end of all tests.
 
 
 async def test_a_human_is_waited_for_by_no_worker_and_the_next_one_asks_no_model_again() -> None:
