@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.conformance.capabilities import Capability
 from langgraph.checkpoint.conformance.report import CapabilityReport, ProgressCallbacks
@@ -18,6 +19,7 @@ from langgraph.checkpoint.conformance.test_utils import (
     generate_config,
     generate_metadata,
 )
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
@@ -247,6 +249,39 @@ async def test_pruned_values_are_gone_from_the_store() -> None:
     kept = str([each async for each in PerdureSaver(store).alist(None)])
     assert "harmless" in kept
     assert "hunter2" not in kept
+
+
+def appended(old: list[str], writes: list[list[str]]) -> list[str]:
+    return [*old, *(word for write in writes for word in write)]
+
+
+class Deltas(TypedDict):
+    said: Annotated[list[str], DeltaChannel(appended, list, snapshot_frequency=5)]
+
+
+def two_at_once(saver: Any) -> Any:
+    """Return a graph of two nodes at once, whose words are kept as deltas."""
+    builder = StateGraph(Deltas)
+    for name in ("a", "b"):
+        builder.add_node(name, lambda state, name=name: {"said": [f"{name}{len(state['said'])}"]})
+        builder.add_edge(START, name)
+    return builder.compile(checkpointer=saver)
+
+
+@pytest.mark.parametrize("durability", ["async", "exit"])
+async def test_delta_channels_are_put_together_again_and_survive_pruning(durability: str) -> None:
+    store, other = MemoryStore(), InMemorySaver()
+    kept: list[int] = []
+    for turn in range(4):
+        given: Any = {"said": [f"in{turn}"]}
+        expected = await two_at_once(other).ainvoke(given, CONFIG, durability=durability)
+        got = await two_at_once(PerdureSaver(store)).ainvoke(given, CONFIG, durability=durability)
+        assert got == expected
+        await PerdureSaver(store).aprune(["t"])
+        state = await two_at_once(PerdureSaver(store)).aget_state(CONFIG)
+        assert state.values == expected
+        kept.append(len([each async for each in PerdureSaver(store).alist(CONFIG)]))
+    assert 1 < max(kept) < 8
 
 
 async def test_threads_belong_to_tenants_and_to_users() -> None:

@@ -30,6 +30,7 @@ from perdure.store.protocol import RunStore
 from perdure.testing import crash_everywhere
 from tests.contract.test_stores import LABS
 from tests.engines.graph_process import FINAL, graph_turns, noting
+from tests.engines.test_langgraph import two_at_once
 
 ROOT = Path(__file__).parents[2]
 THREAD: Any = {"configurable": {"thread_id": "s"}}
@@ -192,6 +193,20 @@ async def test_nodes_that_are_sent_route_and_belong_to_subgraphs_are_steps_too()
         "langgraph: begin", "node plan 1", "node word 2/0", "node word 2/1",
         "node outer 3:deep 1", "langgraph: save",
     ]  # fmt: skip
+    await engine.aclose()
+
+
+async def test_a_turn_goes_on_from_delta_channels_too() -> None:
+    store = MemoryStore()
+    turns = GraphTurns(
+        two_at_once(PerdureSaver(store)),
+        input_of=lambda turn, state: {"said": [turn.user_message]},
+    )
+    engine = ChatTurnEngine(store, produce=turns, name="g")
+    for number in range(4):
+        await told(engine, number, f"in{number}")
+    state = await two_at_once(PerdureSaver(store)).aget_state(THREAD)
+    assert state.values["said"][-3:] == ["in3", "a10", "b10"]
     await engine.aclose()
 
 
