@@ -21,6 +21,7 @@ from pydantic_ai import (
     TextPart,
     ToolCallPart,
 )
+from pydantic_ai.capabilities import ModelFallback
 from pydantic_ai.exceptions import ModelRetry
 from pydantic_ai.messages import ToolReturnPart
 from pydantic_ai.models.function import FunctionModel
@@ -37,7 +38,7 @@ from perdure import (
 )
 from perdure.durable.scope import current_step
 from perdure.engines.pydantic_ai import AgentTurns, PerdureDurability, durably
-from perdure.errors import UsageError
+from perdure.errors import StepFailedError, UsageError
 from tests.engines.scripted_agents import answers, asked, durable, intents, told
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +279,28 @@ async def test_a_failed_request_is_made_again_by_no_one_unless_told() -> None:
     assert (await asked(store, again)).result == "There."
     usage = (await store.read_details("r")).usage
     assert [row.tokens_out is None for row in usage] == [True, True, False]
+
+
+async def test_an_agent_falls_back_behind_a_failed_step_in_every_attempt_alike() -> None:
+    calls, second = Counter[str](), answers("Second.")
+
+    def failing(messages: Any, _: Any) -> ModelResponse:
+        calls["first"] += 1
+        raise ConnectionError("no route")
+
+    agent = Agent(
+        FunctionModel(failing),
+        name="a",
+        capabilities=[
+            PerdureDurability(models={"second": second}),
+            ModelFallback(second, fallback_on=(StepFailedError,)),
+        ],
+    )
+    store = MemoryStore()
+    for _ in range(2):
+        assert (await asked(store, agent)).result == "Second."
+    assert calls == {"first": 1}
+    assert await intents(store) == ["a__model.request #1", "a__model.request.second #2"]
 
 
 async def test_toolsets_that_are_made_for_a_run_are_discovered_once() -> None:
