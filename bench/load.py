@@ -39,6 +39,7 @@ RAMP_MS: Final = 8
 """One turn is begun so long after the other, so that their tokens do not come at one moment."""
 SETTLE_S: Final = 1
 START_S: Final = 30
+_ACCEPTED: Final = (b"200", b"201")
 RAW: Final = "straight from the generator"
 OURS: Final = "perdure serve"
 
@@ -122,18 +123,15 @@ async def _measure(
     for index in range(asked.turns):
         askers.append(await watch(places[index % len(places)], posting(f"s{index}")))
         await asyncio.sleep(RAMP_MS / 1e3)
+    await _all_spoke(askers)
     readers: list[Watcher] = []
     for index in range(asked.readers if side == OURS else 0):
         # With two processes every other reader asks the one that does not answer the turn.
         place = places[(index + index // asked.turns) % len(places)]
         readers.append(await watch(place, following(f"s{index % asked.turns}")))
     everybody = [*askers, *readers]
+    await _all_spoke(readers)
     await asyncio.sleep(SETTLE_S)
-    refused = [each.status for each in everybody if each.status not in (b"200", b"201", b"202")]
-    if refused:
-        raise RuntimeError(
-            f"{len(refused)} of {len(everybody)} streams were answered {refused[0]!r}"
-        )
     for each in everybody:
         each.begin()
     began, spent, own = time.perf_counter(), _cpu_s(processes), time.process_time()
@@ -149,8 +147,8 @@ async def _measure(
     cut = sum(each.is_cut for each in everybody)
     for each in everybody:
         each.leave()
-    if cut or len(firsts) < len(everybody):
-        raise RuntimeError(f"{cut} streams were cut, {len(everybody) - len(firsts)} had no token")
+    if cut:
+        raise RuntimeError(f"{cut} of {len(everybody)} streams were cut")
     return Loaded(
         side=side,
         turns=asked.turns,
@@ -169,6 +167,20 @@ async def _measure(
         arrived_percent=100 * tokens / (len(everybody) * took * 1e3 / asked.token_ms),
         client_percent=100 * own / took,
     )
+
+
+async def _all_spoke(watchers: Sequence[Watcher]) -> None:
+    """Return when each has had a token. Raises RuntimeError for one that is refused, or waits."""
+    until = time.monotonic() + START_S
+    while any(each.first_ms is None for each in watchers):
+        refused = [each.status for each in watchers if each.status not in (b"", *_ACCEPTED)]
+        if refused:
+            raise RuntimeError(
+                f"{len(refused)} of {len(watchers)} streams were answered {refused[0].decode()}"
+            )
+        if time.monotonic() > until:
+            raise RuntimeError("not every stream has had a token by now")
+        await asyncio.sleep(0.02)
 
 
 def _at(values: Sequence[float], share: float) -> float:

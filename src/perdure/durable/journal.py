@@ -269,8 +269,11 @@ class Journal:
 
     async def _flush(self) -> None:
         try:
+            # What is appended in the same breath goes along, and an end takes everything along.
+            await asyncio.sleep(0)
             while self._pending and not self._attempt.is_over:
-                await self.write()
+                # This task is the journal's own: there is no caller who could be cancelled.
+                await self._write(())
                 if not self._is_pressing():
                     break
         except LeaseLostError:

@@ -31,7 +31,7 @@ class Ring:
         self._frames: deque[Frame] = deque()
         self._weights: deque[int] = deque()
         self._bytes = 0
-        self._news = asyncio.Event()
+        self._waiting: set[asyncio.Future[bool]] = set()
 
     @property
     def last_seq(self) -> int:
@@ -63,12 +63,16 @@ class Ring:
 
     async def wait(self, timeout_ms: float) -> bool:
         """Wait for news; False when none came in time."""
+        # Every reader comes here for every token: a time limit around it would cost as much again.
+        loop = asyncio.get_running_loop()
+        news: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(timeout_ms / 1_000, _tell, news, False)
+        self._waiting.add(news)
         try:
-            async with asyncio.timeout(timeout_ms / 1_000):
-                await self._news.wait()
-        except TimeoutError:
-            return False
-        return True
+            return await news
+        finally:
+            timer.cancel()
+            self._waiting.discard(news)
 
     def check_room(self) -> None:
         """Raise TooManyReadersError if no further reader may enter."""
@@ -91,5 +95,11 @@ class Ring:
             self._first_seq += 1
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news.clear()
+        waiting, self._waiting = self._waiting, set()
+        for news in waiting:
+            _tell(news, True)
+
+
+def _tell(news: asyncio.Future[bool], came: bool) -> None:
+    if not news.done():
+        news.set_result(came)
