@@ -80,6 +80,8 @@ class Model:
         )
         same = [await ctx.now(), await ctx.uuid(), await ctx.random()]
         again = await ctx.step("same", lambda: self.noted("same", same))
+        emitted = [await ctx.emit_event("own", 1), await ctx.emit_event("own", 2)]
+        emitted.append(await ctx.await_event("own"))
         await ctx.sleep(20)
         if wanted.get("wait"):
             both.append(await ctx.await_event("go", timeout_ms=20_000))
@@ -94,7 +96,8 @@ class Model:
             both.append(hung)
         if wanted.get("fail"):
             await ctx.step("broken", self._broken)
-        return {"run": ctx.run_id, "first": first, "flaky": flaky, "both": both, "same": again}
+        done = {"first": first, "flaky": flaky, "both": both}
+        return {"run": ctx.run_id, **done, "same": again == same, "emitted": emitted}
 
     async def count(self, ctx: DurableContext) -> dict[str, float]:
         """Take so many steps that do nothing, and return how long each took."""

@@ -89,6 +89,7 @@ async def test_a_task_does_everything_by_restates_own_primitives(workers: Worker
     assert told["run"] == "t1"
     assert told["flaky"] == "third time"
     assert told["both"] == ["done", "done", "await_event_timeout"]
+    assert told["emitted"] == [True, False, 1]
     asked = [what for _, what in workers.asked(since=since)]
     assert asked[:4] + asked[6:] == ["first", "flaky", "flaky", "flaky", "same"]
     assert set(asked[4:6]) == {"left", "right"}
@@ -134,7 +135,11 @@ async def test_a_task_whose_worker_is_killed_goes_on_in_another_one_from_the_ste
     gate.touch()
     workers.start(1)
     answer = await asyncio.to_thread(workers.server.attach, invocation)
-    assert answer.json()["both"][-1] == "went on"
+    told = answer.json()
+    assert told["both"][-1] == "went on"
+    # What was drawn before the crash is drawn again by nobody.
+    assert told["same"]
+    assert told["emitted"] == [True, False, 1]
     asked = workers.asked(since=since)
     assert [what for _, what in asked].count("first") == 1
     assert [what for _, what in asked].count("hang") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from datetime import timedelta
@@ -21,10 +22,14 @@ try:
 except ImportError as error:
     raise ImportError("Restate needs its SDK: pip install 'perdure[restate]'") from error
 
+logger = logging.getLogger("perdure.engines")
+
 T = TypeVar("T")
 
 CONFLICT: Final = 409
 """The status by which Restate says that a call was cancelled, or that a workflow ran before."""
+_REST_MS: Final = 15_000
+"""How long what is cancelled may take to clean up, and a turn to give its lease back."""
 _SETTLING: Final = 16
 """Rounds of the event loop in which a task that replays asks for what it goes on with."""
 _WAKE: Final[RestateEvent] = {"type": "restate.run_completed", "data": None}
@@ -75,11 +80,15 @@ class RestateCalls:
                     if error.status_code != CONFLICT:
                         raise
                     await on_cancel()
-                    await asyncio.wait((task,))
+                    await asyncio.wait((task,), timeout=_REST_MS / 1_000)
+                    if not task.done():
+                        raise
         finally:
             if not task.done():
                 task.cancel()
-                await asyncio.wait((task,))
+                await asyncio.wait((task,), timeout=_REST_MS / 1_000)
+            if not task.done():
+                logger.warning("a handler does not let itself be cancelled: it is left behind")
         return task.result()
 
     # For the work, in any task.
