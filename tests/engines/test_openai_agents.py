@@ -85,6 +85,7 @@ def answered(store: RunStore, agent: Agent[Any], **options: Any) -> Any:
     return run_durable(store, run_id="r", manifest=MANIFEST, task=task)
 
 
+@pytest.mark.campaign
 async def test_a_run_that_is_killed_in_a_tool_asks_no_model_again(tmp_path: Path) -> None:
     url, notes = f"sqlite:{tmp_path / 'runs.db'}", tmp_path / "notes.txt"
     await killed(url, notes, "run")
