@@ -6,6 +6,8 @@
 `backend_conformance` proves the same of an execution backend for agent tasks (`BACKEND_CASES`),
 `session_store_conformance` of a store for its sessions (`SESSION_STORE_CASES`, and
 `COMPARING_SESSION_STORE_CASES` for one with `put_if`).
+`host_conformance` proves that an engine runs the same tasks with the same results (`HOST_CASES`;
+its worker serves `HOST_TASKS`).
 `crash_everywhere` proves that a piece of work survives a crash at each of its writes, and
 `check_replay` that changed code still fits what older code recorded. With pytest, the fixtures of
 `perdure.pytest_plugin` give each test its stores.
@@ -25,6 +27,9 @@ from perdure.testing.contract import (
     check_run_store,
 )
 from perdure.testing.faults import Crash, CrashPoint, CrashReport, Scenario, crash_everywhere
+from perdure.testing.host_lab import HostEnd, HostLab, NewHostLab
+from perdure.testing.host_tasks import HOST_TASKS
+from perdure.testing.hosts import HOST_CASES, host_conformance
 from perdure.testing.lab import Case, OpenHandle, StoreLab
 from perdure.testing.replaying import check_replay
 from perdure.testing.session_store_lab import NewSessionStoreLab, SessionStoreLab
@@ -38,6 +43,8 @@ __all__ = [
     "BACKEND_CASES",
     "COMPARING_SESSION_STORE_CASES",
     "ERASURE_CASES",
+    "HOST_CASES",
+    "HOST_TASKS",
     "SCHEDULE_CASES",
     "SESSION_STORE_CASES",
     "STORE_CASES",
@@ -47,7 +54,10 @@ __all__ = [
     "Crash",
     "CrashPoint",
     "CrashReport",
+    "HostEnd",
+    "HostLab",
     "ManualClock",
+    "NewHostLab",
     "NewLab",
     "NewSessionStoreLab",
     "OpenBackend",
@@ -60,5 +70,6 @@ __all__ = [
     "check_replay",
     "check_run_store",
     "crash_everywhere",
+    "host_conformance",
     "session_store_conformance",
 ]
