@@ -8,6 +8,8 @@ import inspect
 
 import pytest
 
+from perdure import agent
+
 NAMES = {
     "agent.adapter": "AgentAdapter AgentKnowledgeProvider AgentTaskContext",
     "agent.backend": "AgentBackendContext AgentBackendInput AgentExecutionBackend "
@@ -84,3 +86,12 @@ def test_options_are_keyword_arguments(place: str) -> None:
     known = inspect.signature(function).parameters.values()
     keywords = {each.name for each in known if each.kind is each.KEYWORD_ONLY}
     assert set(KEYWORDS[place].split()) <= keywords
+
+
+def test_what_hooks_and_backends_of_users_give_is_in_the_package() -> None:
+    made = (
+        "ArtifactEvent DROP FinalEvent KnowledgeBundle LlmCallEvent ReasoningDeltaEvent Secret "
+        "StopDecision TextDeltaEvent ToolCallEvent ToolResultEvent event_from_wire event_to_wire "
+        "new_session"
+    )
+    assert set(made.split()) <= set(agent.__all__)

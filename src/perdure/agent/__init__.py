@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from perdure.agent.intent import SubagentMatcher as SubagentMatcher
     from perdure.agent.intent import classify_intent as classify_intent
     from perdure.agent.knowledge import DataAcquisitionPlan as DataAcquisitionPlan
+    from perdure.agent.knowledge import KnowledgeBundle as KnowledgeBundle
     from perdure.agent.knowledge import KnowledgeReadinessDecision as KnowledgeReadinessDecision
     from perdure.agent.knowledge import KnowledgeReadinessReport as KnowledgeReadinessReport
     from perdure.agent.knowledge import KnowledgeRequirement as KnowledgeRequirement
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from perdure.agent.runtime_run import RuntimeRunRow as RuntimeRunRow
     from perdure.agent.runtime_run import RuntimeRunStatus as RuntimeRunStatus
     from perdure.agent.runtime_run import start_runtime_run as start_runtime_run
+    from perdure.agent.sandbox_backend import DROP as DROP
     from perdure.agent.sandbox_backend import SandboxPromptBackend as SandboxPromptBackend
     from perdure.agent.sandbox_backend import (
         create_sandbox_prompt_backend as create_sandbox_prompt_backend,
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from perdure.agent.sessions import InMemoryRuntimeSessionStore as InMemoryRuntimeSessionStore
     from perdure.agent.sessions import RuntimeSession as RuntimeSession
     from perdure.agent.sessions import RuntimeSessionStore as RuntimeSessionStore
+    from perdure.agent.sessions import new_session as new_session
     from perdure.agent.steps import Continue as Continue
     from perdure.agent.steps import ControlBudget as ControlBudget
     from perdure.agent.steps import ControlDecision as ControlDecision
@@ -89,11 +92,21 @@ if TYPE_CHECKING:
     from perdure.agent.steps import ControlStep as ControlStep
     from perdure.agent.steps import ControlStopPolicies as ControlStopPolicies
     from perdure.agent.steps import Stop as Stop
+    from perdure.agent.steps import StopDecision as StopDecision
     from perdure.agent.stored_rows import DurableRunRows as DurableRunRows
     from perdure.agent.stored_sessions import DurableSessionStore as DurableSessionStore
     from perdure.agent.stream import run_agent_task_stream as run_agent_task_stream
+    from perdure.agent.stream_events import ArtifactEvent as ArtifactEvent
+    from perdure.agent.stream_events import FinalEvent as FinalEvent
+    from perdure.agent.stream_events import LlmCallEvent as LlmCallEvent
+    from perdure.agent.stream_events import ReasoningDeltaEvent as ReasoningDeltaEvent
     from perdure.agent.stream_events import RuntimeStreamEvent as RuntimeStreamEvent
     from perdure.agent.stream_events import RuntimeStreamEventSink as RuntimeStreamEventSink
+    from perdure.agent.stream_events import TextDeltaEvent as TextDeltaEvent
+    from perdure.agent.stream_events import ToolCallEvent as ToolCallEvent
+    from perdure.agent.stream_events import ToolResultEvent as ToolResultEvent
+    from perdure.agent.stream_events import event_from_wire as event_from_wire
+    from perdure.agent.stream_events import event_to_wire as event_to_wire
     from perdure.agent.stream_frames import AgentTaskProducer as AgentTaskProducer
     from perdure.agent.summary import AgentTaskRunSummary as AgentTaskRunSummary
     from perdure.agent.summary import summarize_agent_task_run as summarize_agent_task_run
@@ -110,8 +123,10 @@ if TYPE_CHECKING:
     from perdure.agent.tool_loop import ToolLoopResult as ToolLoopResult
     from perdure.agent.tools import Tool as Tool
     from perdure.agent.tools import ToolCall as ToolCall
+    from perdure.core.secret import Secret as Secret
 
 __all__ = [
+    "DROP",
     "AgentAdapter",
     "AgentBackendContext",
     "AgentBackendInput",
@@ -128,6 +143,7 @@ __all__ = [
     "AgentTaskStatus",
     "Approval",
     "ApprovalRequest",
+    "ArtifactEvent",
     "BackendRetryPolicy",
     "CallableBackend",
     "CancelSignal",
@@ -150,16 +166,20 @@ __all__ = [
     "DataAcquisitionPlan",
     "DurableRunRows",
     "DurableSessionStore",
+    "FinalEvent",
     "InMemoryRuntimeSessionStore",
     "IterableBackend",
+    "KnowledgeBundle",
     "KnowledgeReadinessDecision",
     "KnowledgeReadinessReport",
     "KnowledgeRequirement",
+    "LlmCallEvent",
     "ModelBackend",
     "ModelOptions",
     "ModelUsage",
     "ProfilePrompt",
     "ReadinessPolicy",
+    "ReasoningDeltaEvent",
     "RuntimeRun",
     "RuntimeRunCost",
     "RuntimeRunPersistenceAdapter",
@@ -170,14 +190,19 @@ __all__ = [
     "RuntimeStreamEvent",
     "RuntimeStreamEventSink",
     "SandboxPromptBackend",
+    "Secret",
     "SessionChoice",
     "Stop",
+    "StopDecision",
     "SubagentMatcher",
+    "TextDeltaEvent",
     "Tool",
     "ToolCall",
+    "ToolCallEvent",
     "ToolLimits",
     "ToolLoop",
     "ToolLoopResult",
+    "ToolResultEvent",
     "UpstreamAnswer",
     "UserQuestion",
     "acquisition_plans_for_knowledge_gaps",
@@ -191,7 +216,10 @@ __all__ = [
     "create_openai_compatible_backend",
     "create_sandbox_prompt_backend",
     "decide_knowledge_readiness",
+    "event_from_wire",
+    "event_to_wire",
     "merge_agent_profiles",
+    "new_session",
     "objective_eval",
     "pending_approvals",
     "run_agent_control_loop",
@@ -265,6 +293,7 @@ __getattr__ = lazily(
         ),
         "perdure.agent.knowledge": (
             "DataAcquisitionPlan",
+            "KnowledgeBundle",
             "KnowledgeReadinessDecision",
             "KnowledgeReadinessReport",
             "KnowledgeRequirement",
@@ -296,6 +325,7 @@ __getattr__ = lazily(
             "start_runtime_run",
         ),
         "perdure.agent.sandbox_backend": (
+            "DROP",
             "SandboxPromptBackend",
             "create_sandbox_prompt_backend",
         ),
@@ -304,6 +334,7 @@ __getattr__ = lazily(
             "InMemoryRuntimeSessionStore",
             "RuntimeSession",
             "RuntimeSessionStore",
+            "new_session",
         ),
         "perdure.agent.steps": (
             "Continue",
@@ -313,13 +344,23 @@ __getattr__ = lazily(
             "ControlStep",
             "ControlStopPolicies",
             "Stop",
+            "StopDecision",
         ),
         "perdure.agent.stored_rows": ("DurableRunRows",),
         "perdure.agent.stored_sessions": ("DurableSessionStore",),
         "perdure.agent.stream": ("run_agent_task_stream",),
         "perdure.agent.stream_events": (
+            "ArtifactEvent",
+            "FinalEvent",
+            "LlmCallEvent",
+            "ReasoningDeltaEvent",
             "RuntimeStreamEvent",
             "RuntimeStreamEventSink",
+            "TextDeltaEvent",
+            "ToolCallEvent",
+            "ToolResultEvent",
+            "event_from_wire",
+            "event_to_wire",
         ),
         "perdure.agent.stream_frames": ("AgentTaskProducer",),
         "perdure.agent.summary": (
@@ -349,5 +390,6 @@ __getattr__ = lazily(
             "Tool",
             "ToolCall",
         ),
+        "perdure.core.secret": ("Secret",),
     },
 )
