@@ -25,6 +25,7 @@ from pydantic_ai.models.test import TestModel
 from bench.agent_process import MANIFEST
 from perdure import (
     ChatTurnEngine,
+    ChatTurnIdentity,
     DurableContext,
     MemoryStore,
     Worker,
@@ -106,6 +107,30 @@ async def test_the_next_turn_knows_what_was_said_before() -> None:
     await told(engine, "Hi", 0)
     await told(engine, "Hi again", 1)
     assert known == [1, 2]
+    await engine.aclose()
+
+
+async def test_a_stop_ends_the_model_and_keeps_what_it_said() -> None:
+    store, ended = MemoryStore(), asyncio.Event()
+
+    async def stream(messages: Any, _: Any) -> AsyncIterator[str]:
+        try:
+            yield "Hello "
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    agent = durable(FunctionModel(stream_function=stream))
+    engine = ChatTurnEngine(store, produce=AgentTurns(agent), name="a")
+    who = ChatTurnIdentity("", "s", "ann", 0)
+    turn = await engine.submit(who, "Hi")
+    async for lines in turn.lines():
+        if b"Hello" in lines:
+            await engine.stop(who)
+    await ended.wait()
+    run = (await store.list_runs(with_answer=True))[0]
+    answer: Any = run.answer
+    assert (run.state, answer["finalText"]) == ("stopped", "Hello ")
     await engine.aclose()
 
 
