@@ -101,13 +101,18 @@ class WorkflowEngine:
 
     def ended(self, instance: str) -> Any:
         """Wait for the end of an instance; return its output or raise its error."""
+        status = self.status_at_end(instance)
+        if status["status"] != "complete":
+            raise EngineError((status["error"] or {"message": status["status"]})["message"])
+        return status["output"]
+
+    def status_at_end(self, instance: str) -> Any:
+        """Wait for the end of an instance, and return how it ended."""
         deadline = time.monotonic() + _DEADLINE_S
         while (status := self._ask("status", instance))["status"] not in _OVER:
             assert time.monotonic() < deadline, status
             time.sleep(_LOOK_S)
-        if status["status"] != "complete":
-            raise EngineError((status["error"] or {"message": status["status"]})["message"])
-        return status["output"]
+        return status
 
     def send(self, instance: str, key: str, payload: Any) -> None:
         self._ask("send", instance, type=key, payload=payload)
@@ -203,7 +208,11 @@ class WorkflowEngine:
             return None
         step, _ = self._attempts[attempt]
         if asked["call"] == "next":
-            return await step.commands.get()
+            commands = [await step.commands.get()]
+            await asyncio.sleep(0)
+            while not step.commands.empty():
+                commands.append(step.commands.get_nowait())
+            return commands
         if asked["call"] == "answer":
             step.answered(asked["id"], asked)
             return None

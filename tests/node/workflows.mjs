@@ -33,13 +33,14 @@ export class Hosted extends WorkflowEntrypoint {
     };
     await ask({ call: "begin", payload: event.payload });
     for (;;) {
-      const command = await ask({ call: "next" });
-      if (command.call === "return") return command.value;
-      if (command.call === "raise") throw raised(command.error);
-      calls[command.call](command).then(
-        (value) => ask({ call: "answer", id: command.id, value: value ?? null }),
-        (error) => ask({ call: "answer", id: command.id, error: told(error) }),
-      ).catch(() => {});
+      for (const command of await ask({ call: "next" })) {
+        if (command.call === "return") return command.value;
+        if (command.call === "raise") throw raised(command.error);
+        calls[command.call](command).then(
+          (value) => ask({ call: "answer", id: command.id, value: value ?? null }),
+          (error) => ask({ call: "answer", id: command.id, error: told(error) }),
+        ).catch(() => {});
+      }
     }
   }
 }
