@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from perdure.core.records import JsonValue
+from perdure.testing.host_lab import HostEnd, HostState
 from tests.engines.restate_server import RestateServer
 
 
@@ -51,8 +55,50 @@ class Workers:
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
-    def close(self) -> None:
+    def kill_all(self) -> None:
+        """Return when they are dead."""
         for process in self._processes:
             process.kill()
             process.wait()
+        self._processes.clear()
+
+    def close(self) -> None:
+        self.kill_all()
         self._socket.close()
+
+
+class RestateLab:
+    """Restate as what the contract of hosts works with."""
+
+    def __init__(self, workers: Workers, folder: Path) -> None:
+        self.folder = folder
+        self._workers = workers
+        self._calls: dict[str, tuple[str, str]] = {}
+
+    async def start(self, task: str, run_id: str, input: Mapping[str, JsonValue]) -> None:
+        path = f"{task}/{run_id}"
+        call = await asyncio.to_thread(self._workers.server.send, f"{path}/run", dict(input))
+        self._calls[run_id] = (path, call)
+
+    async def emit(self, run_id: str, key: str, payload: JsonValue) -> None:
+        path = f"{self._calls[run_id][0]}/emit/send"
+        event = {"key": key, "payload": payload}
+        sent = await asyncio.to_thread(self._workers.server.call, path, event)
+        sent.raise_for_status()
+
+    async def cancel(self, run_id: str) -> None:
+        await asyncio.to_thread(self._workers.server.cancel, self._calls[run_id][1])
+
+    async def end(self, run_id: str) -> HostEnd:
+        answer = await asyncio.to_thread(self._workers.server.attach, self._calls[run_id][1])
+        told = answer.json()
+        if answer.is_success:
+            return HostEnd("completed", told)
+        state: HostState = "cancelled" if told["message"] == "cancelled" else "failed"
+        return HostEnd(state, message=told["message"])
+
+    async def kill_worker(self) -> None:
+        await asyncio.to_thread(self._workers.kill_all)
+
+    async def start_worker(self) -> None:
+        self._workers.start(1)

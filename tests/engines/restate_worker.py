@@ -21,6 +21,7 @@ from hypercorn.config import Config
 from perdure import ChatTurnEngine, DurableContext, Retry, frames, open_store
 from perdure.engines.restate import RestateSessions, task_workflow
 from perdure.errors import AwaitEventTimeoutError
+from perdure.testing.host_tasks import HOST_TASKS
 
 PIECES = 40
 
@@ -146,12 +147,9 @@ async def main(bind: str, database: str, log: str) -> None:
     # Restate opens another connection when one is full, and another worker may accept it.
     config.h2_max_concurrent_streams = 8
     sessions = RestateSessions(engine)
-    services = [
-        *sessions.services,
-        task_workflow("task", model.task),
-        task_workflow("count", model.count),
-    ]
-    await serve(restate.app(services), config, mode="asgi")
+    served = {"task": model.task, "count": model.count, **HOST_TASKS}
+    tasks = [task_workflow(name, task) for name, task in served.items()]
+    await serve(restate.app([*sessions.services, *tasks]), config, mode="asgi")
     await store.close()
 
 

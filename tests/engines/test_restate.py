@@ -16,8 +16,9 @@ import pytest
 
 from perdure import ChatTurnEngine, open_store
 from perdure.errors import RunNotFoundError
+from perdure.testing.hosts import HOST_CASES, HostCase
 from perdure.turn.identity import ChatTurnIdentity
-from tests.engines.restate_crew import Workers
+from tests.engines.restate_crew import RestateLab, Workers
 from tests.engines.restate_server import free_ports, running_restate
 from tests.engines.restate_worker import PIECES
 from tests.node_packages import need_node_packages
@@ -77,6 +78,13 @@ def seen_text(events: list[dict[str, Any]]) -> str:
         elif event["type"] == "message.part.updated":
             text += event["data"]["delta"]
     return text
+
+
+@pytest.mark.parametrize("case", HOST_CASES, ids=lambda case: case.__name__)
+async def test_restate_keeps_the_contract_of_hosts(
+    case: HostCase, workers: Workers, tmp_path: Path
+) -> None:
+    await case(RestateLab(workers, tmp_path))
 
 
 # Tasks.

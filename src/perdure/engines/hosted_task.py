@@ -29,8 +29,8 @@ class TaskSteps(Steps):
     that another one, which finds it without an end, does not execute it again.
     """
 
-    def __init__(self, host: TaskHost, run_id: str) -> None:
-        super().__init__(run_id, None, {})
+    def __init__(self, host: TaskHost, stored_id: str) -> None:
+        super().__init__(stored_id, None, {})
         self._host = host
         self._attempt_token = effects.new_token()
         self._causes: dict[int, BaseException] = {}
@@ -97,7 +97,8 @@ class HostedContext:
         self.project_id = project_id
         self.scenario_id = scenario_id
         self.input: Mapping[str, JsonValue] = input or {}
-        self.steps = TaskSteps(host, run_id)
+        # Two tasks of one host may have runs of one id, but not one idempotency key.
+        self.steps = TaskSteps(host, f"{project_id}/{run_id}")
         self._host = host
 
     def step(

@@ -47,9 +47,12 @@ class RestateCalls:
         if not isinstance(context, ServerInvocationContext):
             raise UsageError("a task runs on the context that Restate gives to a handler")
         self._context: Any = context
-        # Nobody sends it: with it the list of what is waited for is never empty.
-        quiet: Any = self._context.signal("perdure.quiet")
-        self._open: list[Any] = [SingleUnresolvedFuture(quiet.handle)]
+        # While nothing is asked we wait with a run that never ends. So we hear of a cancellation,
+        # and are not suspended: what wakes a suspended handler is only what it waited for then.
+        options = RunOptions(serde=BytesSerde())
+        attending: Any = self._context.run_typed("attending", _for_ever, options)
+        self._idle = SingleUnresolvedFuture(attending.handle)
+        self._open: list[Any] = [self._idle]
         self._waiters: dict[Any, asyncio.Future[Any]] = {}
         self._unrecorded: set[Any] = set()
         """Runs that have no result in the journal, so that a replay cannot answer them."""
@@ -156,8 +159,7 @@ class RestateCalls:
 
     async def _answer(self, future: Any) -> Any:
         waiter = self._waiters[future] = asyncio.get_running_loop().create_future()
-        handle = SingleUnresolvedFuture(future.handle)
-        self._open.append(handle)
+        self._reopen()
         self._asked.set()
         await self._wake()
         try:
@@ -165,7 +167,7 @@ class RestateCalls:
         finally:
             self._waiters.pop(future, None)
             self._unrecorded.discard(future)
-            self._open.remove(handle)
+            self._reopen()
 
     async def _progress(self, work: asyncio.Task[Any]) -> None:
         """Wait for Restate until something is answered, and pass it on."""
@@ -199,6 +201,12 @@ class RestateCalls:
                 waiter.set_exception(error)
         await asyncio.sleep(0)
 
+    def _reopen(self) -> None:
+        """Have waited for what is asked, and only for that: it is what a suspended one awaits."""
+        if None not in self._open:
+            asked = [SingleUnresolvedFuture(future.handle) for future in self._waiters]
+            self._open[:] = asked or [self._idle]
+
     def _leave(self) -> None:
         """Have nothing more waited for: what is no handle ends the waiting."""
         self._open.append(None)
@@ -223,3 +231,8 @@ async def resolve(
     except TerminalError:
         return False
     return True
+
+
+async def _for_ever() -> bytes:
+    await asyncio.get_running_loop().create_future()
+    return b""
