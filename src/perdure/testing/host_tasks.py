@@ -141,9 +141,10 @@ async def parallel(ctx: DurableContext) -> JsonValue:
 
     pairs = [(f"branch {number}", branch(number)) for number in range(5)]
     results = await ctx.parallel(*pairs, concurrency_max=2)
+    counted = await ctx.step("most", lambda: most)
     failed = await failure_in(ctx.parallel(("bad", broken), ("good", notes.body("good"))))
     gathered = await asyncio.gather(*(ctx.step(f"g{number}", branch(number)) for number in (5, 6)))
-    return {"results": results, "most": most, "failed": failed, "gathered": gathered}
+    return {"results": results, "most": counted, "failed": failed, "gathered": gathered}
 
 
 async def facts(ctx: DurableContext) -> JsonValue:
