@@ -48,7 +48,7 @@ from perdure.engines.openai_agents.recording import (
     recorded_response,
     response_of,
 )
-from perdure.errors import UsageError
+from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.protocol import RunStore
 from perdure.testing import crash_everywhere
 from tests.contract.test_stores import LABS
@@ -324,6 +324,22 @@ async def test_a_session_keeps_what_the_sdk_gives_it_and_what_two_add_at_once(
     assert (await same.pop_item(), await same.get_items()) == (None, [])
     await one.close()
     await other.close()
+
+
+async def test_a_session_of_somebody_else_is_not_there() -> None:
+    store = MemoryStore()
+    mine = PerdureSession(store, "s", owner_id="ann")
+    await mine.add_items([{"role": "user", "content": "secret"}])
+    theirs = PerdureSession(store, "s", owner_id="bob")
+    for attempt in (
+        theirs.get_items,
+        theirs.pop_item,
+        lambda: theirs.add_items([{"role": "user", "content": "x"}]),
+    ):
+        with pytest.raises(RunNotFoundError):
+            await attempt()
+    await theirs.clear_session()
+    assert len(await mine.get_items()) == 1
 
 
 async def test_a_conversation_of_turns_has_the_items_and_another_answer_replaces_one() -> None:

@@ -43,10 +43,18 @@ class LogRuns:
     def __init__(self, store: RunStore, kind: LogKind, name: str, owner_id: str | None) -> None:
         self.session_id = kind.session_id(name)
         self._store = store
-        self._owner_id = owner_id
+        self.owner_id = owner_id
         self._manifest = RunManifest(
             kind.project_id, AgentTaskSpec(kind.prefix, kind.intent), input={"name": name}
         )
+
+    async def check_owner(self, run_id: str) -> None:
+        """Raise RunNotFoundError if an owner was named, and the log belongs to another one."""
+        if self.owner_id is None:
+            return
+        run = await self._store.read_run(run_id)
+        if run is not None and run.owner_id not in (None, self.owner_id):
+            raise RunNotFoundError(f"there is no session {self.session_id!r}")
 
     def id_of(self, generation: int) -> str:
         return f"{self.session_id}~{generation}"
@@ -72,7 +80,7 @@ class LogRuns:
                     worker_id=derive_worker_id(),
                     lease_ms=LEASE_MS,
                     session=SessionKey(
-                        self.session_id, turn_index, owner_id=self._owner_id, parent_run_id=""
+                        self.session_id, turn_index, owner_id=self.owner_id, parent_run_id=""
                     ),
                 )
             except LeaseHeldError:

@@ -163,7 +163,10 @@ class RowLog:
         self.drop()
         with suppress(RunNotFoundError):
             await erase_session(
-                self._store, self._runs.session_id, stop=partial(stop_for_good, self._store)
+                self._store,
+                self._runs.session_id,
+                owner_id=self._runs.owner_id,
+                stop=partial(stop_for_good, self._store),
             )
 
     # Opening.
@@ -174,9 +177,10 @@ class RowLog:
         self._forget()
 
     async def _open(self) -> Mapping[int, Row]:
-        """Read the whole log."""
+        """Read the whole log. Raises RunNotFoundError for one that belongs to somebody else."""
         self._begin(self._generation)
         while True:
+            await self._runs.check_owner(self.run_id)
             rows = await self._read_all()
             if rows is None:
                 generation = await self._runs.oldest()

@@ -29,7 +29,8 @@ class PerdureSaver(BaseCheckpointSaver[str]):
     A thread is a session of the store, `langgraph:<thread id>`: it has the store's durability,
     tenant and protection, `erase_session` and `erase_user` (by `owner_id`) delete it, and
     `collect_garbage` does once it was not used for as long as runs are kept. A checkpoint is one
-    write, with the values that are new in it; so are the writes of a task.
+    write, with the values that are new in it; so are the writes of a task. With
+    `owner_id`, one that belongs to somebody else raises RunNotFoundError.
 
     Two who go on from the same checkpoint at once: the first one wins, the other's `put` raises
     SessionBusyError, and so does its graph. Going back in time is no such race, since a graph

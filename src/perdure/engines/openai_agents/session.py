@@ -23,7 +23,8 @@ class PerdureSession(SessionABC):
     It is a session of the store, `agents:<session id>`, with the store's durability, tenant and
     protection: `erase_session` and `erase_user` (by `owner_id`) delete it, and `collect_garbage`
     does once it was not used for as long as runs are kept. What one call adds is one write, and
-    nobody's is lost when two processes add at once; an item that is popped is popped once.
+    nobody's is lost when two processes add at once; an item that is popped is popped once. With
+    `owner_id`, one that belongs to somebody else raises RunNotFoundError.
 
     Pass it to the SDK's `Runner`. Within durable turns `AgentTurns(agent, store=...)` uses one
     itself, for what is added there must be added once.
