@@ -1,12 +1,13 @@
 """An agent of Pydantic AI on one engine, in a process that kills itself once at a chosen point.
 
-    python -m bench.agent_process run|turn|dbos|dbos-steps FOLDER [model|tool|recorded|stream]
+    python -m bench.agent_process run|turn|turn-once|dbos|dbos-steps FOLDER [POINT]
 
 The same agent each time: it looks at two things at once, books, and answers in four words. FOLDER
 holds the database, and `notes.txt` with what happened outside of it, in order: `model N`,
-`tool NAME`, and `shown WORD` for what an event stream handler was given. The points: in the second
-request to the model, whose reply is lost; in the tool `book`, behind its effect; in the third
-request, when all tools are recorded; in the third answer, behind its second word.
+`tool NAME`, and `shown WORD` for what an event stream handler was given. The points:
+`model`, in the second request to the model, whose reply is lost; `tool`, in the tool `book`, behind
+its effect; `recorded`, in the third request, when all tools are; `stream`, in the third answer,
+behind its second word. `turn-once`: a call of `book` may happen at most once.
 """
 
 from __future__ import annotations
@@ -122,8 +123,14 @@ def scripted(notes: Notes) -> FunctionModel:
     return FunctionModel(answer, stream_function=stream, model_name="scripted")
 
 
-def booker(notes: Notes, capability: Any, *, wrap: Callable[[Any], Any] = lambda f: f) -> Any:
-    """Return the agent; `wrap` is done to each of its tools."""
+def booker(
+    notes: Notes,
+    capability: Any,
+    *,
+    booking: str = "idempotent",
+    wrap: Callable[[Any], Any] = lambda f: f,
+) -> Any:
+    """Return the agent; `booking` is the effect of `book`, `wrap` is done to each of its tools."""
 
     async def look() -> str:
         """Look at the timetable."""
@@ -143,7 +150,7 @@ def booker(notes: Notes, capability: Any, *, wrap: Callable[[Any], Any] = lambda
         return f"{seats} booked"
 
     agent = Agent(scripted(notes), name="booker", capabilities=[capability])
-    for tool, effect in ((look, "pure"), (listen, "pure"), (book, "idempotent")):
+    for tool, effect in ((look, "pure"), (listen, "pure"), (book, booking)):
         agent.tool_plain(metadata={"perdure": {"effect": effect}})(wrap(tool))
     return agent
 
@@ -177,7 +184,8 @@ async def run(store: RunStore, agent: Any) -> str:
 async def on_perdure(way: str, folder: Path, notes: Notes) -> None:
     """Have the agent work in a run, or answer a turn, and go on with what is there of it."""
     store = await open_store(f"sqlite:{folder / 'runs.db'}")
-    agent = booker(notes, PerdureDurability())
+    booking = "at_most_once" if way == "turn-once" else "idempotent"
+    agent = booker(notes, PerdureDurability(), booking=booking)
     if way == "run":
         await run(store, agent)
         await store.close()

@@ -9,8 +9,7 @@ from pathlib import Path
 from pydantic_ai import Agent, ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from perdure import AgentTaskSpec, DurableContext, RunManifest, open_store
-from perdure import run_durable as run
+from perdure import AgentTaskSpec, DurableContext, RunManifest, open_store, run_durable
 from perdure.durable.scope import current_step
 from perdure.engines.pydantic_ai import PerdureDurability, durably
 
@@ -21,12 +20,10 @@ booking = asyncio.Event()
 
 
 def model(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
-    """Look at two cities at once, book, and say so."""
     answers = sum(isinstance(message, ModelResponse) for message in messages)
     asked.append(answers)
-    if answers == 0:
-        cities = ("Faro", "Porto")
-        return ModelResponse([ToolCallPart("weather", {"city": each}) for each in cities])
+    if not answers:
+        return ModelResponse([ToolCallPart("weather", {"city": at}) for at in ("Faro", "Porto")])
     if answers == 1:
         return ModelResponse([ToolCallPart("book", {"city": "Faro", "seats": 2})])
     return ModelResponse([TextPart("Two seats to Faro.")])
@@ -57,12 +54,12 @@ async def trip(context: DurableContext) -> str:
 
 async def main(folder: Path) -> None:
     store = await open_store(f"sqlite:{folder / 'runs.db'}")
-    first = asyncio.create_task(run(store, run_id="trip", manifest=MANIFEST, task=trip))
+    first = asyncio.create_task(run_durable(store, run_id="trip", manifest=MANIFEST, task=trip))
     await booking.wait()
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     print("interrupted in the booking, after", made)
-    done = await run(store, run_id="trip", manifest=MANIFEST, task=trip)
+    done = await run_durable(store, run_id="trip", manifest=MANIFEST, task=trip)
     await store.close()
     print(*(step.intent for step in done.steps), done.result, sep="\n")
     print(f"{len(asked)} model calls and {len(made)} tool calls in two attempts")

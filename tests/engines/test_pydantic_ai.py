@@ -115,6 +115,23 @@ async def test_a_reader_of_a_turn_that_is_killed_in_its_stream_gets_one_answer(
     await store.close()
 
 
+async def test_a_call_that_may_happen_once_fails_the_turn_instead_of_happening_twice(
+    tmp_path: Path,
+) -> None:
+    notes = await killed(tmp_path, "turn-once", "tool")
+    store = await open_store(f"sqlite:{tmp_path / 'runs.db'}")
+    agent = booker(notes, PerdureDurability(), booking="at_most_once")
+    engine = ChatTurnEngine(store, produce=AgentTurns(agent), name="booker")
+    async for _ in (await engine.submit(TURN, PROMPT)).lines():
+        pass
+    run = await store.read_run("chat:s:0")
+    assert run is not None
+    assert (run.state, run.reason) == ("failed", "unfinished_tool_call")
+    assert Counter(notes.lines)["tool book"] == 1
+    await engine.aclose()
+    await store.close()
+
+
 async def test_tools_at_once_keep_their_results_apart_whatever_their_order() -> None:
     store, notes = MemoryStore(), Counter[str]()
     slow, in_model = asyncio.Event(), asyncio.Event()
