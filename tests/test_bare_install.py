@@ -83,6 +83,7 @@ asyncio.run(main())
         ("perdure.backends.anthropic", "anthropic"),
         ("perdure.backends.openai", "openai"),
         ("perdure.encryption", "encryption"),
+        ("perdure.engines.dbos", "dbos"),
         ("perdure.engines.langgraph", "langgraph"),
         ("perdure.engines.openai_agents", "openai-agents"),
         ("perdure.engines.pydantic_ai", "pydantic-ai"),

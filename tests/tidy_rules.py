@@ -30,6 +30,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/backends/responses": {"httpx2"},
     "src/perdure/durable/cron": {"cronsim"},
     "src/perdure/encryption": {"cryptography"},
+    "src/perdure/engines/dbos": {"dbos"},
     "src/perdure/engines/langgraph": {"langchain_core", "langgraph"},
     "src/perdure/engines/openai_agents": {"agents", "openai", "pydantic"},
     "src/perdure/engines/pydantic_ai": {"pydantic", "pydantic_ai"},

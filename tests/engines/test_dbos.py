@@ -1,0 +1,154 @@
+"""Tasks on DBOS, on SQLite and on PostgreSQL, with a worker that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from dbos import DBOSClient
+from dbos import error as dbos_error
+
+from perdure.core.records import JsonValue
+from perdure.engines.dbos import run_on_dbos
+from perdure.errors import UsageError
+from perdure.testing.host_lab import HostEnd
+from perdure.testing.hosts import HOST_CASES, HostCase
+from tests.store.postgres_server import PostgresServer
+
+pytestmark = pytest.mark.xdist_group("dbos")
+
+
+class DbosLab:
+    """DBOS as what the contract of hosts works with."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.folder = folder
+        self._url = url
+        self._spawn()
+        self._client = DBOSClient(system_database_url=url)
+
+    def _spawn(self) -> None:
+        self._worker = subprocess.Popen(
+            [sys.executable, "-m", "tests.engines.dbos_worker", self._url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._hear("ready")
+
+    def _hear(self, word: str) -> None:
+        assert self._worker.stdout is not None
+        assert self._worker.stdout.readline() == f"{word}\n"
+
+    def _tell(self, asked: Mapping[str, JsonValue]) -> None:
+        assert self._worker.stdin is not None
+        self._worker.stdin.write(f"{json.dumps(asked)}\n")
+        self._worker.stdin.flush()
+        self._hear("started")
+
+    async def start(self, task: str, run_id: str, input: Mapping[str, JsonValue]) -> None:
+        asked = {"task": task, "run_id": run_id, "input": dict(input)}
+        await asyncio.to_thread(self._tell, asked)
+
+    async def emit(self, run_id: str, key: str, payload: JsonValue) -> None:
+        text = json.dumps(payload)
+        await self._client.send_async(run_id, text, key, idempotency_key=f"{run_id}:{key}")
+
+    async def cancel(self, run_id: str) -> None:
+        await self._client.cancel_workflow_async(run_id)
+
+    async def end(self, run_id: str) -> HostEnd:
+        handle = await self._client.retrieve_workflow_async(run_id)
+        try:
+            return HostEnd("completed", await handle.get_result(polling_interval_sec=0.02))
+        except dbos_error.DBOSAwaitedWorkflowCancelledError:
+            return HostEnd("cancelled")
+        except Exception as error:
+            return HostEnd("failed", message=str(error))
+
+    def kill(self) -> None:
+        self._worker.kill()
+        self._worker.wait()
+        for pipe in (self._worker.stdin, self._worker.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    async def kill_worker(self) -> None:
+        await asyncio.to_thread(self.kill)
+
+    async def start_worker(self) -> None:
+        await asyncio.to_thread(self._spawn)
+
+    def close(self) -> None:
+        self._client.destroy()
+        self.kill()
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DbosLab]:
+    folder = tmp_path_factory.mktemp("dbos")
+    lab = DbosLab(f"sqlite:///{folder / 'dbos.db'}", folder)
+    yield lab
+    lab.close()
+
+
+@pytest.mark.parametrize("case", HOST_CASES, ids=lambda case: case.__name__)
+async def test_dbos_keeps_the_contract_of_hosts_on_sqlite(
+    case: HostCase, on_sqlite: DbosLab
+) -> None:
+    await case(on_sqlite)
+
+
+@pytest.fixture(scope="module")
+def on_postgres(
+    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DbosLab]:
+    """Return a lab on a database of its own, which DBOS makes."""
+    url = urlsplit(postgres.url)._replace(path="/dbos_tests", query="")
+    lab = DbosLab(url.geturl(), tmp_path_factory.mktemp("dbos"))
+    yield lab
+    lab.close()
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("case", HOST_CASES, ids=lambda case: case.__name__)
+async def test_dbos_keeps_the_contract_of_hosts_on_postgres(
+    case: HostCase, on_postgres: DbosLab
+) -> None:
+    await case(on_postgres)
+
+
+async def test_a_cancelled_task_is_interrupted_where_it_waits(on_sqlite: DbosLab) -> None:
+    log = on_sqlite.folder / "interrupted.log"
+    log.touch()
+    await on_sqlite.start("cancelled", "interrupted", {"log": str(log)})
+    await seen(log, "begun")
+    await on_sqlite.cancel("interrupted")
+    await seen(log, "left")
+    assert words(log) == ["begun", "left"]
+
+
+async def seen(log: Path, word: str) -> None:
+    """Return once the word is in the log, long before the wait of the task would be over."""
+    async with asyncio.timeout(20):
+        while True:
+            if word in words(log):
+                return
+            await asyncio.sleep(0.02)
+
+
+def words(log: Path) -> list[str]:
+    return log.read_text("ascii").split()
+
+
+async def test_outside_a_workflow_a_task_is_refused() -> None:
+    async def task(ctx: object) -> None: ...
+
+    with pytest.raises(UsageError, match="in a workflow of DBOS"):
+        await run_on_dbos(task, project_id="tests")
