@@ -26,7 +26,7 @@ class OwnWorker:
         self._process: subprocess.Popen[str] | None = None
 
     def begin(self) -> None:
-        command = [sys.executable, "-m", "tests.engines.own_worker", self.url]
+        command = [sys.executable, "-m", "tests.testing.own_worker", self.url]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
