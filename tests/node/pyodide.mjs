@@ -83,7 +83,32 @@ process.on("unhandledRejection", (error) => {
 try {
   python.globals.set("BINDING", new D1Database());
   // What the runtime hands to a Worker: its bindings, and what keeps it alive.
-  python.globals.set("ENV", { DB: new D1Database() });
+  const created = [];
+  // The SDK knows this binding, too, by the name of its class.
+  class WorkflowImpl {
+    async create(asked) {
+      created.push(asked);
+      return { id: asked.id };
+    }
+  }
+  const CHAT = new WorkflowImpl();
+  python.globals.set("ENV", { DB: new D1Database(), CHAT });
+  python.globals.set("CREATED", created);
+  // The step of a workflow, as its engine gives it: what was done is not done again.
+  const done = new Map();
+  const once = async (name, act) => {
+    if (!done.has(name)) done.set(name, await act());
+    return done.get(name);
+  };
+  python.globals.set("STEP", {
+    names: () => [...done.keys()],
+    do: (name, config, body) => once(name, () => (body ?? config)({ attempt: 1 })),
+    sleep: (name, duration) => once(name, async () => {}),
+    waitForEvent: (name, asked) => once(name, async () => {
+      if (asked.type === "never") throw new Error("Execution timed out after 1000ms");
+      return { type: asked.type, payload: { by: "Ann", none: null }, timestamp: new Date() };
+    }),
+  });
   const kept = [];
   const waitUntil = (work) => kept.push(work);
   python.globals.set("CONTEXT", { waitUntil, settle: () => Promise.all(kept) });
@@ -98,6 +123,7 @@ scope = {"__name__": "script"}
 exec(compile(SCRIPT, "script.py", "exec"), scope)
 told = await scope["main"](SETTING, DIRECT, BINDING, _BindingWrapper(BINDING))
 told["worker"] = await scope["ask_a_worker"](CONTEXT, ENV)
+told["workflow"] = await scope["run_a_workflow"](CONTEXT, ENV, STEP, CREATED)
 json.dumps(told)
 `);
   console.log(told);

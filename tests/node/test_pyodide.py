@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "examples" / "cloudflare_worker" / "src"
 GUIDE = ROOT / "docs" / "guides" / "cloudflare-d1.md"
+WORKFLOW_GUIDE = GUIDE.with_name("engine-cloudflare.md")
 SDK = ("workers-runtime-sdk", "1.9.5")
 EVERY = 90
 
@@ -51,6 +52,7 @@ def check(told: dict[str, Any]) -> None:
         assert told[way]["beats"] is True
         assert told[way]["failures"] == []
     check_worker(told["worker"])
+    check_workflow(told["workflow"])
 
 
 def check_worker(told: dict[str, Any]) -> None:
@@ -67,6 +69,20 @@ def check_worker(told: dict[str, Any]) -> None:
     assert told["asked"] == ["good morning", "whoever asks this does not wait"]
 
 
+def check_workflow(told: dict[str, Any]) -> None:
+    seen = [{"none": None, "n": [1]}, [1, "ü"], 36, {"by": "Ann", "none": None}]
+    assert told["told"] == [[seen, seen]] * 2
+    assert told["calls"] == ["first", "first"]  # Once for each door.
+    steps = ["0:first", "1:p", "2:q", "3:deterministic:sleep", "4:deterministic:uuid"]
+    names = [*steps, "5:event:yes"]
+    assert told["names"] == [f"{door}/{name}" for door in ("plain", "whole") for name in names]
+    assert told["asked"][0] == 202
+    assert told["states"] == ["completed"] * 2
+    status, text = told["read"]
+    assert status == 200
+    assert '"delta":"You said: good night "' in text
+
+
 def test_runs_turns_and_leases_work_without_threads_on_a_binding() -> None:
     told = seen_under_pyodide(EVERY, 280)
     check(told)
@@ -77,6 +93,15 @@ def test_the_guide_shows_what_the_example_does() -> None:
     [shown] = [block for block in blocks_of(GUIDE) if block.words == ["text"]]
     example = (WORKER / "entry.py").read_text("utf-8")
     assert not [line for line in shown.text.splitlines() if line.strip() not in example]
+
+
+def test_the_guide_of_workflows_shows_what_the_example_does() -> None:
+    shown = [
+        block.text for block in blocks_of(WORKFLOW_GUIDE) if "answer_on_workflow(" in block.text
+    ]
+    assert len(shown) == 1
+    example = (WORKER / "workflow_entry.py").read_text("utf-8")
+    assert shown[0] in example
 
 
 @pytest.mark.campaign

@@ -182,6 +182,56 @@ async def ask_a_worker(context: Any, env: Any) -> dict[str, Any]:
     return {**told, "asked": asked}
 
 
+async def run_a_workflow(context: Any, env: Any, step: Any, created: Any) -> dict[str, Any]:
+    """Return what a workflow of Cloudflare's SDK comes to, whose attempts are two each."""
+    js, workers = map(importlib.import_module, ("js", "workers"))
+    doors = importlib.import_module("perdure.engines.cloudflare")
+    entry = importlib.import_module("workflow_entry")
+    calls: list[str] = []
+
+    async def task(ctx: DurableContext) -> Any:
+        first = await ctx.step("first", lambda: calls.append("first") or {"none": None, "n": [1]})
+        both = await ctx.parallel(("p", lambda: 1), ("q", lambda: "ü"))
+        await ctx.sleep(5)
+        return [first, both, len(await ctx.uuid()), await ctx.await_event("yes")]
+
+    class Tasks(workers.WorkflowEntrypoint):
+        async def run(self, event: Any, step: Any) -> Any:
+            options = {
+                "workflow_name": "plain",
+                "step_config": {"retries": {"limit": 1, "delay": 5}},
+            }
+            plain = await doors.run_on_workflow_step(step, task=task, **options)
+            whole = await doors.run_on_workflow(
+                step, workflow_name="whole", instance_id="i", task=task
+            )
+            return json.dumps([plain, whole])
+
+    event = js.JSON.parse("{}")
+    told = [json.loads(await Tasks(context, env).run(event, step)) for _ in range(2)]
+    names = list(step.names())
+    worker = entry.Default(context, env)
+
+    async def ask(**options: Any) -> Any:
+        given = js.Object.fromEntries(js.JSON.parse(json.dumps(list(options.items()))))
+        request = js.Request.new("http://worker/chats/wood/turns/0", given)
+        response = await worker.fetch(workers.Request(request))
+        return [response.status, await response.text()]
+
+    asked = await ask(method="POST", body=json.dumps({"message": "good night"}))
+    params = json.loads(js.JSON.stringify(created[0]))
+    event = js.JSON.parse(json.dumps({"instanceId": params["id"], "payload": params["params"]}))
+    states = [await entry.Chat(context, env).run(event, step) for _ in range(2)]
+    return {
+        "told": told,
+        "names": names,
+        "calls": calls,
+        "asked": asked,
+        "states": states,
+        "read": await ask(method="GET"),
+    }
+
+
 async def run_cases(given: D1Binding, cases: Any) -> Any:
     """Run cases of the contract, and yield those that fail."""
     binding = python_binding(given)

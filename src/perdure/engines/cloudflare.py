@@ -202,7 +202,8 @@ class WorkflowHost:
 
         options = {} if config is None else {"config": config}
         try:
-            return cast(T, await self._step.do(self._named(spec), **options)(execute)())
+            recorded = await self._step.do(self._named(spec), **options)(execute)()
+            return cast(T, _plain(recorded))
         except asyncio.CancelledError:
             abandoned.set()
             if running is not None:
@@ -226,7 +227,7 @@ class WorkflowHost:
         """Return the payload of the engine's event, or raise the engine's own error."""
         options = {} if limit is None else {"timeout": limit}
         event = await self._step.wait_for_event(self._named(spec), key, **options)
-        return event["payload"]
+        return _plain(event["payload"])
 
     async def sleep(self, spec: StepSpec, duration_ms: int) -> None:
         await self._step.sleep(self._named(spec), duration_ms)
@@ -309,6 +310,17 @@ class _PlainEvents:
     async def event(self, spec: StepSpec, key: str, *, timeout_ms: int | None) -> JsonValue:
         limit = None if timeout_ms is None else f"{ceil(timeout_ms / 1_000)}s"
         return await self._engine.arrival(spec, key, limit)
+
+
+def _plain(value: Any) -> Any:
+    """Return what came out of JavaScript as plain JSON: the SDK's objects are dicts of its own."""
+    if isinstance(value, dict):
+        named: dict[str, Any] = value
+        return {key: _plain(item) for key, item in named.items()}
+    if isinstance(value, list):
+        items: list[Any] = value
+        return [_plain(item) for item in items]
+    return value
 
 
 async def _nothing() -> NoReturn:
