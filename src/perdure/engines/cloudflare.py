@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from math import ceil
@@ -314,13 +315,7 @@ class _PlainEvents:
 
 def _plain(value: Any) -> Any:
     """Return what came out of JavaScript as plain JSON: the SDK's objects are dicts of its own."""
-    if isinstance(value, dict):
-        named: dict[str, Any] = value
-        return {key: _plain(item) for key, item in named.items()}
-    if isinstance(value, list):
-        items: list[Any] = value
-        return [_plain(item) for item in items]
-    return value
+    return json.loads(json.dumps(value))
 
 
 async def _nothing() -> NoReturn:
