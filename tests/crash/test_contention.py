@@ -20,6 +20,7 @@ import perdure
 from tests.crash.conftest import NewUrl
 from tests.crash.contending_process import LEASE_MS
 from tests.crash.linearizing import Call, is_linearizable
+from tests.turn.stage import until
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 8
@@ -168,6 +169,8 @@ async def contend(url: str, folder: Path, *, seconds: float, seed: int) -> Count
     try:
         for _ in range(WORKERS):
             await crowd.hire()
+        # On a busy machine it takes eight processes seconds to start.
+        await until(lambda: noted(folder))
         chaos = await crowd.suffer(seconds)
     finally:
         await crowd.dismiss()
