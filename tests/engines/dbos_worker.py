@@ -16,7 +16,6 @@ def config(url: str) -> DBOSConfig:
     return {
         "name": "perdure-tests",
         "system_database_url": url,
-        "run_admin_server": False,
         "log_level": "ERROR",
         "application_version": "v1",
         "executor_id": "worker",

@@ -40,6 +40,7 @@ LAST_LINES = {
     ),
     "24_openai_agents": "4 model calls and 3 tool calls in two attempts",
     "25_pydantic_ai": "3 model calls and 3 tool calls in two attempts",
+    "26_a_task_on_dbos": "Ben confirmed the account of Ann, in 3 records of DBOS or more",
 }
 """What the last line of each example says: the fact that it is there to show."""
 
