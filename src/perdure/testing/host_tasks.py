@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ VALUES: Final[tuple[JsonValue, ...]] = (
 )
 """What a step may return, and what some engines' own formats would change."""
 SLEEP_MS: Final = 300
+PARALLEL_PATIENCE_S: Final = 5.0
+"""How long the first of several steps waits for a second one to begin."""
 
 
 class Notes:
@@ -122,14 +125,18 @@ async def steps(ctx: DurableContext) -> JsonValue:
 
 async def parallel(ctx: DurableContext) -> JsonValue:
     """Return what five steps returned of which two run at a time, and how many did at most."""
-    notes, at_once, most = Notes(ctx), 0, 0
+    notes, at_once, most, are_two = Notes(ctx), 0, 0, asyncio.Event()
 
     def branch(number: int) -> Callable[[], Awaitable[int]]:
         async def body() -> int:
             nonlocal at_once, most
             at_once += 1
             most = max(most, at_once)
-            await asyncio.sleep(0.005 * (5 - number))
+            if most == 2:
+                are_two.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(are_two.wait(), PARALLEL_PATIENCE_S)
+            await asyncio.sleep(0.005 * (number % 2))
             at_once -= 1
             notes.write(f"branch {number}")
             return number
