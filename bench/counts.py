@@ -131,7 +131,7 @@ def _sqlite_counted(counts: Counter[str]) -> Iterator[None]:
     connect = sqlite3.connect
 
     def counted(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **options)
+        connection: sqlite3.Connection = connect(*arguments, **options)
         connection.set_trace_callback(_traced(counts))
         return connection
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx2
@@ -120,7 +120,7 @@ async def test_thoughts_that_are_too_long_to_keep_lose_no_answer(
     replay = {"backend": "scripted", "content": ["x" * REPLAY_BYTES_MAX]}
     shown: list[Prompt] = []
 
-    async def model(prompt: Prompt) -> AsyncIterator[Frame]:
+    async def model(prompt: Prompt) -> AsyncGenerator[Frame, None]:
         shown.append(prompt)
         if len(shown) == 1:
             yield frames.tool_call("c1", "degrees", {"city": "Faro"})
@@ -130,7 +130,7 @@ async def test_thoughts_that_are_too_long_to_keep_lose_no_answer(
             yield frames.upstream_end("stop")
 
     class Model(ScriptedBackend):
-        def stream(self, prompt: Prompt) -> AsyncIterator[Frame]:
+        def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
             return model(prompt)
 
     assert (await run(store, ToolLoop(Model([]), [PURE]))).text == "Warm."

@@ -73,7 +73,7 @@ THINKING_AND_CALLING = [
     changed("tool_use", output_tokens=7),
     messaging.STOP,
 ]
-BLOCKS = [
+BLOCKS: list[dict[str, Any]] = [
     THOUGHT,
     {"type": "redacted_thinking", "data": "opaque"},
     {"type": "text", "text": "So:", "citations": [{"url": "u", "cited_text": "t"}]},

@@ -39,7 +39,9 @@ def answers(*replies: Any) -> FunctionModel:
         for part in given if isinstance(given, list) else [given]:
             calls += 1
             text = isinstance(part, str)
-            parts.append(TextPart(part) if text else ToolCallPart(*part, f"c{calls}"))
+            parts.append(
+                TextPart(part) if text else ToolCallPart(part[0], part[1], tool_call_id=f"c{calls}")
+            )
         return ModelResponse(parts)
 
     async def stream(messages: Any, info: Any) -> AsyncIterator[Any]:

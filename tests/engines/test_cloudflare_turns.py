@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ class Model:
 
     async def produce(self, turn: Turn) -> AsyncIterator[Frame]:
         for name in ("a", "b"):
-            async for frame in turn.stream(name, lambda name=name: self.say(name), result=len):
+            async for frame in turn.stream(name, partial(self.say, name), result=len):
                 yield frame
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -64,7 +65,7 @@ class DbosLab:
         await self._client.cancel_workflow_async(run_id)
 
     async def end(self, run_id: str) -> HostEnd:
-        handle = await self._client.retrieve_workflow_async(run_id)
+        handle: Any = await self._client.retrieve_workflow_async(run_id)
         try:
             return HostEnd("completed", await handle.get_result(polling_interval_sec=0.02))
         except dbos_error.DBOSAwaitedWorkflowCancelledError:

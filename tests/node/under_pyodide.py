@@ -185,17 +185,22 @@ async def ask_a_worker(context: Any, env: Any) -> dict[str, Any]:
 async def run_a_workflow(context: Any, env: Any, step: Any, created: Any) -> dict[str, Any]:
     """Return what a workflow of Cloudflare's SDK comes to, whose attempts are two each."""
     js, workers = map(importlib.import_module, ("js", "workers"))
+    entrypoint: Any = workers.WorkflowEntrypoint
     doors = importlib.import_module("perdure.engines.cloudflare")
     entry = importlib.import_module("workflow_entry")
     calls: list[str] = []
 
+    def noted() -> dict[str, Any]:
+        calls.append("first")
+        return {"none": None, "n": [1]}
+
     async def task(ctx: DurableContext) -> Any:
-        first = await ctx.step("first", lambda: calls.append("first") or {"none": None, "n": [1]})
+        first = await ctx.step("first", noted)
         both = await ctx.parallel(("p", lambda: 1), ("q", lambda: "ü"))
         await ctx.sleep(5)
         return [first, both, len(await ctx.uuid()), await ctx.await_event("yes")]
 
-    class Tasks(workers.WorkflowEntrypoint):
+    class Tasks(entrypoint):  # type: ignore[misc]  # It is there in a Worker only.
         async def run(self, event: Any, step: Any) -> Any:
             options = {
                 "workflow_name": "plain",
