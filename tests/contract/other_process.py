@@ -13,6 +13,7 @@ from perdure.core.identity import check_tenant
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
+from tests.store.d1_server import D1Server
 
 _HEAD = struct.Struct("!I")
 
@@ -26,6 +27,16 @@ async def send(writer: asyncio.StreamWriter, message: object) -> None:
 async def receive(reader: asyncio.StreamReader) -> Any:
     (length,) = _HEAD.unpack(await reader.readexactly(_HEAD.size))
     return pickle.loads(await reader.readexactly(length))
+
+
+async def open_at(url: str, clock: ManualClock, code_version: str | None) -> RunStore:
+    """Open a handle; `d1 ORIGIN DATABASE` is a database of a D1 server of the tests."""
+    if not url.startswith("d1 "):
+        return await open_store(url, migrate=True, clock=clock, code_version=code_version)
+    _, origin, database = url.split(" ")
+    server = D1Server(origin)
+    server.close()
+    return server.store(server.api(database), clock, code_version)
 
 
 class OtherProcess:
@@ -147,7 +158,7 @@ class Serving:
 
     async def _open(self, url: str, now_ms: int, code_version: str | None) -> int:
         clock = ManualClock(now_ms)
-        store = await open_store(url, migrate=True, clock=clock, code_version=code_version)
+        store = await open_at(url, clock, code_version)
         self._handles.append((store, clock))
         return len(self._handles) - 1
 

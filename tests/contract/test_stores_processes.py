@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import STORE_CASES
 from perdure.testing.lab import Case, StoreLab
-from tests.contract.other_process import OtherProcess
+from tests.contract.other_process import OtherProcess, open_at
 
-STORES = ["sqlite", "file", "postgres"]
+STORES = ["sqlite", "file", "postgres", pytest.param("d1", marks=pytest.mark.node)]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def lab_on(url: str, other: OtherProcess, *, there_first: bool) -> StoreLab:
     async def open_handle(clock: ManualClock, code_version: str | None) -> RunStore:
         if next(is_there):
             return await other.open(url, clock, code_version)
-        return await open_store(url, migrate=True, clock=clock, code_version=code_version)
+        return await open_at(url, clock, code_version)
 
     return StoreLab(open_handle)
 
@@ -52,11 +52,13 @@ async def test_no_store_skips_a_case_with_handles_in_two_processes(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    server = request.getfixturevalue("postgres") if name == "postgres" else None
+    server: Any = request.getfixturevalue(name) if name in ("d1", "postgres") else None
     for count, case in enumerate(STORE_CASES):
         url = f"{name}:{tmp_path / str(count)}"
-        if server is not None:
+        if name == "postgres":
             url = f"{server.url}?schema={server.clean_schema()}"
+        elif name == "d1":
+            url = f"d1 {server.origin} {server.clean()}"
         async with lab_on(url, other, there_first=there_first_in(case, there_first)) as lab:
             try:
                 await case(lab)
