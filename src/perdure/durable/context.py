@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from perdure.core import effects, identity
 from perdure.core.effects import iso_time
@@ -137,14 +137,83 @@ class DurableContext(Protocol):
         ...
 
 
-class RunContext:
+S = TypeVar("S", bound=Steps)
+
+
+class StepsContext(Generic[S]):
+    """What of a DurableContext is made of steps, whoever records them."""
+
+    def __init__(self, steps: S) -> None:
+        self.steps = steps
+
+    def step(
+        self,
+        intent: str,
+        fn: Callable[[], Any],
+        *,
+        kind: StepKind = "logic",
+        fingerprint: JsonValue = None,
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[Any]:
+        spec = step_spec(
+            self.steps.take,
+            intent,
+            kind=kind,
+            fingerprint=fingerprint,
+            retry=retry,
+            timeout_ms=timeout_ms,
+            effect=effect or "idempotent",
+        )
+        return self.steps.run(spec, fn)
+
+    def parallel(
+        self,
+        *steps: tuple[str, Callable[[], Any]],
+        concurrency_max: int | None = None,
+        kind: StepKind = "logic",
+        retry: Retry | None = None,
+        timeout_ms: int | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[list[Any]]:
+        check_concurrency(concurrency_max)
+        branches = branches_of(
+            self.steps,
+            steps,
+            kind=kind,
+            retry=retry,
+            timeout_ms=timeout_ms,
+            effect=effect or "idempotent",
+        )
+        call = run_branches(self.steps, branches, concurrency_max=concurrency_max)
+        return self.steps.watched(call, *(branch.spec.position for branch in branches))
+
+    def now(self) -> Awaitable[str]:
+        return self._deterministic("now", self._now_text)
+
+    def uuid(self) -> Awaitable[str]:
+        return self._deterministic("uuid", effects.new_uuid)
+
+    def random(self) -> Awaitable[float]:
+        return self._deterministic("random", effects.random_float)
+
+    def _deterministic(self, name: str, fn: Callable[[], T]) -> Awaitable[T]:
+        spec = StepSpec(self.steps.take(), f"deterministic:{name}", kind="deterministic")
+        return self.steps.run(spec, fn)
+
+    def _now_text(self) -> str:
+        return iso_time(effects.system_clock())
+
+
+class RunContext(StepsContext[Steps]):
     """The DurableContext of one attempt, or (without an attempt) of a finished run's replay."""
 
     def __init__(
         self, run: RunRecord, steps: Steps, attempt: Attempt | None, *, unwinds: bool
     ) -> None:
+        super().__init__(steps)
         self._run = run
-        self._steps = steps
         self._attempt = attempt
         self._unwinds = unwinds
 
@@ -165,83 +234,27 @@ class RunContext:
         manifest = self._run.manifest
         return {} if manifest is None else manifest.input
 
-    def step(
-        self,
-        intent: str,
-        fn: Callable[[], Any],
-        *,
-        kind: StepKind = "logic",
-        fingerprint: JsonValue = None,
-        retry: Retry | None = None,
-        timeout_ms: int | None = None,
-        effect: Effect | None = None,
-    ) -> Awaitable[Any]:
-        spec = step_spec(
-            self._steps.take,
-            intent,
-            kind=kind,
-            fingerprint=fingerprint,
-            retry=retry,
-            timeout_ms=timeout_ms,
-            effect=effect or "idempotent",
-        )
-        return self._steps.run(spec, fn)
-
-    def parallel(
-        self,
-        *steps: tuple[str, Callable[[], Any]],
-        concurrency_max: int | None = None,
-        kind: StepKind = "logic",
-        retry: Retry | None = None,
-        timeout_ms: int | None = None,
-        effect: Effect | None = None,
-    ) -> Awaitable[list[Any]]:
-        check_concurrency(concurrency_max)
-        branches = branches_of(
-            self._steps,
-            steps,
-            kind=kind,
-            retry=retry,
-            timeout_ms=timeout_ms,
-            effect=effect or "idempotent",
-        )
-        call = run_branches(self._steps, branches, concurrency_max=concurrency_max)
-        return self._steps.watched(call, *(branch.spec.position for branch in branches))
-
-    def now(self) -> Awaitable[str]:
-        return self._deterministic("now", self._store_now)
-
-    def uuid(self) -> Awaitable[str]:
-        return self._deterministic("uuid", effects.new_uuid)
-
-    def random(self) -> Awaitable[float]:
-        return self._deterministic("random", effects.random_float)
-
     def sleep(self, duration_ms: int) -> Awaitable[None]:
         check_length(duration_ms, name="duration_ms")
         wait = self._wait("deterministic:sleep", None, duration_ms)
-        return self._steps.watched(self._sleep(wait), wait.position)
+        return self.steps.watched(self._sleep(wait), wait.position)
 
     def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]:
         identity.check_event_key(key)
         if timeout_ms is not None:
             check_length(timeout_ms, name="timeout_ms")
         wait = self._wait(f"event:{key}", key, timeout_ms)
-        return self._steps.watched(wait.run(), wait.position)
+        return self.steps.watched(wait.run(), wait.position)
 
     async def emit_event(self, key: str, payload: JsonValue) -> bool:
         if self._attempt is None:
             encode_value(payload, name="payload")
             return False
-        await self._steps.awake(self._attempt)
+        await self.steps.awake(self._attempt)
         accepted, _ = await self._attempt.store.emit_event(self._run.run_id, key, payload)
         return accepted
 
-    def _deterministic(self, name: str, fn: Callable[[], T]) -> Awaitable[T]:
-        spec = StepSpec(self._steps.take(), f"deterministic:{name}", kind="deterministic")
-        return self._steps.run(spec, fn)
-
-    def _store_now(self) -> str:
+    def _now_text(self) -> str:
         assert self._attempt is not None
         return iso_time(self._attempt.store_now_ms)
 
@@ -250,5 +263,5 @@ class RunContext:
 
     def _wait(self, intent: str, key: str | None, length_ms: int | None) -> Wait:
         kind = "deterministic" if key is None else "event"
-        spec = StepSpec(self._steps.take(), intent, kind=kind)
-        return Wait(self._steps, spec, key=key, length_ms=length_ms, unwinds=self._unwinds)
+        spec = StepSpec(self.steps.take(), intent, kind=kind)
+        return Wait(self.steps, spec, key=key, length_ms=length_ms, unwinds=self._unwinds)

@@ -10,11 +10,11 @@ from typing import Any, TypeVar, cast
 from perdure.core import effects, identity
 from perdure.core.jsonvalue import decode_value, encode_value
 from perdure.core.recordjson import step_error_from_json
-from perdure.core.records import Effect, JsonValue, Retry, StepKind
+from perdure.core.records import JsonValue
 from perdure.durable.calls import is_cancelled
+from perdure.durable.context import StepsContext
 from perdure.durable.failures import failure_text
-from perdure.durable.parallel import branches_of, check_concurrency, run_branches
-from perdure.durable.scope import call_body, check_length, step_spec
+from perdure.durable.scope import call_body, check_length
 from perdure.durable.steps import Steps, StepScope, StepSpec
 from perdure.engines.hosting import TaskHost, error_told, failure_told, told_text
 from perdure.errors import UnfinishedStepError
@@ -81,7 +81,7 @@ class TaskSteps(Steps):
             await asyncio.sleep(effects.jittered(spec.backoff_ms(scope.tries), 0.25) / 1_000)
 
 
-class HostedContext:
+class HostedContext(StepsContext[TaskSteps]):
     """The DurableContext of one attempt at a task that another engine runs."""
 
     def __init__(
@@ -93,64 +93,13 @@ class HostedContext:
         scenario_id: str | None = None,
         input: Mapping[str, JsonValue] | None = None,
     ) -> None:
+        # Two tasks of one host may have runs of one id, but not one idempotency key.
+        super().__init__(TaskSteps(host, f"{project_id}/{run_id}"))
         self.run_id = run_id
         self.project_id = project_id
         self.scenario_id = scenario_id
         self.input: Mapping[str, JsonValue] = input or {}
-        # Two tasks of one host may have runs of one id, but not one idempotency key.
-        self.steps = TaskSteps(host, f"{project_id}/{run_id}")
         self._host = host
-
-    def step(
-        self,
-        intent: str,
-        fn: Callable[[], Any],
-        *,
-        kind: StepKind = "logic",
-        fingerprint: JsonValue = None,
-        retry: Retry | None = None,
-        timeout_ms: int | None = None,
-        effect: Effect | None = None,
-    ) -> Awaitable[Any]:
-        spec = step_spec(
-            self.steps.take,
-            intent,
-            kind=kind,
-            fingerprint=fingerprint,
-            retry=retry,
-            timeout_ms=timeout_ms,
-            effect=effect or "idempotent",
-        )
-        return self.steps.run(spec, fn)
-
-    def parallel(
-        self,
-        *steps: tuple[str, Callable[[], Any]],
-        concurrency_max: int | None = None,
-        kind: StepKind = "logic",
-        retry: Retry | None = None,
-        timeout_ms: int | None = None,
-        effect: Effect | None = None,
-    ) -> Awaitable[list[Any]]:
-        check_concurrency(concurrency_max)
-        branches = branches_of(
-            self.steps,
-            steps,
-            kind=kind,
-            retry=retry,
-            timeout_ms=timeout_ms,
-            effect=effect or "idempotent",
-        )
-        return run_branches(self.steps, branches, concurrency_max=concurrency_max)
-
-    def now(self) -> Awaitable[str]:
-        return self._deterministic("now", lambda: effects.iso_time(effects.system_clock()))
-
-    def uuid(self) -> Awaitable[str]:
-        return self._deterministic("uuid", effects.new_uuid)
-
-    def random(self) -> Awaitable[float]:
-        return self._deterministic("random", effects.random_float)
 
     def sleep(self, duration_ms: int) -> Awaitable[None]:
         check_length(duration_ms, name="duration_ms")
@@ -167,10 +116,6 @@ class HostedContext:
     async def emit_event(self, key: str, payload: JsonValue) -> bool:
         identity.check_event_key(key)
         return await self._host.emit(key, payload)
-
-    def _deterministic(self, name: str, fn: Callable[[], T]) -> Awaitable[T]:
-        spec = StepSpec(self.steps.take(), f"deterministic:{name}", kind="deterministic")
-        return self.steps.run(spec, fn)
 
     async def _waiting(self, spec: StepSpec, wait: Awaitable[T]) -> T:
         try:
