@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from dbos import DBOSClient
+from dbos import DBOS, DBOSClient
 from dbos import error as dbos_error
 
 from perdure.core.records import JsonValue
-from perdure.engines.dbos import run_on_dbos
+from perdure.engines.dbos import run_on_dbos, task_workflow
 from perdure.errors import UsageError
 from perdure.testing.host_lab import HostEnd
 from perdure.testing.hosts import HOST_CASES, HostCase
@@ -153,3 +153,18 @@ async def test_outside_a_workflow_a_task_is_refused() -> None:
 
     with pytest.raises(UsageError, match="in a workflow of DBOS"):
         await run_on_dbos(task, project_id="tests")
+
+
+async def test_an_input_that_is_no_object_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    async def task(ctx: object) -> None: ...
+
+    url = f"sqlite:///{tmp_path / 'dbos.db'}"
+    DBOS(config={"name": "tests", "system_database_url": url, "log_level": "ERROR"})
+    workflow: Any = task_workflow("refused", task)
+    DBOS.launch()
+    try:
+        run = await DBOS.start_workflow_async(workflow, "Ann")
+        with pytest.raises(UsageError, match="an object or None, not 'Ann'"):
+            await run.get_result(polling_interval_sec=0.02)
+    finally:
+        DBOS.destroy(destroy_registry=True)

@@ -329,3 +329,9 @@ def test_a_config_without_a_thread_is_refused() -> None:
         pytest.raises(UsageError, match="the config names no thread"),
     ):
         PerdureSaver(store).get_tuple({"configurable": {}})
+
+
+@pytest.mark.parametrize("store", ["file.db", None])
+def test_what_is_no_store_is_refused_by_what_it_is(store: Any) -> None:
+    with pytest.raises(UsageError, match=rf"no {store!r}: .*open_store"):
+        PerdureSaver(store)

@@ -282,6 +282,15 @@ async def test_what_could_not_be_recorded_is_refused_by_its_name() -> None:
         await answered(MemoryStore(), payer(print), session=PerdureSession(MemoryStore(), "s"))
 
 
+async def test_what_is_no_context_or_no_agent_is_refused_by_what_it_is() -> None:
+    nothing: Any = None
+    with pytest.raises(UsageError, match=r"a task of run_durable gets, not None: .*Runner\.run"):
+        await run_agent(nothing, payer(print), "Go")
+    name: Any = "x"
+    with pytest.raises(UsageError, match=r"an Agent of the SDK, Agent\(name=…\), not 'x'"):
+        await answered(MemoryStore(), name)
+
+
 def test_responses_and_outputs_of_tools_survive_as_they_are() -> None:
     response = ModelResponse(
         output=[assistant_message("hi"), function_call("f", {"a": 1}, call_id="c")],

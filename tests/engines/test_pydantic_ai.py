@@ -192,6 +192,32 @@ async def test_outside_of_a_run_and_inside_of_a_step_the_agent_is_as_it_was() ->
     assert await intents(store) == ["ask the agent"]
 
 
+async def test_work_of_no_durable_agent_is_refused_and_what_it_raises_is_not_hidden() -> None:
+    plain = Agent(answers("Fine."), name="a")
+    with pytest.raises(UsageError, match=r"no agent within durably\(\) has a PerdureDurability"):
+        await asked(MemoryStore(), plain)
+    with pytest.raises(IndexError):
+        await asked(MemoryStore(), Agent(answers(), name="a"))
+
+
+async def test_a_plain_agent_in_a_step_beside_a_durable_one_is_no_mistake() -> None:
+    plain, agent = Agent(answers("Inside."), name="plain"), durable(answers("Fine."))
+
+    async def task(context: DurableContext) -> Any:
+        async def body() -> str:
+            return str((await plain.run("Go")).output)
+
+        with durably(context):
+            inside = await context.step("ask the plain one", body)
+            return [inside, (await agent.run("Go")).output]
+
+    store = MemoryStore()
+    for _ in range(2):
+        done = await run_durable(store, run_id="r", manifest=MANIFEST, task=task)
+        assert done.result == ["Inside.", "Fine."]
+    assert await intents(store) == ["ask the plain one", "a__model.request #1"]
+
+
 async def test_an_agent_that_a_tool_runs_is_part_of_the_tools_step() -> None:
     store = MemoryStore()
     inner = Agent(answers("Inside."), name="inner", capabilities=[PerdureDurability()])

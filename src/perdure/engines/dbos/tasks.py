@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from perdure.core import identity
 from perdure.core.jsonvalue import decode_value, encode_value
@@ -49,12 +49,19 @@ async def run_on_dbos(
 ) -> JsonValue:
     """Run `task` in the workflow of DBOS that calls this first, whose id is the run's.
 
-    Raises UsageError outside a workflow, what the task raises, NotSerializableError for a result
-    that is no JSON, and DBOS's own error for a workflow that it has cancelled.
+    Raises UsageError outside a workflow and for an input that is no object, what the task raises,
+    NotSerializableError for a result that is no JSON, and DBOS's own error for a workflow that it
+    has cancelled.
     """
     run_id = DBOS.workflow_id
     if run_id is None:
         raise UsageError("run_on_dbos must be called in a workflow of DBOS")
+    given = cast("object", input)
+    if not isinstance(given, Mapping | None):
+        raise UsageError(
+            f"the input of a task is an object or None, not {given!r:.60}: "
+            'start the workflow with {"name": …}'
+        )
     durable = _DbosContext(run_id, project_id, input)
     # A step that has no end, since nothing else tells us at once that the workflow is cancelled.
     watch = DBOS.reserve_step().run_async(

@@ -28,6 +28,11 @@ class Door:
     """
 
     def __init__(self, store: RunStore | WaitingStore) -> None:
+        if not isinstance(store, WaitingStore) and not hasattr(store, "read_run"):
+            raise UsageError(
+                f"the store of a checkpointer is no {store!r:.60}: give it "
+                'PerdureSaver(await perdure.open_store("sqlite:…")), or perdure.sync.open_store\'s'
+            )
         self._waiting = store if isinstance(store, WaitingStore) else None
         self.store: RunStore = store.open() if isinstance(store, WaitingStore) else store
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import replace
 from typing import Any, cast
 
-from agents import RunConfig, Runner, RunResult, RunResultStreaming, RunState
+from agents import Agent, RunConfig, Runner, RunResult, RunResultStreaming, RunState
 from agents.items import ToolApprovalItem, TResponseInputItem
 
 from perdure.agent.adapter import resolve
@@ -55,9 +55,17 @@ async def run_agent(
     without, they are "idempotent". `name` stands in the records, and tells runs of agents within
     one durable run apart. `options` are those of `Runner.run`, but for `session`.
 
-    Raises UsageError for agents whose calls could not be recorded, StepFailedError when a model
-    does not answer, and what the SDK raises, for a guardrail, say.
+    Raises UsageError for what is no context or no agent and for agents whose calls could not be
+    recorded, StepFailedError when a model does not answer, and what the SDK raises, for a
+    guardrail, say.
     """
+    if not hasattr(context, "step"):
+        raise UsageError(
+            f"run_agent records in the context that a task of run_durable gets, not {context!r:.60}"
+            ": outside of one use the SDK's Runner.run"
+        )
+    if not isinstance(cast("object", agent), Agent):
+        raise UsageError(f"run_agent runs an Agent of the SDK, Agent(name=…), not {agent!r:.60}")
     recorder = Recorder(context, name, effects or {})
     running = AgentRun(recorder, agent, options, notify, approval_timeout_ms)
     result: list[RunResult] = []

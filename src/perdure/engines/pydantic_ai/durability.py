@@ -32,7 +32,7 @@ from perdure.engines.pydantic_ai.operations import (
     stream_showing,
 )
 from perdure.engines.pydantic_ai.shown import done_in, tapped
-from perdure.engines.pydantic_ai.work import current_work
+from perdure.engines.pydantic_ai.work import claim_work, current_work
 
 _OVERRIDDEN: Final = (
     "_bind_to_agent", "_dispatch_event_stream_event", "_model_stream_event_handler"
@@ -134,6 +134,7 @@ class PerdureDurability(BaseDurabilityCapability[AgentDepsT]):
         self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler
     ) -> AgentRunResult[Any]:
         work, agent = current_work(), self.agent
+        claim_work()
         if work is None or agent is None:
             return await super().wrap_run(ctx, handler=handler)
         # Events of tools at once come in the order of the calls, since each may be a step.

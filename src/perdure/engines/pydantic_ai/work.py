@@ -12,6 +12,7 @@ from perdure.agent.tool_calling import ToolRun
 from perdure.durable.context import DurableContext
 from perdure.durable.scope import current_scope
 from perdure.engines.showing import Showing
+from perdure.errors import UsageError
 from perdure.turn.handout import Turn
 
 _work: ContextVar[AgentWork | None] = ContextVar("perdure_agent_work", default=None)
@@ -39,6 +40,8 @@ class AgentWork:
         self.run_id = run_id
         self.turn = turn
         self.showing = showing
+        self.is_claimed = False
+        """Whether an agent with a PerdureDurability has run in it."""
         self._counts = Counter[str]()
         self._numbers: dict[str, str] = {}
 
@@ -67,6 +70,13 @@ def current_work() -> AgentWork | None:
     return _work.get() if step is None or step.holds_steps else None
 
 
+def claim_work() -> None:
+    """Note that an agent with a PerdureDurability runs, be it in the body of a step."""
+    work = _work.get()
+    if work is not None:
+        work.is_claimed = True
+
+
 @contextmanager
 def working(work: AgentWork) -> Generator[None]:
     """Make it the work that agents belong to."""
@@ -84,6 +94,15 @@ def durably(context: DurableContext) -> Generator[None]:
     Agents may run one after the other, and call others in their tools. Those that are to run at
     once need a run each, or a step: their steps would take positions in an order that nothing
     fixes, which parks the run when it is replayed.
+
+    Raises UsageError at its end if no agent with a PerdureDurability has run within, since what
+    others did there, outside of any step, is not recorded.
     """
-    with working(AgentWork(context, context.run_id)):
+    work = AgentWork(context, context.run_id)
+    with working(work):
         yield
+    if not work.is_claimed:
+        raise UsageError(
+            "no agent within durably() has a PerdureDurability: "
+            "Agent(…, capabilities=[PerdureDurability()])"
+        )
