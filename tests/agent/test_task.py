@@ -332,3 +332,48 @@ async def test_a_loop_that_gets_nowhere_is_told_by_its_options() -> None:
     climber.validate = harmful  # type: ignore[method-assign]  # a climber that sees no height
     result = await run_agent_task(TASK, climber)
     assert (result.status, result.control.stop_cause) == ("failed", "steps")
+
+
+class Forgetful(Climber):
+    """Acts, and then cannot tell what it has found; says so, or gives what is no list of ids."""
+
+    def __init__(self, found: object) -> None:
+        super().__init__(aim=1)
+        self._found = found
+
+    def get_evidence_ids(self, action: Any, result: Any, context: AgentTaskContext) -> Any:
+        if isinstance(self._found, Exception):
+            raise self._found
+        return self._found
+
+
+@pytest.mark.parametrize(
+    ("found", "told"), [(OSError("no disk"), "no disk"), ("e1", "list of ids"), ([7], "7")]
+)
+async def test_an_action_whose_evidence_cannot_be_told_stays_done(found: object, told: str) -> None:
+    sink, climber = Sink(), Forgetful(found)
+    result = await run_agent_task(TASK, climber, on_event=sink)
+    assert (result.status, climber.executed["act"]) == ("completed", 1)
+    assert [step.action_outcome.ok for step in result.control.steps if step.action_outcome] == [
+        True
+    ]
+    (error,) = result.control.runtime_errors
+    assert (error.phase, error.step_index) == ("act", 0)
+    assert told in error.message
+    assert sink.types[-3:] == ["control_step", "control_end", "task_end"]
+
+
+async def test_a_task_that_is_cancelled_while_it_looks_again_keeps_its_step() -> None:
+    signal = CancelSignal()
+
+    class Endless(Librarian):
+        async def refresh_readiness(self, *_: Any) -> KnowledgeReadinessReport:
+            signal.cancel("never mind")
+            await asyncio.Event().wait()
+            raise AssertionError("it was not cut off")
+
+    sink, climber = Sink(), Forgetful(["e1"])
+    result = await run_agent_task(TASK, climber, knowledge=Endless(), signal=signal, on_event=sink)
+    assert (result.status, result.control.stop_cause) == ("aborted", "cancelled")
+    assert len(result.control.steps) == 1
+    assert sink.types[-2:] == ["control_end", "task_end"]

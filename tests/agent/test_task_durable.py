@@ -188,3 +188,39 @@ async def test_changed_code_is_checked_against_a_recorded_task(store: RunStore) 
         return (await run_agent_task(plain, Climber(aim=1), durable=context)).status
 
     assert await check_replay(store, "run", task) == "completed"
+
+
+class Fickle(Climber):
+    """Finds other evidence in each attempt; once it has acted it may hang when it looks again."""
+
+    def __init__(self, found: str, *, hangs: bool = False) -> None:
+        super().__init__(aim=1)
+        self.is_hanging = asyncio.Event()
+        self._found = found
+        self._hangs = hangs
+
+    def get_evidence_ids(self, action: Any, result: Any, context: AgentTaskContext) -> list[str]:
+        self.executed["evidence"] += 1
+        return [self._found]
+
+    async def observe(self, context: AgentTaskContext) -> JsonValue:
+        if self._hangs and self.executed["act"]:
+            self.is_hanging.set()
+            await asyncio.Event().wait()
+        return await super().observe(context)
+
+
+async def test_what_an_action_has_found_is_asked_once_across_a_crash(store: RunStore) -> None:
+    plain = TASK._replace(required_knowledge=())
+    first = Fickle("first", hangs=True)
+    attempt = asyncio.ensure_future(run_agent_task(plain, first, durable=(store, "run")))
+    await first.is_hanging.wait()
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    second = Fickle("second")
+    second.rung = 1
+    result = await run_agent_task(plain, second, durable=(store, "run"))
+    assert (result.status, result.acquired_evidence_ids) == ("completed", ("first",))
+    assert (second.executed["act"], second.executed["evidence"]) == (0, 0)
+    assert "evidence:0" in [step.intent for step in await store.read_steps("run")]

@@ -115,7 +115,9 @@ class ControlLoop:
         ended: Ended | None = None
         try:
             if outcome.ok:
-                await self._gate.acted(action, outcome.result, self._context())
+                missed = await self._gate.acted(action, outcome.result, self._context())
+                if missed is not None:
+                    self._note("act", missed)
             elif called.cut is not None:
                 raise cut_off(called.cut)
             elif self._options.action_failure == "stop":

@@ -22,8 +22,13 @@ class Gate(Protocol):
         """Return the evals that come before those of the hooks."""
         ...
 
-    async def acted(self, action: JsonValue, result: JsonValue, context: ControlContext) -> None:
-        """Take notice of what an action came to."""
+    async def acted(
+        self, action: JsonValue, result: JsonValue, context: ControlContext
+    ) -> str | None:
+        """Take notice of what an action came to; return what failed in that, if anything did.
+
+        The action stays done. Raises Ended if the loop is cut off meanwhile.
+        """
         ...
 
 
@@ -35,7 +40,9 @@ class OpenGate:
     def evals(self) -> Sequence[ControlEvalResult]:
         return ()
 
-    async def acted(self, action: JsonValue, result: JsonValue, context: ControlContext) -> None:
+    async def acted(
+        self, action: JsonValue, result: JsonValue, context: ControlContext
+    ) -> str | None:
         """Nothing depends on it."""
 
 

@@ -20,6 +20,7 @@ from perdure.agent.adapter import (
 from perdure.agent.calls import Calls, CutShort
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.control import run_agent_control_loop
+from perdure.agent.endings import cut_off
 from perdure.agent.evals import ControlEvalResult
 from perdure.agent.events import (
     AgentRuntimeEvent,
@@ -42,6 +43,7 @@ from perdure.agent.knowledge import (
 from perdure.agent.preflight import Preflight, ReadinessPolicy
 from perdure.agent.spec import check_task, manifest_of, requirements_of
 from perdure.agent.steps import ControlRunResult, ControlStep, Stop, budget_of
+from perdure.agent.words import checked_ids
 from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
@@ -241,12 +243,33 @@ class _TaskRun:
     def evals(self) -> Sequence[ControlEvalResult]:
         return (self._preflight.readiness_eval(),)
 
-    async def acted(self, action: JsonValue, result: JsonValue, context: ControlContext) -> None:
+    async def acted(
+        self, action: JsonValue, result: JsonValue, context: ControlContext
+    ) -> str | None:
         """Look at readiness again if the action has found evidence."""
         ask = optional_method(self._adapter, "get_evidence_ids")
-        if ask is not None:
-            found = await resolve(ask(action, result, self._context(context)))
-            await self._emit_all(self._preflight.add_evidence(tuple(found or ())))
+        if ask is None:
+            return None
+        own = self._context(context)
+
+        async def found() -> tuple[str, ...]:
+            ids = await resolve(ask(action, result, own))
+            return checked_ids(() if ids is None else ids, "get_evidence_ids")
+
+        called = await self._preflight.calls.call(
+            f"evidence:{context.step_index}",
+            found,
+            timeout_ms=context.budget.max_wall_ms - context.wall_ms,
+        )
+        if called.cut is not None:
+            raise cut_off(called.cut)
+        if called.error is not None:
+            return f"the evidence of the action is unknown: {called.message}"
+        try:
+            await self._emit_all(self._preflight.add_evidence(called.value))
+        except CutShort:
+            raise cut_off("cancelled") from None
+        return None
 
     # Telling.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from perdure.agent.evals import ControlEvalResult
@@ -36,6 +36,17 @@ def checked_evals(value: object) -> tuple[ControlEvalResult, ...]:
             raise UsageError(f"validate returned {each!r:.60}, which is no ControlEvalResult")
         evals.append(each)
     return tuple(evals)
+
+
+def checked_ids(value: object, name: str) -> tuple[str, ...]:
+    """Return the ids that `name` returned. Raises UsageError for what is no list of texts."""
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise UsageError(f"{name} must return a list of ids, not {value!r:.40}")
+    ids = tuple(cast("Iterable[object]", value))
+    for each in ids:
+        if not isinstance(each, str):
+            raise UsageError(f"{name} must return ids that are a str each, not {each!r:.40}")
+    return cast("tuple[str, ...]", ids)
 
 
 def read_decision(value: JsonValue) -> ControlDecision:
