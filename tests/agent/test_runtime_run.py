@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,16 @@ from perdure.agent.runtime_run import (
     RuntimeRunRow,
     start_runtime_run,
 )
+from perdure.agent.sessions import RuntimeSession
 from perdure.agent.stored_rows import DurableRunRows
-from perdure.agent.stream_events import FinalEvent, LlmCallEvent, TextDeltaEvent
+from perdure.agent.stream_events import (
+    BackendEndEvent,
+    BackendStartEvent,
+    FinalEvent,
+    LlmCallEvent,
+    TextDeltaEvent,
+    event_to_wire,
+)
 from perdure.core.records import AgentTaskSpec
 from perdure.core.wire import to_wire
 from perdure.durable.erasing import erase_user
@@ -53,7 +62,7 @@ def call(**used: Any) -> LlmCallEvent:
 
 
 def test_10_r3_r4_the_wall_time_is_frozen_by_the_first_completion() -> None:
-    run = started(now=ticking(100, 100, 350, 9_999))
+    run = started(now=ticking(100, 350, 9_999))
     run.complete("completed", result_summary="first")
     assert run.cost().wall_ms == 250
     run.complete("completed", result_summary="second")
@@ -110,6 +119,59 @@ def test_10_r2_only_llm_calls_count() -> None:
     assert cost.cost_known
 
 
+def test_10_r2_an_event_counts_in_wire_form_as_well() -> None:
+    run = started()
+    run.prices = PriceList({"m": ModelPrice(input=1, output=2)}, version="1")
+    run.observe(event_to_wire(call(tokens_in=1_000, tokens_out=1_000)))
+    assert run.cost().cost_usd == pytest.approx(0.003)
+    run.observe({"type": "llm_call", "model": "m", "tokensIn": "7", "tokensOut": 2})
+    run.observe({"type": "text_delta", "text": "a"})
+    run.observe({"no": "type"})
+    cost = run.cost()
+    assert (cost.tokens_in, cost.tokens_out, cost.llm_calls) == (1_000, 1_002, 2)
+    assert (cost.tokens_known, cost.cost_known) == (False, False)
+
+
+def test_an_event_without_fields_for_tokens_is_a_call_of_unknown_use() -> None:
+    run = started()
+    run.prices = PriceList({"m": ModelPrice(input=1, output=2)}, version="1")
+    run.observe(SimpleNamespace(type="llm_call", model="m"))
+    assert run.cost() == RuntimeRunCost(
+        wall_ms=run.cost().wall_ms, llm_calls=1, tokens_known=False, cost_known=False
+    )
+
+
+BACKEND: dict[str, Any] = {
+    "task": TASK,
+    "timestamp": NOON,
+    "backend": "callable",
+    "session": RuntimeSession("s", "callable", "active", NOON, NOON),
+}
+
+
+@pytest.mark.parametrize("end", ["backend_end", "final", "complete"])
+@pytest.mark.parametrize("told", [True, False])
+def test_10_what_a_backend_used_that_tells_nothing_is_unknown(end: str, told: bool) -> None:
+    run = started()
+    run.observe(BackendStartEvent(**BACKEND))
+    if told:
+        run.observe(call(tokens_in=1, tokens_out=1, cost_usd=1))
+    if end == "backend_end":
+        run.observe(BackendEndEvent(**BACKEND))
+    elif end == "final":
+        run.observe(FinalEvent(task=TASK, timestamp=NOON, status="failed", reason="why"))
+    else:
+        run.complete("failed")
+    cost = run.cost()
+    assert (cost.tokens_known, cost.cost_known, cost.llm_calls) == (told, told, int(told))
+
+
+def test_10_a_task_that_no_backend_was_asked_for_has_used_nothing() -> None:
+    run = started()
+    run.observe(FinalEvent(task=TASK, timestamp=NOON, status="blocked", reason="why"))
+    assert (run.cost().tokens_known, run.cost().cost_known) == (True, True)
+
+
 @pytest.mark.parametrize("amount", [None, -5, math.inf, math.nan, True, "7"])
 def test_10_r2_bb_13_what_is_no_amount_is_unknown_not_zero(amount: Any) -> None:
     run = started()
@@ -127,7 +189,7 @@ def test_bb_15_late_events_are_counted_apart() -> None:
 
 
 def test_10_r4_overrides_replace_the_sums_but_not_the_wall_time() -> None:
-    run = started(now=ticking(0, 0, 10))
+    run = started(now=ticking(0, 10))
     run.observe(call())
     run.complete(
         "completed",
@@ -139,9 +201,7 @@ def test_10_r4_overrides_replace_the_sums_but_not_the_wall_time() -> None:
 
 
 def test_10_the_row_in_wire_form() -> None:
-    run = started(
-        id="intake:k3f9a2qz", session_id="th-1", agent_id="bot", now=ticking(100, 100, 350)
-    )
+    run = started(id="intake:k3f9a2qz", session_id="th-1", agent_id="bot", now=ticking(100, 350))
     run.observe(call(tokens_in=900, tokens_out=140, cost_usd=0.5))
     run.complete("completed", result_summary="answered", metadata={"route": "chat", "a_b": 1})
     assert to_wire(run.to_row({"route": "mail"})) == {
@@ -286,7 +346,7 @@ def test_a_price_in_another_currency_is_no_cost_in_dollars() -> None:
 
 
 def test_the_ledger_knows_more_than_the_events() -> None:
-    run = started(now=ticking(100, 100, 350))
+    run = started(now=ticking(100, 350))
     run.observe(call(tokens_in=1, tokens_out=1, cost_usd=1))
     usage = UsageSum(
         calls=3,

@@ -14,6 +14,7 @@ from perdure.agent.stream_events import FinalEvent
 from perdure.core.effects import Clock, iso_time, new_uuid, system_clock
 from perdure.core.pricing import NANOS, ModelCall, PriceTable
 from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.core.wire import camel
 from perdure.errors import RuntimeRunStateError, ValidationError
 from perdure.store.ledger import UsageSum
 
@@ -21,6 +22,8 @@ RuntimeRunStatus = Literal["running", "completed", "failed", "cancelled"]
 
 ENDED: Final = ("completed", "failed", "cancelled")
 _OVERRIDES: Final = ("tokens_in", "tokens_out", "cost_usd", "llm_calls")
+_USAGE: Final = ("tokens_in", "tokens_out", "cost_usd")
+_ENDS_OF_BACKENDS: Final = ("backend_end", "backend_error", "final")
 _OF_FINAL: Final[Mapping[str, RuntimeRunStatus]] = {
     "completed": "completed",
     "aborted": "cancelled",
@@ -88,7 +91,7 @@ class RuntimeRun:
     """
 
     def __init__(
-        self, row: RuntimeRunRow, *, task: AgentTaskSpec, adapter: Any, now: Clock
+        self, row: RuntimeRunRow, *, task: AgentTaskSpec, adapter: Any, begun_ms: int, now: Clock
     ) -> None:
         self.task_spec = task
         self.late_events = 0
@@ -97,8 +100,9 @@ class RuntimeRun:
         self._row = row
         self._adapter: RuntimeRunPersistenceAdapter | None = adapter
         self._now = now
-        self._begun_ms = now()
+        self._begun_ms = begun_ms
         self._cost = RuntimeRunCost()
+        self._owes_usage = False
         self._completion: _Completion | None = None
 
     @property
@@ -118,22 +122,28 @@ class RuntimeRun:
         return self._row.status
 
     def observe(self, event: object) -> None:
-        """Add what an `llm_call` used; other events change nothing.
+        """Add what an `llm_call` used, given as a record or in wire form.
 
-        Its cost, where it names none, is what `prices` say, if they are set. An event that comes
-        after the completion only counts in `late_events`.
+        Its cost, where it names none, is what `prices` say, if they are set. One that comes after
+        the completion only counts in `late_events`. What a backend used that begins and ends
+        without one is not known. Other events change nothing.
         """
-        if getattr(event, "type", None) != "llm_call":
-            return
+        name = _told(event, "type")
+        if name == "llm_call":
+            self._add(event)
+        elif name == "backend_start":
+            self._owes_usage = True
+        elif name in _ENDS_OF_BACKENDS:
+            self._settle()
+
+    def _add(self, call: object) -> None:
         if self._completion is not None:
             self.late_events += 1
             return
-        given = cast("Any", event)
-        used = {
-            name: getattr(given, name, None) for name in ("tokens_in", "tokens_out", "cost_usd")
-        }
-        known = {name: value for name, value in used.items() if _is_amount(value)}
-        if "cost_usd" not in known and (priced := self._priced(given)) is not None:
+        self._owes_usage = False
+        used = {name: _told(call, name) for name in _USAGE}
+        known = {name: cast("float", value) for name, value in used.items() if _is_amount(value)}
+        if "cost_usd" not in known and (priced := self._priced(call)) is not None:
             known["cost_usd"] = priced
         cost = self._cost
         self._cost = replace(
@@ -144,6 +154,12 @@ class RuntimeRun:
             cost_known=cost.cost_known and "cost_usd" in known,
         )
 
+    def _settle(self) -> None:
+        """Own up to what a backend has used without telling it."""
+        if self._owes_usage and self._completion is None:
+            self._cost = replace(self._cost, tokens_known=False, cost_known=False)
+        self._owes_usage = False
+
     def take_usage(self, usage: UsageSum) -> None:
         """Put what the ledger knows of the run in place of what was observed.
 
@@ -153,6 +169,7 @@ class RuntimeRun:
         """
         if self._completion is not None:
             raise RuntimeRunStateError(f"the run {self.id!r} is {self.status}: its cost is fixed")
+        self._owes_usage = False
         self._cost = RuntimeRunCost(
             tokens_in=usage.tokens_in,
             tokens_out=usage.tokens_out,
@@ -189,6 +206,7 @@ class RuntimeRun:
                     f"the run {self.id!r} is {self.status}, and cannot become {status}"
                 )
             return
+        self._settle()
         self._completion = _Completion(self._now(), result_summary, error, metadata)
         self._row = replace(self._row, status=status)
         self._override(cost or {})
@@ -240,20 +258,22 @@ class RuntimeRun:
                 self.complete("failed", error=str(error) or type(error).__qualname__)
         await self.persist()
 
-    def _priced(self, call: Any) -> float | None:
+    def _priced(self, call: object) -> float | None:
         """Return what the prices say of a call, in dollars."""
-        model, counts = getattr(call, "model", None), (call.tokens_in, call.tokens_out)
+        model, provider = _told(call, "model"), _told(call, "provider")
+        tokens_in, tokens_out = _count(call, "tokens_in"), _count(call, "tokens_out")
         if self.prices is None or not isinstance(model, str):
             return None
-        if any(type(count) is not int or count < 0 for count in counts):
+        if tokens_in is None or tokens_out is None:
             return None
         price = self.prices.price(
             ModelCall(
                 model,
-                *counts,
-                provider=getattr(call, "provider", None),
-                tokens_cached=getattr(call, "tokens_cached", None),
-                tokens_reasoning=getattr(call, "tokens_reasoning", None),
+                tokens_in,
+                tokens_out,
+                provider=provider if isinstance(provider, str) else None,
+                tokens_cached=_count(call, "tokens_cached"),
+                tokens_reasoning=_count(call, "tokens_reasoning"),
             )
         )
         in_dollars = price is not None and price.currency == "USD"
@@ -287,6 +307,7 @@ def start_runtime_run(
     for name, value in (("workspace_id", workspace_id), ("task_spec.id", task_spec.id)):
         if not value:
             raise ValidationError(f"{name} must not be empty")
+    begun_ms = now()
     row = RuntimeRunRow(
         id=id or f"{task_spec.id}:{new_uuid()}",
         workspace_id=workspace_id,
@@ -297,9 +318,21 @@ def start_runtime_run(
         scenario_id=scenario_id,
         status="running",
         cost=RuntimeRunCost(),
-        started_at=iso_time(now()),
+        started_at=iso_time(begun_ms),
     )
-    return RuntimeRun(row, task=task_spec, adapter=adapter, now=now)
+    return RuntimeRun(row, task=task_spec, adapter=adapter, begun_ms=begun_ms, now=now)
+
+
+def _told(event: object, name: str) -> object:
+    """Return a field of an event, whether it is a record or in wire form; None if it lacks."""
+    if isinstance(event, Mapping):
+        return cast("Mapping[str, object]", event).get(camel(name))
+    return getattr(event, name, None)
+
+
+def _count(event: object, name: str) -> int | None:
+    value = _told(event, name)
+    return value if type(value) is int and value >= 0 else None
 
 
 def _is_amount(value: object) -> bool:
