@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from perdure.agent.hooks import ControlOptions
 from perdure.agent.run_records import validate_run_record
+from perdure.agent.task import run_agent_task
+from perdure.core.records import AgentTaskSpec
 from perdure.core.wire import to_wire
 from perdure.errors import ValidationError
+from tests.agent.robots import Climber
 
 RECORD: dict[str, Any] = {
     "runId": "r-1",
@@ -56,3 +61,18 @@ def test_3_3_each_required_field_is_missed_by_name(name: str) -> None:
 def test_3_3_what_is_not_acceptable_is_named(changed: Any, named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         validate_run_record({**RECORD, **changed})
+
+
+async def test_records_get_the_scenario_of_their_run_in_the_form_that_they_have() -> None:
+    record = validate_run_record(RECORD)
+    own = replace(record, scenario_id="own")
+
+    class Projecting(Climber):
+        def project_run_records(self, control: Any, task: AgentTaskSpec) -> list[Any]:
+            return [record, own, RECORD, to_wire(own)]
+
+    result = await run_agent_task(
+        AgentTaskSpec("climb", "Climb"), Projecting(), control=ControlOptions(scenario_id="s")
+    )
+    with_s = replace(record, scenario_id="s")
+    assert result.run_records == (with_s, own, to_wire(with_s), to_wire(own))

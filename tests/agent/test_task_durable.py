@@ -14,7 +14,7 @@ from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.steps import ControlDecision
 from perdure.agent.task import AgentTaskRunResult, run_agent_task
-from perdure.core.records import AgentTaskSpec, JsonValue, Retry
+from perdure.core.records import AgentTaskSpec, JsonValue, Retry, RunRecord
 from perdure.core.secret import Secret
 from perdure.durable.runner import emit_event
 from perdure.durable.steps import current_step
@@ -45,6 +45,14 @@ def shape(result: AgentTaskRunResult) -> tuple[Any, ...]:
         result.user_answers,
         result.knowledge.bundle.user_answers,
     )
+
+
+async def until_it_waits(store: RunStore) -> RunRecord:
+    while True:
+        run = await store.read_run("run")
+        if run is not None and run.state == "waiting":
+            return run
+        await asyncio.sleep(0.002)
 
 
 async def test_a_replay_of_a_done_task_calls_nobody(store: RunStore) -> None:
@@ -88,12 +96,7 @@ async def test_answers_may_come_from_outside_by_an_event(store: RunStore) -> Non
     work = asyncio.ensure_future(
         run_agent_task(TASK, Climber(), on_event=sink, readiness=policy, durable=(store, "run"))
     )
-    while True:
-        run = await store.read_run("run")
-        if run is not None and run.state == "waiting":
-            break
-        await asyncio.sleep(0.002)
-    assert run.lease_holder_id is None
+    assert (await until_it_waits(store)).lease_holder_id is None
     answers = {"question_colour": "red", "question_key": "sesame", "question_stray": "?"}
     await emit_event(store, "run", "answers", answers)
     result = await work
@@ -224,3 +227,32 @@ async def test_what_an_action_has_found_is_asked_once_across_a_crash(store: RunS
     assert (result.status, result.acquired_evidence_ids) == ("completed", ("first",))
     assert (second.executed["act"], second.executed["evidence"]) == (0, 0)
     assert "evidence:0" in [step.intent for step in await store.read_steps("run")]
+
+
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        ({"question_colour": 7, "question_stray": "canary"}, "question_colour, question_stray"),
+        (["canary"], "but a list"),
+        (None, "but a NoneType"),
+    ],
+)
+async def test_an_event_that_answers_nothing_is_told_in_the_log_by_its_keys(
+    store: RunStore, caplog: pytest.LogCaptureFixture, payload: JsonValue, told: str
+) -> None:
+    policy = ReadinessPolicy(answers_event="answers")
+    task = TASK._replace(required_knowledge=[COLOUR])
+    sink = Sink()
+
+    async def ask() -> AgentTaskRunResult:
+        return await run_agent_task(
+            task, Climber(), on_event=sink, readiness=policy, durable=(store, "run")
+        )
+
+    work = asyncio.ensure_future(ask())
+    await until_it_waits(store)
+    await emit_event(store, "run", "answers", payload)
+    result = await work
+    assert (result.status, result.user_answers) == ("blocked", {})
+    assert told in caplog.text
+    assert "canary" not in caplog.text

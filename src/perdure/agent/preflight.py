@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, ItemsView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -40,10 +41,14 @@ from perdure.agent.readiness import (
     unique,
 )
 from perdure.agent.spec import requirements_of
+from perdure.agent.words import checked_ids
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.secret import Secret
 from perdure.core.wire import from_wire
-from perdure.errors import AwaitEventTimeoutError, UsageError
+from perdure.errors import AwaitEventTimeoutError, UsageError, ValidationError
+from perdure.observe.credentials import mask_text
+
+logger = logging.getLogger("perdure.agent")
 
 Events = AsyncGenerator[AgentRuntimeEvent, None]
 
@@ -55,7 +60,8 @@ class ReadinessPolicy:
     `on_caveat`: whether a score below the minimum lets the task go on, or blocks it. With
     `answers_event`, a durable task whose provider does not answer questions waits for the event
     of this name (`emit_event(store, run_id, name, {question id: answer})`), for as long as
-    `answers_timeout_ms` says (None: for ever), without holding its lease.
+    `answers_timeout_ms` says (None: for ever), without holding its lease. What such an event has
+    beside texts by the ids of the questions is left out, and a warning in the log names the keys.
     """
 
     minimum_score: float = MINIMUM_SCORE
@@ -65,6 +71,16 @@ class ReadinessPolicy:
 
     def __post_init__(self) -> None:
         check_minimum_score(self.minimum_score)
+        name, limit_ms = cast(
+            "tuple[object, object]", (self.answers_event, self.answers_timeout_ms)
+        )
+        if name is not None and not (isinstance(name, str) and name):
+            raise ValidationError(f"answers_event must be the name of an event, not {name!r:.40}")
+        if limit_ms is not None and (type(limit_ms) is not int or limit_ms < 0):
+            raise ValidationError(
+                f"answers_timeout_ms must be a number of milliseconds from 0 on, or None for no "
+                f"limit, not {limit_ms!r:.40}"
+            )
 
 
 class Preflight:
@@ -84,6 +100,13 @@ class Preflight:
         self.calls = calls
         self._report: KnowledgeReadinessReport | None = None
         self._refreshes = 0
+        waits_in_vain = policy.answers_event is not None and calls.context is None
+        if waits_in_vain and hooks.answer_questions is None:
+            raise UsageError(
+                f"only a durable task can wait for the event {policy.answers_event!r}: give "
+                "run_agent_task durable=(store, run_id), leave answers_event out, or let the "
+                "provider answer_questions"
+            )
 
     @property
     def report(self) -> KnowledgeReadinessReport:
@@ -205,9 +228,19 @@ class Preflight:
             payload = await context.await_event(name, timeout_ms=self._policy.answers_timeout_ms)
         except AwaitEventTimeoutError:
             return {}
+        if not isinstance(payload, Mapping):
+            kind = type(payload).__name__
+            logger.warning("the event %r has no answers by question id, but a %s", name, kind)
+            return {}
+        given = cast("Mapping[str, JsonValue]", payload)
         asked = {question.id for question in self.questions}
-        given = _mapping(payload, f"the event {name!r}")
-        return {key: each for key, each in given if key in asked and isinstance(each, str)}
+        answers: dict[str, Answer] = {
+            key: each for key, each in given.items() if key in asked and isinstance(each, str)
+        }
+        if strays := sorted(given.keys() - answers.keys()):
+            keys = mask_text(", ".join(strays))
+            logger.warning("the event %r has what answers no question: %.400s", name, keys)
+        return answers
 
     async def _acquire(self) -> tuple[str, ...]:
         execute = self._hooks.execute_acquisition_plans
@@ -215,9 +248,7 @@ class Preflight:
         found = await self.calls.value(
             "acquisition", lambda: execute(self.acquisition_plans, self._task), kind="tool"
         )
-        if not isinstance(found, list | tuple):
-            raise UsageError(f"execute_acquisition_plans must return a list, not {found!r:.40}")
-        return unique(cast("Sequence[str]", found))
+        return unique(checked_ids(found, "execute_acquisition_plans"))
 
     async def _refresh(self, evidence_ids: Sequence[str]) -> None:
         refresh, report = self._hooks.refresh_readiness, self.report

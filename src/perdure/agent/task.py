@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, cast
 
 from perdure.agent.adapter import (
@@ -41,6 +41,7 @@ from perdure.agent.knowledge import (
     UserQuestion,
 )
 from perdure.agent.preflight import Preflight, ReadinessPolicy
+from perdure.agent.run_records import EvaluationRunRecord
 from perdure.agent.spec import check_task, manifest_of, requirements_of
 from perdure.agent.steps import ControlRunResult, ControlStep, Stop, budget_of
 from perdure.agent.words import checked_ids
@@ -348,9 +349,14 @@ def _cancelled_early(task: AgentTaskSpec) -> ControlRunResult:
 
 
 def _with_scenario(record: object, scenario_id: str) -> JsonValue:
-    if not isinstance(record, dict):
+    """Return a record, in its own form, with the run's scenario id if it names none."""
+    if isinstance(record, EvaluationRunRecord):
+        return (
+            record if record.scenario_id is not None else replace(record, scenario_id=scenario_id)
+        )
+    if not isinstance(record, Mapping):
         return record
-    fields_of_record = cast("dict[str, JsonValue]", record)
-    if fields_of_record.get("scenario_id") is not None:
-        return fields_of_record
-    return {**fields_of_record, "scenario_id": scenario_id}
+    given = cast("Mapping[str, JsonValue]", record)
+    if any(given.get(name) is not None for name in ("scenario_id", "scenarioId")):
+        return dict(given)
+    return {**given, "scenarioId" if "runId" in given else "scenario_id": scenario_id}

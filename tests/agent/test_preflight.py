@@ -1,0 +1,50 @@
+"""A preflight takes ids for evidence, and waits for an event only where it can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perdure.agent.knowledge import KnowledgeRequirement
+from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.task import run_agent_task
+from perdure.core.records import AgentTaskSpec
+from perdure.errors import UsageError
+from tests.agent.robots import Climber, Librarian, Sink
+
+TASK = AgentTaskSpec("climb", "Climb the ladder")
+COLOUR = KnowledgeRequirement("colour", "the colour of the ladder", fallback_policy="block")
+CAVEAT = KnowledgeRequirement("wind", "the wind", acquisition_mode="search_web")
+
+
+def needing(requirement: KnowledgeRequirement) -> AgentTaskSpec:
+    return TASK._replace(required_knowledge=[requirement])
+
+
+@pytest.mark.parametrize("found", ["e1", ["e1", 7], {"e1": 1}])
+async def test_what_a_provider_acquires_are_ids(found: Any) -> None:
+    provider = Librarian()
+    provider.execute_acquisition_plans = lambda *_: found  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="execute_acquisition_plans"):
+        await run_agent_task(needing(CAVEAT), Climber(), knowledge=provider)
+
+
+async def test_only_a_durable_task_can_wait_for_answers() -> None:
+    policy, sink = ReadinessPolicy(answers_event="answers"), Sink()
+    with pytest.raises(UsageError, match="durable="):
+        await run_agent_task(needing(COLOUR), Climber(), readiness=policy, on_event=sink)
+    assert not sink.events
+    provided = await run_agent_task(
+        needing(COLOUR), Climber(), readiness=policy, knowledge=Librarian()
+    )
+    assert provided.status == "completed"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"answers_event": ""}, {"answers_timeout_ms": -1}, {"answers_timeout_ms": True}],
+)
+def test_a_policy_waits_for_an_event_with_a_name_and_a_limit(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(given))):
+        ReadinessPolicy(**given)
