@@ -22,12 +22,18 @@ def needing(requirement: KnowledgeRequirement) -> AgentTaskSpec:
     return TASK._replace(required_knowledge=[requirement])
 
 
+class Careless:
+    def __init__(self, found: object) -> None:
+        self._found = found
+
+    def execute_acquisition_plans(self, *_: object) -> object:
+        return self._found
+
+
 @pytest.mark.parametrize("found", ["e1", ["e1", 7], {"e1": 1}])
 async def test_what_a_provider_acquires_are_ids(found: Any) -> None:
-    provider = Librarian()
-    provider.execute_acquisition_plans = lambda *_: found  # type: ignore[method-assign]
     with pytest.raises(UsageError, match="execute_acquisition_plans"):
-        await run_agent_task(needing(CAVEAT), Climber(), knowledge=provider)
+        await run_agent_task(needing(CAVEAT), Climber(), knowledge=Careless(found))
 
 
 async def test_only_a_durable_task_can_wait_for_answers() -> None:
