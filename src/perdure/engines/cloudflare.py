@@ -6,16 +6,16 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
+from functools import partial
 from math import ceil
 from typing import Any, Final, NoReturn, Protocol, TypeVar, cast
 
-from perdure.core import effects
-from perdure.core.jsonvalue import encode_value
+from perdure.core.jsonvalue import decode_value, encode_value
 from perdure.core.records import JsonValue, RunRecord
 from perdure.durable.context import DurableContext
 from perdure.durable.execution import original_of
-from perdure.durable.scope import StepScope, StepSpec, call_body
-from perdure.engines.hosted_task import HostedContext, TaskSteps
+from perdure.durable.scope import StepScope, StepSpec
+from perdure.engines.hosted_task import HostedContext, TaskSteps, tried
 from perdure.engines.hosted_turn import HostedTurns
 from perdure.errors import AwaitEventTimeoutError, StepFailedError, UsageError
 from perdure.turn.engine import ChatTurnEngine
@@ -275,26 +275,12 @@ class _PlainSteps(TaskSteps):
                     f"the step {spec.intent!r} is at_most_once, which the engine's retries do not "
                     "keep: run the task by run_on_workflow"
                 )
-            return await self._engine.plainly(spec, lambda: self._value_of(spec, body))
+            return await self._engine.plainly(spec, partial(self._value_of, spec, body))
         finally:
             self.answered(spec)
 
     async def _value_of(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
-        scope = StepScope(self, spec)
-        if spec.kind == "llm":
-            # So that the body may report what its call used, of which the engine keeps nothing.
-            scope.usage_call = spec.position
-        tries_max = 1 if spec.retry is None else spec.retry.tries_max
-        while True:
-            scope.tries += 1
-            try:
-                value = await call_body(scope, body)
-                encode_value(value, name=f"the result of step {spec.intent!r}")
-                return value
-            except Exception as error:
-                if scope.tries >= tries_max or not spec.may_retry(error):
-                    raise
-            await asyncio.sleep(effects.jittered(spec.backoff_ms(scope.tries), 0.25) / 1_000)
+        return cast(T, decode_value(await tried(StepScope(self, spec), body)))
 
 
 class _PlainEvents:

@@ -61,24 +61,37 @@ class TaskSteps(Steps):
             told = f"the step {spec.intent!r} was interrupted: whether it took effect is unknown"
             unfinished = UnfinishedStepError(told, intent=spec.intent)
             return told_text({"error": error_told(unfinished, taken=self._next_position)})
-        if spec.kind == "llm":
-            # So that the body may report what its call used, of which the host keeps nothing.
-            scope.usage_call = spec.position
-        while True:
-            scope.tries += 1
-            try:
-                value = await call_body(scope, body)
-                text = encode_value(value, name=f"the result of step {spec.intent!r}")
-                return told_text({"value": decode_value(text)})
-            except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                    raise
-                tries_max = 1 if spec.retry is None else spec.retry.tries_max
-                if scope.tries >= tries_max or not spec.may_retry(error):
-                    self._causes[spec.position] = error
-                    failure = failure_text(error, taken=self._next_position)
-                    return told_text({"error": decode_value(failure)})
-            await asyncio.sleep(effects.jittered(spec.backoff_ms(scope.tries), 0.25) / 1_000)
+        try:
+            return told_text({"value": decode_value(await tried(scope, body))})
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            self._causes[spec.position] = error
+            failure = failure_text(error, taken=self._next_position)
+            return told_text({"error": decode_value(failure)})
+
+
+async def tried(scope: StepScope, body: Callable[[], Any]) -> str:
+    """Execute the body of a step as often as its policy says; return the text of its result.
+
+    Raises what the last try raised, and NotSerializableError.
+    """
+    spec = scope.spec
+    if spec.kind == "llm":
+        # So that the body may report what its call used, of which the host keeps nothing.
+        scope.usage_call = spec.position
+    tries_max = 1 if spec.retry is None else spec.retry.tries_max
+    while True:
+        scope.tries += 1
+        try:
+            value = await call_body(scope, body)
+            return encode_value(value, name=f"the result of step {spec.intent!r}")
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            if scope.tries >= tries_max or not spec.may_retry(error):
+                raise
+        await asyncio.sleep(effects.jittered(spec.backoff_ms(scope.tries), 0.25) / 1_000)
 
 
 class HostedContext(StepsContext[TaskSteps]):
