@@ -10,15 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import perdure
-from bench import restart, turn_memory
+from bench import postgres_wakeups, restart, turn_memory
 from bench.sides.asked import tokens
 from bench.sides.perdure_side import run, task_of
 from perdure.core.frames import text, upstream_end
+from tests.store.postgres_server import running_server
 
 ROOT: Final = Path(__file__).parent.parent
 CHUNK: Final = 100
@@ -68,9 +69,22 @@ class Bench:
 
 
 @asynccontextmanager
+async def empty(scheme: str) -> AsyncIterator[str]:
+    """Yield the address of an empty store; PostgreSQL is a server of our own, which flushes."""
+    with ExitStack() as stack:
+        if scheme == "postgres":
+            server = await asyncio.to_thread(stack.enter_context, running_server(flushes=True))
+            yield server.new_store()
+        elif scheme == "memory":
+            yield "memory:"
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="perdure-bench-"))
+            yield f"{scheme}:{Path(folder) / 'perdure'}"
+
+
+@asynccontextmanager
 async def bench(model: Model, scheme: str = "sqlite") -> AsyncIterator[Bench]:
-    with tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder:
-        url = "memory:" if scheme == "memory" else f"{scheme}:{Path(folder) / 'perdure'}"
+    async with empty(scheme) as url:
         store = await perdure.open_store(url)
         bench = Bench(store, model)
         yield bench
@@ -121,7 +135,7 @@ async def stop(rounds: int) -> list[Alone]:
 
 async def tokens_per_second(count: int) -> list[Alone]:
     found: list[Alone] = []
-    for scheme in ("memory", "sqlite", "file"):
+    for scheme in ("memory", "sqlite", "file", "postgres"):
         async with bench(Model(count), scheme) as stage:
             _, submitted = await stage.submit()
             began = time.perf_counter()
@@ -129,6 +143,17 @@ async def tokens_per_second(count: int) -> list[Alone]:
             rate = count / (time.perf_counter() - began)
         how = "one turn without a pause, all journaled, one reader"
         found.append(Alone(f"tokens a second, {scheme}", rate, "", how))
+    return found
+
+
+async def wakeups(rounds: int) -> list[Alone]:
+    """How soon a run that waits hears of an event that another handle emits."""
+    found: list[Alone] = []
+    for scheme in ("sqlite", "file", "postgres"):
+        async with empty(scheme) as url:
+            median, worst = await postgres_wakeups.event_alone(url, rounds)
+        how = f"emitted on one handle, awaited on another; the worst {worst:.0f} ms"
+        found.append(Alone(f"an event wakes a run, {scheme}", median, "ms", how, "≤ 50 ms"))
     return found
 
 
@@ -226,11 +251,20 @@ async def growth(old: int) -> list[Alone]:
                 names = (f"run-{part}-{index}" for index in range(CHUNK))
                 await asyncio.gather(*(short(store, name) for name in names))
                 took[at].append(time.perf_counter() - began)
+        pages: list[float] = []
+        for _ in range(20):
+            began = time.perf_counter()
+            await stores[1].list_runs()
+            pages.append((time.perf_counter() - began) * 1e3)
         for store in stores:
             await store.close()
     ratio = statistics.median(b / a for a, b in zip(took[0], took[1], strict=True))
     how = "short runs, beside an empty database"
-    return [Alone(f"behind {old:,} finished runs", ratio, "×", how, "≤ 1.25×, goal 1.1×")]
+    page = "the newest runs, asked of the store; over HTTP: python -m bench.dashboard"
+    return [
+        Alone(f"behind {old:,} finished runs", ratio, "×", how, "≤ 1.25×, goal 1.1×"),
+        Alone(f"a page of {old:,} runs", statistics.median(pages), "ms", page, "≤ 100 ms"),
+    ]
 
 
 def multiply(path: Path, run_id: str, count: int) -> None:
@@ -337,6 +371,7 @@ def measure(*, quick: bool) -> list[Alone]:
         lambda: asyncio.run(stop(few)),
         lambda: after_a_kill(1 if quick else 10),
         lambda: asyncio.run(tokens_per_second(200 if quick else 10_000)),
+        lambda: asyncio.run(wakeups(few)),
         lambda: asyncio.run(bytes_written(50 if quick else 1_000)),
         lambda: memory(10 if quick else 200),
         lambda: asyncio.run(many_readers(20 if quick else 1_000, 20 if quick else 300)),

@@ -102,8 +102,9 @@ async def frame(stage: Stage, run_id: str) -> float:
 
 
 Measure = Callable[[Stage, str], Awaitable[float]]
+EVENT = "an event is emitted"
 MEASURES: dict[str, Measure] = {
-    "an event is emitted": event,
+    EVENT: event,
     "a sleep ends (late by)": sleep,
     "a stop of a waiting run": stop,
     "a reader gets a frame": frame,
@@ -133,7 +134,8 @@ async def busy(store: perdure.RunStore, writers: int) -> AsyncIterator[None]:
         await asyncio.gather(*writing, return_exceptions=True)
 
 
-async def measure(url: str, rounds: int, writers: int) -> None:
+@asynccontextmanager
+async def working(url: str, writers: int = 0) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         stores = []
         for _ in range(3):
@@ -141,17 +143,32 @@ async def measure(url: str, rounds: int, writers: int) -> None:
             stack.push_async_callback(store.close)
             stores.append(store)
         near, far, others = stores
-        stage, mark = Stage(near, far), time.time_ns()
-        working = asyncio.create_task(stage.worker.run())
+        stage = Stage(near, far)
+        worker = asyncio.create_task(stage.worker.run())
         async with busy(others, writers):
-            for name, one in MEASURES.items():
-                figures = [
-                    1e3 * await one(stage, f"{mark}-{name}-{index}") for index in range(rounds)
-                ]
-                worst = max(figures)
-                print(f"  {name:<26}{statistics.median(figures):7.1f} ms median {worst:7.1f} worst")
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+            yield stage
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+
+
+async def took(stage: Stage, name: str, rounds: int) -> tuple[float, float]:
+    """Return the median and the worst, in milliseconds."""
+    mark, one = time.time_ns(), MEASURES[name]
+    figures = [1e3 * await one(stage, f"{mark}-{name}-{index}") for index in range(rounds)]
+    return statistics.median(figures), max(figures)
+
+
+async def event_alone(url: str, rounds: int) -> tuple[float, float]:
+    """Return how soon an event is noticed, median and worst in milliseconds, on any store."""
+    async with working(url) as stage:
+        return await took(stage, EVENT, rounds)
+
+
+async def measure(url: str, rounds: int, writers: int) -> None:
+    async with working(url, writers) as stage:
+        for name in MEASURES:
+            median, worst = await took(stage, name, rounds)
+            print(f"  {name:<26}{median:7.1f} ms median {worst:7.1f} worst")
 
 
 async def both(url: str, options: argparse.Namespace) -> None:
