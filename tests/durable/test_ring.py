@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from perdure.core.frames import Frame
-from perdure.durable.ring import Ring
+from perdure.durable.ring import Listener, Ring
 from tests.durable.handles import within
 
 
@@ -41,7 +41,7 @@ async def test_a_reader_that_waits_gets_a_batch_that_is_larger_than_the_ring() -
     ring = Ring(1)
 
     async def read() -> list[Frame]:
-        assert await ring.wait(60_000)
+        assert await Listener().wait(ring, 60_000)
         return ring.since(0) if ring.reaches(0) else []
 
     reading = asyncio.ensure_future(read())
@@ -53,12 +53,12 @@ async def test_a_reader_that_waits_gets_a_batch_that_is_larger_than_the_ring() -
 
 async def test_readers_of_a_ring_are_woken_by_news_and_by_its_end() -> None:
     ring = Ring(1)
-    readers = [asyncio.ensure_future(ring.wait(60_000)) for _ in range(3)]
+    readers = [asyncio.ensure_future(Listener().wait(ring, 60_000)) for _ in range(3)]
     await asyncio.sleep(0)
     ring.publish(numbered(1), [1])
     assert await within(asyncio.gather(*readers)) == [True] * 3
-    late = asyncio.ensure_future(ring.wait(60_000))
+    late = asyncio.ensure_future(Listener().wait(ring, 60_000))
     await asyncio.sleep(0)
     ring.close()
     assert await within(late)
-    assert not await ring.wait(1)
+    assert not await Listener().wait(ring, 1)

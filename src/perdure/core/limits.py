@@ -24,7 +24,8 @@ LAZY_BEGIN_MS: Final = 20
 """A logic step that still runs after this long records its begin in a commit of its own."""
 
 LINGER_MS: Final = 20
-"""A frame waits this long for others that share its commit; what a reader waits for does not."""
+"""A frame waits at most this long, and half of it at least, for others that share its commit; what
+a reader waits for does not."""
 FLUSH_BYTES: Final = 8 * 1024
 """So many bytes of frames are flushed without lingering."""
 FLUSH_FRAMES: Final = 64

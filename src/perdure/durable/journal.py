@@ -37,7 +37,7 @@ class Journal:
     """Writes the frames of one attempt, in order and without a gap.
 
     One write of frames is in flight at a time; a flush takes everything that waits. Frames linger
-    20 ms, so that tokens share a commit; what a reader waits for (the first content, tool
+    10 to 20 ms, so that tokens share a commit; what a reader waits for (the first content, tool
     boundaries, the end) is flushed at once. `on_published` is called with frames that are
     persisted, in order.
     """
@@ -254,8 +254,14 @@ class Journal:
         if self._is_pressing():
             self._flush_now()
         elif self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(LINGER_MS / 1_000, self._flush_now)
+            self._linger()
+
+    def _linger(self) -> None:
+        # The turns of a process flush at the same moments, so that they share a commit and a round
+        # of the loop: a hundred live turns would else have a hundred of each.
+        loop = asyncio.get_running_loop()
+        tick_s = LINGER_MS / 2_000
+        self._timer = loop.call_at((loop.time() // tick_s + 2) * tick_s, self._flush_now)
 
     def _flush_now(self) -> None:
         self._cancel_timer()
@@ -269,8 +275,9 @@ class Journal:
 
     async def _flush(self) -> None:
         try:
-            # What is appended in the same breath goes along, and an end takes everything along.
-            await asyncio.sleep(0)
+            if self._is_urgent:
+                # What is appended in the same breath goes along, and an end takes everything along.
+                await asyncio.sleep(0)
             while self._pending and not self._attempt.is_over:
                 # This task is the journal's own: there is no caller who could be cancelled.
                 await self._write(())
@@ -284,8 +291,7 @@ class Journal:
             self._flushing = None
             self._room.set()
             if self._pending and self._timer is None and not self._attempt.is_over:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(LINGER_MS / 1_000, self._flush_now)
+                self._linger()
 
     def _is_pressing(self) -> bool:
         """Whether what waits should not linger."""

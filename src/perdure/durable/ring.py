@@ -10,6 +10,7 @@ from typing import Final
 
 from perdure.core.frames import Frame
 from perdure.core.limits import READERS_MAX, RING_BYTES
+from perdure.durable.alarm import Alarm
 from perdure.errors import TooManyReadersError
 
 FRAME_WEIGHT_BYTES: Final = 384
@@ -31,7 +32,8 @@ class Ring:
         self._frames: deque[Frame] = deque()
         self._weights: deque[int] = deque()
         self._bytes = 0
-        self._waiting: set[asyncio.Future[bool]] = set()
+        self.waiting: set[asyncio.Future[bool]] = set()
+        """What becomes true at the next news."""
 
     @property
     def last_seq(self) -> int:
@@ -61,19 +63,6 @@ class Ring:
         self.closed = True
         self._wake()
 
-    async def wait(self, timeout_ms: float) -> bool:
-        """Wait for news; False when none came in time."""
-        # Every reader comes here for every token: a time limit around it would cost as much again.
-        loop = asyncio.get_running_loop()
-        news: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(timeout_ms / 1_000, _tell, news, False)
-        self._waiting.add(news)
-        try:
-            return await news
-        finally:
-            timer.cancel()
-            self._waiting.discard(news)
-
     def check_room(self) -> None:
         """Raise TooManyReadersError if no further reader may enter."""
         if self.readers >= READERS_MAX:
@@ -95,11 +84,34 @@ class Ring:
             self._first_seq += 1
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, set()
+        waiting, self.waiting = self.waiting, set()
         for news in waiting:
-            _tell(news, True)
+            if not news.done():
+                news.set_result(True)
 
 
-def _tell(news: asyncio.Future[bool], came: bool) -> None:
-    if not news.done():
-        news.set_result(came)
+class Listener:
+    """Waits for one reader, who comes for every token, with one timer for all of his waits."""
+
+    def __init__(self) -> None:
+        self._news: asyncio.Future[bool] | None = None
+        self._alarm = Alarm(self._give_up)
+
+    async def wait(self, ring: Ring, timeout_ms: float) -> bool:
+        """Wait for news of the ring; False when none came in time."""
+        news = self._news = asyncio.get_running_loop().create_future()
+        self._alarm.set(timeout_ms)
+        ring.waiting.add(news)
+        try:
+            return await news
+        finally:
+            self._alarm.clear()
+            ring.waiting.discard(news)
+
+    def close(self) -> None:
+        """Leave no timer behind."""
+        self._alarm.close()
+
+    def _give_up(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(False)

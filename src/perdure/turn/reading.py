@@ -22,7 +22,7 @@ from perdure.core.jsonvalue import dumps
 from perdure.core.limits import BEAT_MS, HEARTBEAT_MS
 from perdure.core.records import RunRecord, StepRecord
 from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES
-from perdure.durable.ring import Ring
+from perdure.durable.ring import Listener, Ring
 from perdure.errors import CursorError, FramesExpiredError, RunNotFoundError
 from perdure.store.protocol import RunStore
 from perdure.turn.ending import answer_of, end_frame
@@ -178,6 +178,7 @@ class Tail:
         self._after = max(reading.after or 0, reading.run.live_from - 1)
         self._has_shown_end: bool | None = None
         self._entered: Ring | None = None
+        self._listener = Listener()
         self._looked_ms = 0.0
         self._lease: str | None = None
         self._renewed_ms = monotonic_ms()
@@ -218,6 +219,7 @@ class Tail:
 
     def leave(self) -> None:
         """Count this reader out of the ring that it follows."""
+        self._listener.close()
         if self._entered is not None:
             self._entered.leave()
             self._entered = None
@@ -242,7 +244,7 @@ class Tail:
             return frames
         if ring.closed:
             return await self._stored(patience_ms)
-        if await ring.wait(patience_ms) and ring.reaches(self._after):
+        if await self._listener.wait(ring, patience_ms) and ring.reaches(self._after):
             return ring.since(self._after)
         return ()
 

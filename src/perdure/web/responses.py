@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from perdure.core import effects
+from perdure.durable.alarm import Alarm
 from perdure.errors import OverloadedError, PerdureError
 from perdure.turn.ending import summary_of
 
@@ -174,6 +175,7 @@ class StreamAnswer(Response):
         self._lines = lines
         self._closing = closing
         self._write_stall_ms = write_stall_ms
+        self._has_stalled = False
         self.status_code = status
         self.background = None
         self.init_headers({"content-type": content_type, **STREAM_HEADERS})
@@ -196,7 +198,9 @@ class StreamAnswer(Response):
             for task in (pump, *waits):
                 task.cancel()
             await asyncio.gather(pump, *waits, return_exceptions=True)
-        if not pump.cancelled() and (error := pump.exception()) is not None:
+        if self._has_stalled:
+            logger.warning("a stream was cut: nothing was taken for %d ms", self._write_stall_ms)
+        elif not pump.cancelled() and (error := pump.exception()) is not None:
             logger.warning("a stream was cut: %r", error)
 
     def _start(self) -> Message:
@@ -208,16 +212,30 @@ class StreamAnswer(Response):
 
     async def _pump(self, send: Send) -> None:
         await send(self._start())
-        # Closed at once: until it is, the reader counts as one of the turn's.
-        async with contextlib.aclosing(self._lines) as lines:
-            async for chunk in lines:
-                for begin in range(0, len(chunk), PIECE_BYTES):
-                    await self._write(send, chunk[begin : begin + PIECE_BYTES])
-        await self._write(send, b"", is_last=True)
+        pump = asyncio.current_task()
+        assert pump is not None
 
-    async def _write(self, send: Send, piece: bytes, *, is_last: bool = False) -> None:
-        async with asyncio.timeout(self._write_stall_ms / 1_000):
-            await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+        def cut() -> None:
+            self._has_stalled = True
+            pump.cancel()
+
+        stall = Alarm(cut)
+        try:
+            # Closed at once: until it is, the reader counts as one of the turn's.
+            async with contextlib.aclosing(self._lines) as lines:
+                async for chunk in lines:
+                    for begin in range(0, len(chunk), PIECE_BYTES):
+                        stall.set(self._write_stall_ms)
+                        await send(_body(chunk[begin : begin + PIECE_BYTES]))
+                    stall.clear()
+            stall.set(self._write_stall_ms)
+            await send(_body(b"", is_last=True))
+        finally:
+            stall.close()
+
+
+def _body(piece: bytes, *, is_last: bool = False) -> Message:
+    return {"type": "http.response.body", "body": piece, "more_body": not is_last}
 
 
 async def _until_gone(receive: Receive) -> None:
