@@ -1,8 +1,8 @@
 """How many instructions a step, a short run or a token takes, on the loop's thread and beside it.
 
-    python -m bench.instructions [--work steps runs stream]
+    python -m bench.instructions [--work steps runs stream] [--store sqlite|postgres]
 
-Counted by valgrind's callgrind (which has to be installed) on SQLite, the floor beside ours: the
+Counted by valgrind's callgrind (which has to be installed), the floor beside ours: the
 difference between a long and a short measurement, so that the start of Python does not count. What
 the kernel does is left out. The figures hardly change with the load of the machine, so a change of
 some percent in the code is seen where a clock would see nothing. For `runs`, 64 are under way at a
@@ -17,8 +17,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from bench.suite import Places
 
 ROOT: Final = Path(__file__).parent.parent
 SIZES: Final = {"steps": (100, 500), "runs": (100, 300), "stream": (200, 2_200)}
@@ -33,20 +36,25 @@ class Instructions(NamedTuple):
     others: float
 
 
-def measure(side: str, work: str) -> Instructions:
+def measure(side: str, work: str, store: str, places: Places) -> Instructions:
     short, long = SIZES[work]
-    (loop, others), (loop_long, others_long) = (_count(side, work, at) for at in (short, long))
+    (loop, others), (loop_long, others_long) = (
+        _count(side, work, store, places, at) for at in (short, long)
+    )
     each = 1e3 * (long - short)
     return Instructions((loop_long - loop) / each, (others_long - others) / each)
 
 
-def _count(side: str, work: str, size: int) -> tuple[int, int]:
+def _count(side: str, work: str, store: str, places: Places, size: int) -> tuple[int, int]:
     """Return the instructions of the main thread, and of all others."""
-    with tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder:
+    with (
+        places.empty(store) as place,
+        tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder,
+    ):
         out = Path(folder) / "callgrind"
         command = ["valgrind", "--tool=callgrind", "--separate-threads=yes"]
         command += [f"--callgrind-out-file={out}", sys.executable, "-m", f"bench.sides.{side}_side"]
-        command += [work, "--store", "sqlite", "--place", folder, "--size", str(size)]
+        command += [work, "--store", store, "--place", place, "--size", str(size)]
         subprocess.run(command, capture_output=True, cwd=ROOT, timeout=PATIENCE_S, check=True)
         totals = {
             each.name: int(found[1])
@@ -62,15 +70,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--work", nargs="+", choices=sorted(SIZES), default=["steps", "runs"])
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
     options = parser.parse_args()
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed: apt-get install valgrind")
     print(f"{'thousands of instructions':<28}{'loop':>10}{'others':>10}{'all':>10}")
-    for work in options.work:
-        for side in ("floor", "perdure"):
-            found = measure(side, work)
-            name = f"{work}, {side}"
-            print(f"{name:<28}{found.loop:>10.0f}{found.others:>10.0f}{sum(found):>10.0f}")
+    with ExitStack() as stack:
+        places = Places(stack)
+        for work in options.work:
+            for side in ("floor", "perdure"):
+                found = measure(side, work, options.store, places)
+                name = f"{work}, {side}"
+                print(f"{name:<28}{found.loop:>10.0f}{found.others:>10.0f}{sum(found):>10.0f}")
 
 
 if __name__ == "__main__":
