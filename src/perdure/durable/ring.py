@@ -99,7 +99,8 @@ class Listener:
 
     async def wait(self, ring: Ring, timeout_ms: float) -> bool:
         """Wait for news of the ring; False when none came in time."""
-        news = self._news = asyncio.get_running_loop().create_future()
+        news: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._news = news
         self._alarm.set(timeout_ms)
         ring.waiting.add(news)
         try:
