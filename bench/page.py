@@ -105,7 +105,7 @@ def comparisons(compared: Sequence[Compared]) -> str:
     """Return a table: a row for each comparison, a column for each side."""
     sides = [
         side
-        for side in (FLOOR, OURS, "langgraph", "absurd", "dbos")
+        for side in (FLOOR, OURS, "langgraph", "absurd", "restate", "dbos")
         if any(figure.side == side for one in compared for figure in one.figures)
     ]
     names = {figure.side: _name(figure) for one in compared for figure in one.figures}

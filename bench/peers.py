@@ -18,6 +18,7 @@ PEERS: Final = {
         "langgraph-checkpoint-postgres>=3.2,<4",
         "psycopg[binary,pool]>=3.2,<4",
     ),
+    "restate": ("restate-sdk>=1.3,<1.4", "hypercorn>=0.18,<0.19", "httpx>=0.28,<0.29"),
     "absurd": ("absurd-sdk>=0.5,<0.6", "absurdctl>=0.5,<0.6", "psycopg[binary]>=3.2,<4"),
 }
 

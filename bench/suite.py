@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple
 import psycopg
 
 from bench.peers import PEERS, peer
+from tests.engines.restate_server import running_restate
+from tests.node_packages import need_node_packages
 from tests.store.postgres_server import PostgresServer, running_server
 
 ROOT: Final = Path(__file__).parent.parent
@@ -67,7 +69,7 @@ class Compared(NamedTuple):
     figures: list[Figure]
 
 
-_SQLITE: Final = (FLOOR, OURS, "langgraph", "dbos")
+_SQLITE: Final = (FLOOR, OURS, "langgraph", "restate", "dbos")
 _POSTGRES: Final = (FLOOR, OURS, "langgraph", "absurd", "dbos")
 _OWN: Final = (FLOOR, OURS)
 
@@ -144,12 +146,23 @@ def _of_streams() -> list[Comparison]:
 
 
 class Places:
-    """Hands out empty places: folders, and databases of one server of our own."""
+    """Hands out empty places: folders, databases of one server of our own, Restate's servers."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._server: PostgresServer | None = None
         self._numbers = count(1)
+
+    @contextmanager
+    def of(self, side: str, store: str) -> Iterator[str]:
+        """Yield an empty place for a side. Restate has its own server, whose store is its own."""
+        with self.empty(store) as place:
+            if side != "restate":
+                yield place
+                return
+            need_node_packages()
+            with running_restate(Path(place)) as server:
+                yield f"{server.ingress} {server.admin}"
 
     @contextmanager
     def empty(self, store: str) -> Iterator[str]:
@@ -178,7 +191,7 @@ def compare(
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            with places.empty(comparison.store) as place:
+            with places.of(side, comparison.store) as place:
                 found[side].append(_ask(side, comparison, place, durability, quick=quick))
     return Compared(
         comparison, rounds, durability, [_figure(side, found[side], found[FLOOR]) for side in sides]
