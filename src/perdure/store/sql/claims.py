@@ -62,8 +62,14 @@ class Claims:
     async def open(self, opening: Opening, wish: Wish) -> Claim:
         """Open a run as `RunStore.start_or_resume` says."""
         busy = False
-        for _ in range(_ROUNDS):
-            row, foreign = await self._look(opening)
+        for number in range(_ROUNDS):
+            if number == 0 and opening.session is None and not self._database.writes_wait:
+                claim, row = await self._find_or_create(opening, wish)
+                if claim is not None:
+                    return claim
+                foreign: list[Statement] = []
+            else:
+                row, foreign = await self._look(opening)
             if row is not None:
                 run = run_record(row, owner_id=owner_of(row))
                 if _rests(run, retry=wish.retry):
@@ -207,12 +213,7 @@ class Claims:
             if not opening.tenant:
                 statements.append(foreign_turns(key.session_id))
         found, *others = await self._database.read(statements)
-        row = found[0] if found else None
-        if row is not None and row[1] != opening.manifest_hash:
-            raise RunInputMismatchError(
-                f"the run {opening.run_id!r} exists with another manifest: its project, scenario, "
-                "task or input differs"
-            )
+        row = _same(opening, found)
         if key is None:
             return row, []
         sessions, *foreign = others
@@ -220,6 +221,19 @@ class Claims:
         if owner_id is not None and owner_id != key.owner_id:
             raise RunNotFoundError(f"there is no run {opening.run_id!r}")
         return row, [put for rows in foreign for put in _putting(rows, key.session_id)]
+
+    async def _find_or_create(
+        self, opening: Opening, wish: Wish
+    ) -> tuple[Claim | None, Row | None]:
+        """Claim the run if it is new, else return its row; neither: it is just being created."""
+        wish = wish._replace(lock=await self._liveness.name())
+        create = _create(opening, wish)._replace(required=False)
+        read = Statement("read_run", (opening.stored_id,))
+        statements = [create, self._attempt(opening.stored_id, wish), read]
+        created, _, found = await self._database.run(statements)
+        if created:
+            return _created(wish, {"create_run": created}), None
+        return None, _same(opening, found)
 
     async def _foreign(self, session_id: str) -> list[Statement]:
         (rows,) = await self._database.read([foreign_turns(session_id)])
@@ -282,6 +296,17 @@ class Claims:
 
     def _attempt(self, stored_id: str, wish: Wish) -> Statement:
         return Statement("open_attempt", (stored_id, wish.token, self._code_version, wish.lock))
+
+
+def _same(opening: Opening, found: Sequence[Row]) -> Row | None:
+    """Return the row of the run, if there is one. Raises RunInputMismatchError."""
+    row = found[0] if found else None
+    if row is not None and row[1] != opening.manifest_hash:
+        raise RunInputMismatchError(
+            f"the run {opening.run_id!r} exists with another manifest: its project, scenario, "
+            "task or input differs"
+        )
+    return row
 
 
 def _session(tenant: str, session_id: str, owner_id: str | None, stored_id: str) -> list[Statement]:

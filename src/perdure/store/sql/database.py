@@ -58,6 +58,14 @@ class Database(Protocol):
         """How a dead holder of a lease is told from a slow one."""
         ...
 
+    @property
+    def writes_wait(self) -> bool:
+        """Whether a write waits for every other one, so that whoever may only have to read looks.
+
+        Elsewhere a run that is new is found to be so by creating it.
+        """
+        ...
+
     async def open(self) -> None:
         """Connect, and check the schema or bring it up to date; idempotent.
 

@@ -86,6 +86,10 @@ class Sqlite:
     def liveness(self) -> Liveness:
         return self._liveness or NoLiveness()
 
+    @property
+    def writes_wait(self) -> bool:
+        return True
+
     async def open(self) -> None:
         self._check()
         if self._opening is None:

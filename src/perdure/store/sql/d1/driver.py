@@ -84,6 +84,10 @@ class D1:
         # There is no lock that an end of the process would give back.
         return NoLiveness()
 
+    @property
+    def writes_wait(self) -> bool:
+        return True
+
     async def open(self) -> None:
         self._check()
         await self._opened()

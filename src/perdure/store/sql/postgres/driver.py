@@ -103,6 +103,10 @@ class Postgres:
         return self._liveness or NoLiveness()
 
     @property
+    def writes_wait(self) -> bool:
+        return False
+
+    @property
     def commits(self) -> int:
         """How many transactions this handle has committed."""
         return self._commits

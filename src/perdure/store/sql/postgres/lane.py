@@ -14,7 +14,7 @@ from perdure.store.sql.postgres.line import Job, Line, answer, cut_off, meaning,
 from perdure.store.sql.postgres.pipe import Outcome, Sent
 from perdure.store.sql.postgres.siding import Siding
 from perdure.store.sql.postgres.silence import is_silent, takes_long
-from perdure.store.sql.postgres.texts import rows_of_each
+from perdure.store.sql.postgres.texts import Rows, rows_of_each
 
 LISTS_MAX: Final = 128
 """How many lists share one transaction at most."""
@@ -112,15 +112,10 @@ class Lane:
 
     def _over(self, jobs: Sequence[Job], lengths: Sequence[int], outcome: Outcome) -> None:
         if isinstance(outcome, list):
-            at = 0
-            for job, length in zip(jobs, lengths, strict=True):
-                try:
-                    rows = rows_of_each(job.statements, outcome[at : at + length])
-                except Exception as error:
-                    refuse(job, error, self._target)
-                else:
-                    answer(job, rows)
-                at += length
+            undecided = self._tell(jobs, lengths, outcome)
+            if undecided:
+                self._start(undecided, is_open=True)
+                return
         elif is_lost(outcome):
             self._lose(jobs, outcome)
         elif len(jobs) == 1:
@@ -129,6 +124,22 @@ class Lane:
             self._start(jobs, is_open=True)
             return
         self._loop.call_soon(self._next)
+
+    def _tell(self, jobs: Sequence[Job], lengths: Sequence[int], rows: Rows) -> list[Job]:
+        """Answer all lists of a transaction but those that have to be run as they stand."""
+        at, undecided = 0, list[Job]()
+        for job, length in zip(jobs, lengths, strict=True):
+            try:
+                found = rows_of_each(job.statements, rows[at : at + length])
+            except Exception as error:
+                refuse(job, error, self._target)
+            else:
+                if found is None:
+                    undecided.append(job)
+                else:
+                    answer(job, found)
+            at += length
+        return undecided
 
     # Where something is in the way.
 

@@ -94,7 +94,13 @@ class Line:
 
         Whoever is cancelled cuts the connection off.
         """
-        sent = self.render(statements)
+        rows = rows_of_each(statements, await self._ask(statements, is_fused=True))
+        if rows is None:
+            return await self._ask(statements, is_fused=False)
+        return rows
+
+    async def _ask(self, statements: Sequence[Statement], *, is_fused: bool) -> Rows:
+        sent = self._renderer.render(statements, is_fused=is_fused)
         if not self.is_open:
             await self.open()
         over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -106,7 +112,7 @@ class Line:
             raise
         if isinstance(outcome, Exception):
             raise meaning(outcome)
-        return rows_of_each(statements, outcome)
+        return outcome
 
 
 def meaning(error: Exception) -> Exception:

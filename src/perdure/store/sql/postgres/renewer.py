@@ -9,7 +9,7 @@ import psycopg
 
 from perdure.store.sql.database import Refused, Row, Statement
 from perdure.store.sql.postgres.dialect import is_lost, refused_index, translated
-from perdure.store.sql.postgres.texts import Renderer, rows_of_each
+from perdure.store.sql.postgres.texts import Renderer
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -59,7 +59,7 @@ class PostgresConnection:
         try:
             for text in self._begin:
                 connection.execute(text.encode())
-            for _, sql, values, _ in self._renderer.render(statements):
+            for _, sql, values, _ in self._renderer.render(statements, is_fused=False):
                 cursor = connection.cursor()
                 texts = [None if value is None else value.decode() for value in values]
                 cursor.execute(sql, texts, prepare=self._prepare)
@@ -69,4 +69,4 @@ class PostgresConnection:
             if not is_lost(error) and not connection.closed:
                 connection.rollback()
             raise
-        return rows_of_each(statements, found)
+        return found

@@ -1,4 +1,4 @@
-"""What is sent for a list of statements: prepared texts, and one for the two of a hot write."""
+"""What is sent for a list of statements: prepared texts, and one for all of a hot list."""
 
 from __future__ import annotations
 
@@ -6,26 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from perdure.store.sql.database import (
-    Refused,
-    Row,
-    Statement,
-    Value,
-    load_statements,
-    read_blocks,
-)
+from perdure.store.sql.database import Statement, Value, load_statements, read_blocks
 from perdure.store.sql.postgres.dialect import postgres_dialect, qualified
+from perdure.store.sql.postgres.fused import Rows as Rows
+from perdure.store.sql.postgres.fused import fused_blocks, fusion_of
 from perdure.store.sql.postgres.liveness import DEAD
 from perdure.store.sql.postgres.pipe import Sent
 
-Rows = list[list[Row]]
-
 _PARAMETER: Final = re.compile(r"(CAST\()?\?(\d+)")
-_VALUE: Final = re.compile(r"\?(\d+)")
-_FENCE_WIDTH: Final = 6
-_SHARED: Final = 4
-"""A fence and what stands behind it begin with the same values: those of the lease."""
-_FUSED: Final = ("complete_step", "begin_step")
 
 
 class Prepared(NamedTuple):
@@ -59,8 +47,7 @@ def postgres_statements(schema: str, *, own_clock: bool) -> dict[str, Prepared]:
     With `own_clock`, the store's time is one more value behind those of the statement.
     """
     blocks = read_blocks()
-    for name in _FUSED:
-        blocks[f"fenced_{name}"] = _fused(blocks["fence"], blocks[name], schema)
+    blocks.update(fused_blocks(blocks, schema))
     blocks["dead_holders"] = DEAD
     texts = load_statements(postgres_dialect(own_clock=own_clock), blocks)
     return {name: _prepared(name, text.sql, schema) for name, text in texts.items()}
@@ -96,27 +83,6 @@ def _prepared(name: str, sql: str, schema: str) -> Prepared:
     )
 
 
-def _fused(fence: str, change: str, schema: str) -> str:
-    """Return one statement for a fence and the one change behind it.
-
-    Right where the change looks at nothing but the row that it writes: the fence has waited for
-    the lock by then, but the snapshot is older than that. A row that is in the way is no matter of
-    the snapshot: INSERT ... ON CONFLICT DO UPDATE meets its newest version.
-    """
-    change = change.replace("{fence}", "EXISTS (SELECT 1 FROM fence)")
-    return (
-        f"WITH fence AS ({fence}), change AS ({_VALUE.sub(_behind_the_fence, change)}) "
-        "SELECT fence.*, change.* FROM fence LEFT JOIN change ON true "
-        "WHERE CASE WHEN change.step_index IS NOT NULL THEN true "
-        f'ELSE "{schema}".perdure_refuse(1) END'
-    )
-
-
-def _behind_the_fence(value: re.Match[str]) -> str:
-    number = int(value[1])
-    return f"?{number if number <= _SHARED else number + _FENCE_WIDTH - _SHARED}"
-
-
 class Renderer:
     """Makes of a list of statements what is sent, with one moment for all of it."""
 
@@ -124,13 +90,13 @@ class Renderer:
         self._texts = texts
         self._now = now
 
-    def render(self, statements: Sequence[Statement]) -> list[Sent]:
-        """Return one statement for each, or one for both."""
+    def render(self, statements: Sequence[Statement], *, is_fused: bool = True) -> list[Sent]:
+        """Return one statement for each, or one for all where that `is_fused`."""
         moment = () if self._now is None else (self._now(),)
-        if len(statements) == 2 and statements[1].name in _FUSED:
-            fence, change = statements
-            text = self._texts[f"fenced_{change.name}"]
-            values = text.encoded((*fence.values, *change.values[_SHARED:], *moment))
+        fusion = fusion_of(statements) if is_fused else None
+        if fusion is not None:
+            text = self._texts[fusion.text]
+            values = text.encoded(fusion.values(statements) + moment)
             return [Sent(text.name, text.plain, values, text.formats)]
         sent: list[Sent] = []
         for index, (name, known, required, _) in enumerate(statements):
@@ -145,15 +111,17 @@ class Renderer:
         return sent
 
 
-def rows_of_each(statements: Sequence[Statement], rows: Rows) -> Rows:
-    """Return the rows of each statement from those of what was sent. Raises Refused."""
+def rows_of_each(statements: Sequence[Statement], rows: Rows) -> Rows | None:
+    """Return the rows of each statement from those of what was sent. Raises Refused.
+
+    None: it has to be sent as it stands, not as one statement, before anybody can tell.
+    """
     if len(rows) == len(statements):
         return rows
+    fusion = fusion_of(statements)
+    assert fusion is not None
     (found,) = rows
-    if not found:
-        raise Refused(0)
-    (row,) = found
-    return [[row[:2]], [row[2:]]]
+    return fusion.split(statements, found[0] if found else None)
 
 
 def _encoded(value: Value) -> bytes | None:

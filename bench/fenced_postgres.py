@@ -1,0 +1,159 @@
+"""The floor of our own promise on PostgreSQL: leases, fences and journal, by hand on libpq.
+
+The tables and indexes are Perdure's. A claim writes the run with its manifest and the attempt, a
+step proves the lease by an update of the run and adds the whole row of the journal, an end proves
+it too and closes the attempt: one statement each, prepared, on one connection. What waits while
+some are under way goes out as one segment, which is one transaction. There are no rules for
+repeats, stops, retries, waits or errors, no heartbeat, and no records for the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import psycopg
+from psycopg import pq
+
+from perdure.store.sql.postgres.schema import migration_sql
+from perdure.store.sql.schema import own_migrations
+
+SCHEMA: Final = "fenced"
+_MANIFEST: Final = json.dumps(
+    {
+        "projectId": "bench",
+        "task": {"id": "bench", "intent": "Measure", "requiredKnowledge": []},
+        "input": {},
+    }
+)
+_NOW: Final = """to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+_LATER: Final = _NOW.replace("now()", "(now() + interval '45 s')")
+# Of every write: the lease of run $1, token $2 and holder $3, in the first epoch.
+_FENCE: Final = (
+    "WHERE run_id = $1::text AND epoch = 1 AND token = $2::text AND lease_holder_id = $3::text "
+    "AND status = 'running'"
+)
+_STATEMENTS: Final = {
+    b"claim": f"""
+WITH made AS (
+  INSERT INTO {SCHEMA}.durable_runs (run_id, manifest_hash, project_id, status, created_at,
+    updated_at, lease_holder_id, lease_expires_at, token, epoch, manifest_json)
+  VALUES ($1::text, 'hash', 'bench', 'running', {_NOW}, {_NOW}, $3::text, {_LATER}, $2::text, 1,
+    $4::text)
+  ON CONFLICT DO NOTHING RETURNING run_id, epoch, lease_holder_id, created_at)
+INSERT INTO {SCHEMA}.perdure_attempts (run_id, epoch, holder, liveness, started_at)
+SELECT run_id, epoch, lease_holder_id, 'lock', created_at FROM made RETURNING started_at""",
+    b"step": f"""
+WITH fence AS (
+  UPDATE {SCHEMA}.durable_runs SET updated_at = {_NOW}, strikes = 0,
+    step_count = greatest(step_count, $4::bigint + 1)
+  {_FENCE} RETURNING updated_at)
+INSERT INTO {SCHEMA}.durable_steps (run_id, step_index, intent, kind, input_hash, status,
+  attempts, result_json, started_at, completed_at, epoch, effect)
+SELECT $1::text, $4::bigint, 'small', 'logic', '', 'completed', 1, $5::text, $6::text, updated_at,
+  1, 'idempotent'
+FROM fence ON CONFLICT DO NOTHING RETURNING completed_at""",
+    b"end": f"""
+WITH ended AS (
+  UPDATE {SCHEMA}.durable_runs SET status = 'completed', updated_at = {_NOW}, strikes = 0,
+    completed_at = {_NOW}, lease_holder_id = NULL, lease_expires_at = NULL
+  {_FENCE} RETURNING completed_at)
+UPDATE {SCHEMA}.perdure_attempts SET ended_at = ended.completed_at, ended = 'completed'
+FROM ended WHERE run_id = $1::text AND epoch = 1 RETURNING ended_at""",
+    b"read": f"SELECT step_index, result_json FROM {SCHEMA}.durable_steps "
+    "WHERE run_id = $1::text ORDER BY step_index",
+}
+_TOKEN: Final = "0" * 32
+_HOLDER: Final = "host:1:0:1"
+Rows = list[tuple[Any, ...]]
+
+
+class FencedPostgres:
+    """Runs in PostgreSQL under leases, written by one connection."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[bytes, Sequence[str], asyncio.Future[Rows]]] = []
+        self._under_way: list[asyncio.Future[Rows]] = []
+        self._rows: list[Rows] = []
+        self._is_busy = False
+
+    @classmethod
+    async def open(cls, url: str, *, synchronous: str) -> FencedPostgres:
+        connection = await psycopg.AsyncConnection.connect(url, autocommit=True)
+        commit = {"full": "on", "normal": "off"}[synchronous]
+        await connection.execute(f"SET synchronous_commit = {commit}".encode())
+        for statement in migration_sql(SCHEMA, own_migrations(), "2026-01-01T00:00:00.000Z"):
+            await connection.execute(statement.encode())
+        for name, sql in _STATEMENTS.items():
+            connection.pgconn.prepare(name, sql.encode())
+        connection.pgconn.nonblocking = 1
+        connection.pgconn.enter_pipeline_mode()
+        floor = cls(connection)
+        floor._loop.add_reader(connection.pgconn.socket, floor._read)
+        return floor
+
+    async def run_steps(self, run_id: str, count: int) -> None:
+        await self._fenced(b"claim", run_id, _MANIFEST)
+        for position in range(count):
+            text = json.dumps({"i": position, "status": "ok"})
+            await self._fenced(b"step", run_id, str(position), text, "2026-01-01T00:00:00.000Z")
+        await self._fenced(b"end", run_id)
+
+    async def replay(self, run_id: str) -> list[Any]:
+        return [json.loads(text) for _, text in await self._write(b"read", run_id)]
+
+    async def close(self) -> None:
+        self._loop.remove_reader(self._pgconn.socket)
+        self._pgconn.finish()
+        await self._connection.close()
+
+    async def _fenced(self, name: bytes, run_id: str, *values: str) -> None:
+        if not await self._write(name, run_id, _TOKEN, _HOLDER, *values):
+            raise RuntimeError(f"the lease of {run_id!r} is lost")
+
+    def _write(self, name: bytes, *values: str) -> asyncio.Future[Rows]:
+        future: asyncio.Future[Rows] = self._loop.create_future()
+        self._waiting.append((name, values, future))
+        if not self._is_busy:
+            self._is_busy = True
+            self._loop.call_soon(self._next)
+        return future
+
+    def _next(self) -> None:
+        group, self._waiting = self._waiting, []
+        if not group:
+            self._is_busy = False
+            return
+        # Rows are locked in one order, as those who share a table do.
+        group.sort(key=lambda each: each[1][0])
+        for name, values, _ in group:
+            self._pgconn.send_query_prepared(name, [value.encode() for value in values])
+        self._under_way, self._rows = [future for _, _, future in group], []
+        self._pgconn.pipeline_sync()
+
+    def _read(self) -> None:
+        pgconn = self._pgconn
+        pgconn.flush()
+        pgconn.consume_input()
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                continue
+            if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                for future, rows in zip(self._under_way, self._rows, strict=True):
+                    future.set_result(rows)
+                self._loop.call_soon(self._next)
+                return
+            if result.status != pq.ExecStatus.TUPLES_OK:
+                raise RuntimeError(result.error_message)
+            self._rows.append(
+                [
+                    tuple(result.get_value(row, at) for at in range(result.nfields))
+                    for row in range(result.ntuples)
+                ]
+            )
