@@ -68,9 +68,19 @@ def test_14_4_r1_an_overlay_is_laid_over_the_profile_for_one_turn() -> None:
     assert PROFILE == {"name": "support-agent", "prompt": {"systemPrompt": "Be kind."}}
 
 
-@pytest.mark.parametrize("overlay", [None, ChatTurnOverlay()])
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        None,
+        ChatTurnOverlay(),
+        ChatTurnOverlay(prompt_overlay={}, resources_overlay={}, subagents_overlay={}, metadata={}),
+        ChatTurnOverlay(prompt_overlay=ProfilePrompt(), resources_overlay={"files": None}),
+    ],
+)
 def test_14_4_r1_an_empty_overlay_gives_a_profile_equal_to_the_base(overlay: Any) -> None:
-    assert compose_turn_profile(PROFILE, overlay) == PROFILE
+    bases: tuple[dict[str, Any], ...] = (PROFILE, {**PROFILE, "resources": {}}, {"tools": {}})
+    for base in bases:
+        assert compose_turn_profile(base, overlay) == base
     assert compose_turn_profile(None, overlay) == {}
 
 

@@ -55,8 +55,10 @@ NAMES = {
     "runtime_stream_server_sent_event sse_stream",
     "observe.telemetry": "RuntimeTelemetryOptions telemetry_client telemetry_log",
     "observe.trace": "TraceBridge TraceEvent create_trace_bridge to_agent_eval_trace",
+    "observe.trace_records": "TraceBudgetEntry TraceOutcome TraceRun TraceSpan",
+    "observe.trace_store": "InMemoryTraceStore TraceStore",
     "sync": "run_agent_task_sync",
-    "testing": "backend_conformance session_store_conformance",
+    "testing": "backend_conformance session_store_conformance trace_store_conformance",
 }
 KEYWORDS = {
     "agent.task.run_agent_task": "knowledge on_event signal readiness control durable",

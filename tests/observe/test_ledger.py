@@ -12,7 +12,7 @@ from perdure.core.limits import LEASE_MS
 from perdure.core.pricing import ModelCall, Price
 from perdure.core.records import SessionKey, UsageRecord
 from perdure.errors import RunNotFoundError, UsageError
-from perdure.observe.ledger import price_of, run_usage, usage_summary
+from perdure.observe.ledger import price_of, run_usage, span_of_usage, usage_summary
 from perdure.observe.prices import ModelPrice, PriceList
 from perdure.store.forwarding import ForwardingStore
 from perdure.store.opening import open_store
@@ -166,6 +166,31 @@ def test_a_call_that_is_not_known_has_no_price() -> None:
     for name in ("model", "tokens_in", "tokens_out"):
         lacking: dict[str, Any] = {name: None}
         assert price_of(whole._replace(**lacking), TABLE) is None
+
+
+async def test_a_call_is_a_span_of_its_run_with_what_the_ledger_says(store: RunStore) -> None:
+    paid = used(1, cost_nanos=2_500_000, currency="USD", provider="acme", tokens_cached=3)
+    await answered(store, "a", used(0, cost_nanos=7, currency="EUR"), paid)
+    details = await store.read_details("a")
+    euros, dollars = [span_of_usage("a", each) for each in details.usage]
+    assert (dollars.kind, dollars.name, dollars.status) == ("llm", "m", "ok")
+    assert (dollars.input_tokens, dollars.output_tokens, dollars.cached_tokens) == (1000, 1000, 3)
+    assert (dollars.cost_usd, euros.cost_usd) == (0.0025, None)
+    assert dollars.ended_at is not None
+    assert dollars.ended_at >= dollars.started_at > 0
+    assert dollars.attributes is not None
+    assert dollars.attributes["provider"] == "acme"
+    assert euros.attributes is not None
+    assert (euros.attributes["costNanos"], euros.attributes["currency"]) == (7, "EUR")
+    assert dollars.span_id != euros.span_id
+
+
+def test_a_call_that_nobody_heard_of_again_is_a_span_without_an_end_and_without_zeros() -> None:
+    usage = UsageRecord(3, 0, "intended", intended_at="2026-05-10T00:00:00.000Z")
+    span = span_of_usage("a", usage)
+    assert (span.span_id, span.started_at) == ("a:call:3:0", 1_778_371_200_000)
+    assert (span.status, span.ended_at, span.cost_usd, span.input_tokens) == (None,) * 4
+    assert span.attributes == {"state": "intended", "epoch": 3, "call": 0}
 
 
 async def test_a_store_without_upkeep_has_no_summary(store: RunStore) -> None:

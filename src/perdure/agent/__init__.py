@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from perdure.agent.steps import StopDecision as StopDecision
     from perdure.agent.stored_rows import DurableRunRows as DurableRunRows
     from perdure.agent.stored_sessions import DurableSessionStore as DurableSessionStore
+    from perdure.agent.stored_traces import DurableTraceStore as DurableTraceStore
     from perdure.agent.stream import run_agent_task_stream as run_agent_task_stream
     from perdure.agent.stream_events import ArtifactEvent as ArtifactEvent
     from perdure.agent.stream_events import FinalEvent as FinalEvent
@@ -166,6 +167,7 @@ __all__ = [
     "DataAcquisitionPlan",
     "DurableRunRows",
     "DurableSessionStore",
+    "DurableTraceStore",
     "FinalEvent",
     "InMemoryRuntimeSessionStore",
     "IterableBackend",
@@ -348,6 +350,7 @@ __getattr__ = lazily(
         ),
         "perdure.agent.stored_rows": ("DurableRunRows",),
         "perdure.agent.stored_sessions": ("DurableSessionStore",),
+        "perdure.agent.stored_traces": ("DurableTraceStore",),
         "perdure.agent.stream": ("run_agent_task_stream",),
         "perdure.agent.stream_events": (
             "ArtifactEvent",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from perdure.agent.adapter import ControlContext, resolve
@@ -11,6 +13,7 @@ from perdure.agent.calls import Called, Calls, Cut
 from perdure.agent.endings import Ended, Ending, cut_off, failed
 from perdure.agent.evals import KNOWLEDGE_READY, ControlEvalResult, mean_score
 from perdure.agent.hooks import ControlHooks, ControlOptions, Gate, OpenGate
+from perdure.agent.loop_trace import LoopTrace
 from perdure.agent.steps import (
     Continue,
     ControlActionOutcome,
@@ -91,10 +94,18 @@ class ControlLoop:
         self._index = 0
         self._looks = 0
         self._streaks = Streaks(options.stop_policies)
+        self._trace = LoopTrace(
+            intent,
+            budget,
+            options,
+            calls=calls,
+            note=lambda message: self._note("trace", message),
+        )
 
     async def run(self) -> ControlRunResult:
         """Run to the end."""
         try:
+            await self._trace.begin()
             await self._look()
             self._check_cost()
             await self._ask_stop_policy()
@@ -104,13 +115,19 @@ class ControlLoop:
             ending = Ending("budget", "steps", "the steps are used up", None, "budget_exceeded")
         except Ended as ended:
             ending = ended.ending
-        return self._result(ending)
+        except asyncio.CancelledError:
+            await self._trace.abandon()
+            raise
+        result = self._result(ending)
+        await self._trace.end(result)
+        return replace(result, runtime_errors=tuple(self._errors))
 
     # One step.
 
     async def _step(self) -> None:
         before, evals = self._state, self._evals
         action, decision = await self._decide()
+        await self._trace.act(self._index, decision)
         called, outcome = await self._act(action)
         ended: Ended | None = None
         try:
@@ -137,6 +154,8 @@ class ControlLoop:
             ended_at=iso_time(max(called.at_ms, self._calls.now_ms)),
         )
         self._steps.append(step)
+        broken = None if ended is None else ended.ending.reason
+        await self._trace.end_step(step, broken=broken, spent_usd=self._spent)
         await self._tell(step)
         if ended is not None:
             raise ended
@@ -206,7 +225,9 @@ class ControlLoop:
         cost = found.get("costUsd")
         if found.get("costError") is not None:
             self._note("act", f"the cost of the action is unknown: {found['costError']}")
-        self._spent += cost or 0.0
+        if cost:
+            self._spent += cost
+            await self._trace.spend(self._index, self._spent)
         return called, ControlActionOutcome(
             ok=True, result=found.get("result"), cost_usd=cost, duration_ms=called.duration_ms
         )
@@ -235,6 +256,7 @@ class ControlLoop:
             "validate", self._hooks.validate, check=checked_evals, read=read_evals, number=look
         )
         self._evals = (*self._gate.evals(), *evals)
+        await self._trace.judge(look, self._evals)
 
     # Stopping.
 
@@ -369,9 +391,8 @@ class ControlLoop:
             final_evals=self._evals,
             wall_ms=self._wall_ms(),
             spent_cost_usd=self._spent,
-            run_id=None if context is None else context.run_id,
+            run_id=self._trace.run_id or (None if context is None else context.run_id),
             failure_class=ending.failure_class,
-            runtime_errors=tuple(self._errors),
         )
 
 

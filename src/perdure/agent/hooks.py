@@ -10,6 +10,8 @@ from perdure.agent.adapter import ControlContext
 from perdure.agent.evals import ControlEvalResult
 from perdure.agent.steps import ControlStep, ControlStopPolicies
 from perdure.core.records import Effect, JsonValue, Retry
+from perdure.observe.telemetry import RuntimeTelemetryOptions
+from perdure.observe.trace_store import TraceStore
 
 
 class Gate(Protocol):
@@ -66,6 +68,10 @@ class ControlOptions:
     `action_failure`: whether a failed action ends the loop. In a durable run `decide_retry` holds
     for decisions within one attempt, and `action_effect` is what may happen to an action that a
     crash cut off (see `DurableContext.step`).
+
+    `trace_store` is told of the loop as it goes: its run, under the scenario, project and variant
+    given here, its steps and evals as spans, and what is left of its money. `telemetry` says what
+    may leave with that, None: `telemetry_log()`, no words and no payloads.
     """
 
     stop_policies: ControlStopPolicies = field(default_factory=ControlStopPolicies)
@@ -76,3 +82,5 @@ class ControlOptions:
     project_id: str = "agent"
     scenario_id: str | None = None
     variant_id: str | None = None
+    trace_store: TraceStore | None = None
+    telemetry: RuntimeTelemetryOptions | None = None

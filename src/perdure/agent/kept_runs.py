@@ -5,22 +5,35 @@ from __future__ import annotations
 from contextlib import suppress
 
 from perdure.core.changes import EndRun
-from perdure.core.identity import derive_worker_id
-from perdure.core.records import RunManifest, SessionKey
+from perdure.core.identity import canonical_hash, derive_worker_id
+from perdure.core.limits import ID_BYTES_MAX
+from perdure.core.records import JsonValue, RunManifest, SessionKey
 from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError
 from perdure.store.protocol import RunStore
 
 
+def kept_name(prefix: str, name: str) -> str:
+    """Return the id of the run that keeps what is called `name`: the hash of a long name."""
+    whole = prefix + name
+    return whole if len(whole.encode()) <= ID_BYTES_MAX else prefix + canonical_hash(name)
+
+
 async def keep_run(
-    store: RunStore, run_id: str, manifest: RunManifest, *, session: SessionKey | None
+    store: RunStore,
+    run_id: str,
+    manifest: RunManifest,
+    *,
+    session: SessionKey | None,
+    handler: str | None = None,
 ) -> None:
     """Begin the run and end it at once, if nobody else does so just now.
 
-    Then it is there, and takes events. Raises RunNotFoundError for a session of another owner.
+    Then it is there, and takes events. No worker ever gets it; `handler` serves to find it among
+    others. Raises RunNotFoundError for a session of another owner.
     """
     with suppress(LeaseHeldError, SessionBusyError):
         claim = await store.start_or_resume(
-            run_id, manifest, worker_id=derive_worker_id(), session=session
+            run_id, manifest, worker_id=derive_worker_id(), handler=handler, session=session
         )
         if claim.lease is not None:
             await store.write(claim.lease, EndRun("completed"))
@@ -35,3 +48,13 @@ async def is_there_for(store: RunStore, run_id: str, owner_id: str | None) -> bo
     if run is not None and run.owner_id not in (None, owner_id):
         raise RunNotFoundError(f"there is no run {run_id!r:.300}")
     return run is not None
+
+
+async def keep_entry(store: RunStore, run_id: str, keys: str, number: int, entry: JsonValue) -> int:
+    """Write an entry of a log, as an event, under the first number from `number` that is free.
+
+    Returns the number; no two writers get the same one. Raises RunNotFoundError.
+    """
+    while not (await store.emit_event(run_id, f"{keys}{number:010d}", entry))[0]:
+        number += 1
+    return number

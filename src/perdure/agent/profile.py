@@ -109,7 +109,8 @@ def merge_agent_profiles(
     What the overlay leaves out, or has as None, stays as in the base. `prompt.instructions` and
     the lists of `resources` are joined, base first. `permissions`, `tools`, `mcp`, `subagents`,
     `hooks`, `modes`, `metadata` and `extensions` are merged name by name, one level deep. Of
-    everything else, `model` as a whole included, the overlay's value counts.
+    everything else, `model` as a whole included, the overlay's value counts. A part that says
+    nothing adds nothing.
 
     Raises ValidationError for what is no profile.
     """
@@ -119,8 +120,10 @@ def merge_agent_profiles(
     merged = {**under, **over}
     for name in (*BY_KEY, *JOINED):
         parts = [part for part in (under.get(name), over.get(name)) if part is not None]
-        if parts and all(isinstance(part, dict) for part in parts):
+        if parts:
             merged[name] = _merged(parts, JOINED.get(name, ()))
+            if not merged[name] and name not in under:
+                del merged[name]
     return merged
 
 

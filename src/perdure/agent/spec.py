@@ -42,8 +42,17 @@ def _requirement(value: object) -> KnowledgeRequirement:
     return from_wire(KnowledgeRequirement, dict(cast("Mapping[str, JsonValue]", value)))
 
 
-def manifest_of(task: AgentTaskSpec, *, project_id: str, scenario_id: str | None) -> RunManifest:
-    """Return the manifest of the durable run of `task`; it recognises the task and its inputs."""
+def manifest_of(
+    task: AgentTaskSpec,
+    *,
+    project_id: str,
+    scenario_id: str | None,
+    variant_id: str | None = None,
+) -> RunManifest:
+    """Return the manifest of the durable run of `task`; it recognises the task and its inputs.
+
+    The variant is a tag of the run, by which it is not recognised.
+    """
     inputs = dict(task.inputs or {})
     needed = [to_wire(each) for each in requirements_of(task)]
     return RunManifest(
@@ -51,4 +60,5 @@ def manifest_of(task: AgentTaskSpec, *, project_id: str, scenario_id: str | None
         task=task._replace(required_knowledge=needed),
         input=inputs,
         scenario_id=scenario_id or task.id,
+        tags=None if variant_id is None else {"variantId": variant_id},
     )

@@ -143,8 +143,9 @@ class ControlStep:
 class ControlRunResult:
     """How a loop ended. `stopped_by` is the coarse word for `stop_cause`.
 
-    `blocked`: it stopped because of what the task does not know. `run_id` is that of the durable
-    run. `wall_ms` is time at work. The last known state and evals are kept after a failure.
+    `blocked`: it stopped because of what the task does not know. `run_id` is that of the trace, or
+    of the durable run; None without either. `wall_ms` is time at work. The last known state and
+    evals are kept after a failure.
     """
 
     intent: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
-from perdure.agent.kept_runs import is_there_for, keep_run
+from perdure.agent.kept_runs import is_there_for, keep_run, kept_name
 from perdure.agent.sessions import RuntimeSession
 from perdure.agent.stream_events import (
     ReasoningDeltaEvent,
@@ -16,7 +16,6 @@ from perdure.agent.stream_events import (
     event_to_wire,
 )
 from perdure.core.identity import canonical_hash
-from perdure.core.limits import ID_BYTES_MAX
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, SessionKey
 from perdure.core.secret import Secret
 from perdure.core.wire import from_wire, to_wire
@@ -215,8 +214,7 @@ class DurableSessionStore:
 
 def stored_name(session_id: str) -> str:
     """Return the name of a session of an agent as a session of the store."""
-    name = RUN_PREFIX + session_id
-    return name if len(name.encode()) <= ID_BYTES_MAX else RUN_PREFIX + canonical_hash(session_id)
+    return kept_name(RUN_PREFIX, session_id)
 
 
 class _Log:

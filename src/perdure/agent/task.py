@@ -109,7 +109,8 @@ async def run_agent_task(
     check_task(task)
     requirements_of(task)
     budget_of(task.budget)
-    options = control or ControlOptions()
+    given = control or ControlOptions()
+    options = replace(given, scenario_id=given.scenario_id or task.id)
 
     async def work(context: DurableContext | None) -> AgentTaskRunResult:
         work = _TaskRun(
@@ -129,7 +130,12 @@ async def run_agent_task(
     if not isinstance(durable, tuple):
         return await work(durable)
     store, run_id = durable
-    manifest = manifest_of(task, project_id=options.project_id, scenario_id=options.scenario_id)
+    manifest = manifest_of(
+        task,
+        project_id=options.project_id,
+        scenario_id=options.scenario_id,
+        variant_id=options.variant_id,
+    )
     done = await run_durable(
         store, run_id=run_id, manifest=manifest, task=work, default_outcome=outcome_of
     )
@@ -293,8 +299,8 @@ class _TaskRun:
         project = optional_method(self._adapter, "project_run_records")
         if project is None:
             return ()
-        scenario_id = self._options.scenario_id or self._task.id
         records: Sequence[JsonValue] = await resolve(project(control, self._task)) or ()
+        scenario_id = cast("str", self._options.scenario_id)
         return tuple(_with_scenario(record, scenario_id) for record in records)
 
     def _result(

@@ -50,11 +50,22 @@ if TYPE_CHECKING:
     from perdure.observe.telemetry import telemetry_client as telemetry_client
     from perdure.observe.telemetry import telemetry_log as telemetry_log
     from perdure.observe.trace import TraceBridge as TraceBridge
+    from perdure.observe.trace import TraceEvent as TraceEvent
     from perdure.observe.trace import create_trace_bridge as create_trace_bridge
     from perdure.observe.trace import to_agent_eval_trace as to_agent_eval_trace
+    from perdure.observe.trace_records import TraceBudgetEntry as TraceBudgetEntry
+    from perdure.observe.trace_records import TraceEventQuery as TraceEventQuery
+    from perdure.observe.trace_records import TraceOutcome as TraceOutcome
+    from perdure.observe.trace_records import TraceRun as TraceRun
+    from perdure.observe.trace_records import TraceRunQuery as TraceRunQuery
+    from perdure.observe.trace_records import TraceSpan as TraceSpan
+    from perdure.observe.trace_records import TraceSpanQuery as TraceSpanQuery
+    from perdure.observe.trace_store import InMemoryTraceStore as InMemoryTraceStore
+    from perdure.observe.trace_store import TraceStore as TraceStore
 
 __all__ = [
     "GenaiPrices",
+    "InMemoryTraceStore",
     "MaskingFormatter",
     "ModelPrice",
     "PriceList",
@@ -65,6 +76,15 @@ __all__ = [
     "SanitizedKnowledgeReadinessReport",
     "SanitizedKnowledgeRequirement",
     "TraceBridge",
+    "TraceBudgetEntry",
+    "TraceEvent",
+    "TraceEventQuery",
+    "TraceOutcome",
+    "TraceRun",
+    "TraceRunQuery",
+    "TraceSpan",
+    "TraceSpanQuery",
+    "TraceStore",
     "UsageSummary",
     "create_runtime_event_collector",
     "create_runtime_stream_event_collector",
@@ -130,8 +150,19 @@ __getattr__ = lazily(
         ),
         "perdure.observe.trace": (
             "TraceBridge",
+            "TraceEvent",
             "create_trace_bridge",
             "to_agent_eval_trace",
         ),
+        "perdure.observe.trace_records": (
+            "TraceBudgetEntry",
+            "TraceEventQuery",
+            "TraceOutcome",
+            "TraceRun",
+            "TraceRunQuery",
+            "TraceSpan",
+            "TraceSpanQuery",
+        ),
+        "perdure.observe.trace_store": ("InMemoryTraceStore", "TraceStore"),
     },
 )

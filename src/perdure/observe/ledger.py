@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from perdure.core import identity
-from perdure.core.pricing import ModelCall, Price, PriceTable
+from perdure.core.effects import epoch_ms
+from perdure.core.pricing import NANOS, ModelCall, Price, PriceTable
 from perdure.core.records import UsageRecord
+from perdure.core.wire import camel
+from perdure.observe.trace_records import TraceSpan
 from perdure.store.ledger import (
     Grouping,
     Tallies,
@@ -18,6 +21,20 @@ from perdure.store.ledger import (
 )
 from perdure.store.protocol import RunStore
 from perdure.store.upkeep import Upkeep, upkeep_of
+
+_OF_CALLS: Final = (
+    "state",
+    "epoch",
+    "call",
+    "step_index",
+    "provider",
+    "request_id",
+    "tokens_cache_written",
+    "cost_nanos",
+    "currency",
+    "price_version",
+)
+"""What of a model call are attributes of its span."""
 
 
 class UsageSummary(NamedTuple):
@@ -107,6 +124,34 @@ def price_of(usage: UsageRecord, prices: PriceTable) -> Price | None:
             at=usage.intended_at,
             tokens_cache_written=usage.tokens_cache_written,
         )
+    )
+
+
+def span_of_usage(run_id: str, usage: UsageRecord) -> TraceSpan:
+    """Return a model call of the ledger as a span of its run's trace.
+
+    What is not known of it stays so: no zero is made up, and a cost in another currency than
+    dollars is among the attributes only. A call that was intended and never settled has no end.
+    """
+    ended_at = None if usage.settled_at is None else epoch_ms(usage.settled_at)
+    begun_at = ended_at if usage.intended_at is None else epoch_ms(usage.intended_at)
+    nanos = usage.cost_nanos if usage.currency == "USD" else None
+    known = usage._asdict()
+    return TraceSpan(
+        span_id=f"{run_id}:call:{usage.epoch}:{usage.call}",
+        run_id=run_id,
+        kind="llm",
+        name=usage.model or "model call",
+        started_at=begun_at or 0,
+        ended_at=ended_at,
+        status="ok" if usage.state == "settled" else None,
+        attributes={camel(name): known[name] for name in _OF_CALLS if known[name] is not None},
+        model=usage.model,
+        input_tokens=usage.tokens_in,
+        output_tokens=usage.tokens_out,
+        cached_tokens=usage.tokens_cached,
+        reasoning_tokens=usage.tokens_reasoning,
+        cost_usd=None if nanos is None else nanos / NANOS,
     )
 
 

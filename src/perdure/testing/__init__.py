@@ -5,7 +5,8 @@
 `ERASURE_CASES` for one with `erasure()`.
 `backend_conformance` proves the same of an execution backend for agent tasks (`BACKEND_CASES`),
 `session_store_conformance` of a store for its sessions (`SESSION_STORE_CASES`, and
-`COMPARING_SESSION_STORE_CASES` for one with `put_if`).
+`COMPARING_SESSION_STORE_CASES` for one with `put_if`), and `trace_store_conformance` of a store for
+its traces (`TRACE_STORE_CASES`).
 `host_conformance` proves that an engine runs the same tasks with the same results (`HOST_CASES`;
 its worker serves `HOST_TASKS`).
 `crash_everywhere` proves that a piece of work survives a crash at each of its writes, and
@@ -38,6 +39,8 @@ from perdure.testing.session_stores import (
     SESSION_STORE_CASES,
     session_store_conformance,
 )
+from perdure.testing.trace_store_lab import NewTraceStoreLab, TraceStoreLab
+from perdure.testing.trace_stores import TRACE_STORE_CASES, trace_store_conformance
 
 __all__ = [
     "BACKEND_CASES",
@@ -48,6 +51,7 @@ __all__ = [
     "SCHEDULE_CASES",
     "SESSION_STORE_CASES",
     "STORE_CASES",
+    "TRACE_STORE_CASES",
     "UPKEEP_CASES",
     "BackendLab",
     "Case",
@@ -60,16 +64,19 @@ __all__ = [
     "NewHostLab",
     "NewLab",
     "NewSessionStoreLab",
+    "NewTraceStoreLab",
     "OpenBackend",
     "OpenHandle",
     "Plan",
     "Scenario",
     "SessionStoreLab",
     "StoreLab",
+    "TraceStoreLab",
     "backend_conformance",
     "check_replay",
     "check_run_store",
     "crash_everywhere",
     "host_conformance",
     "session_store_conformance",
+    "trace_store_conformance",
 ]

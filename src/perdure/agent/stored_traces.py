@@ -1,0 +1,277 @@
+"""Traces in the database of the runs: a log of entries for each trace, in any RunStore."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Final, cast
+
+from perdure.agent.kept_runs import is_there_for, keep_entry, keep_run, kept_name
+from perdure.core.identity import stored_id
+from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
+from perdure.core.wire import from_wire, to_wire
+from perdure.errors import RunNotFoundError
+from perdure.observe.ledger import span_of_usage
+from perdure.observe.trace import TraceEvent
+from perdure.observe.trace_records import (
+    Patch,
+    TraceBudgetEntry,
+    TraceEventQuery,
+    TraceRun,
+    TraceRunQuery,
+    TraceSpan,
+    TraceSpanQuery,
+    is_wanted,
+    patch_from_wire,
+    patch_to_wire,
+)
+from perdure.observe.trace_store import (
+    ALL_EVENTS,
+    ALL_RUNS,
+    ALL_SPANS,
+    Trace,
+    in_order,
+    no_run,
+    no_span,
+)
+from perdure.store.protocol import RunStore
+from perdure.store.upkeep import RunQuery, upkeep_of
+
+RUN_PREFIX: Final = "agent-trace:"
+"""How the id of the run begins that keeps a trace."""
+
+HANDLER: Final = "agent-traces"
+"""By this handler the runs that keep traces are found; no worker serves it."""
+
+LOGS_MAX: Final = 64
+"""So many traces, those that were written last, a handle knows without reading them again."""
+
+_KEYS: Final = "entry:"
+
+Entry = dict[str, Any]
+
+
+class DurableTraceStore:
+    """Keeps traces in a RunStore: with its durability, tenant, protection and erasure.
+
+    Each trace is a run of its own (`agent-trace:<run id>`), whose events are the entries of a
+    log; an entry is written under the next number, which only one writer can have. What is there
+    already is not written again, so that a durable run which tells its trace once more costs one
+    read. Many may read a trace while one writes it; of two who change the same field at the same
+    time the later one wins.
+
+    Traces belong to the store's tenant (`store.for_tenant`), and to `owner_id` if one is given:
+    then `erase_user` deletes them, and to every other owner there is no such trace.
+    `collect_garbage` deletes a trace as it does other runs.
+
+    The model calls of a durable run stand in the ledger of its store. If that is this store, they
+    are among the spans of its trace, read from the ledger: the two cannot differ.
+
+    To list runs, and whatever names no run, costs a look at every trace.
+    """
+
+    def __init__(self, store: RunStore, *, owner_id: str | None = None) -> None:
+        self._store = store
+        self._owner_id = owner_id
+        self._logs: OrderedDict[str, _Log] = OrderedDict()
+
+    async def append_run(self, run: TraceRun) -> None:
+        """Keep a run that begins.
+
+        Raises RunNotFoundError for an id whose trace belongs to another owner.
+        """
+        log = await self._log(_name(run.run_id))
+        async with log.lock:
+            if log.trace is None:
+                await self._begin(log, run)
+
+    async def update_run(self, run_id: str, patch: Patch) -> None:
+        log = await self._begun(run_id)
+        await self._append(log, {"run.patch": patch_to_wire(TraceRun, patch)})
+
+    async def append_span(self, span: TraceSpan) -> None:
+        await self._append(await self._begun(span.run_id), {"span": to_wire(span)})
+
+    async def update_span(self, span_id: str, patch: Patch) -> None:
+        change = {"spanId": span_id, "span.patch": patch_to_wire(TraceSpan, patch)}
+        await self._append(await self._log_with(span_id), change)
+
+    async def append_event(self, event: TraceEvent) -> None:
+        await self._append(await self._begun(event.run_id), {"event": to_wire(event)})
+
+    async def append_budget_entry(self, entry: TraceBudgetEntry) -> None:
+        await self._append(await self._begun(entry.run_id), {"budget": to_wire(entry)})
+
+    async def get_run(self, run_id: str) -> TraceRun | None:
+        trace = (await self._read(_name(run_id))).trace
+        return None if trace is None else trace.run
+
+    async def list_runs(self, wanted: TraceRunQuery = ALL_RUNS) -> Sequence[TraceRun]:
+        return in_order([trace async for trace in self._traces()], wanted)
+
+    async def spans(self, wanted: TraceSpanQuery = ALL_SPANS) -> Sequence[TraceSpan]:
+        found: list[TraceSpan] = []
+        async for trace in self._traces(wanted.run_id):
+            found += trace.spans(wanted)
+            if wanted.kind in (None, "llm"):
+                calls = await self._model_calls(trace.run.run_id)
+                found += [call for call in calls if is_wanted(call, call.started_at, wanted)]
+        return found
+
+    async def events(self, wanted: TraceEventQuery = ALL_EVENTS) -> Sequence[TraceEvent]:
+        return [
+            event async for trace in self._traces(wanted.run_id) for event in trace.events(wanted)
+        ]
+
+    async def budget(self, run_id: str) -> Sequence[TraceBudgetEntry]:
+        trace = (await self._read(_name(run_id))).trace
+        return [] if trace is None else trace.budget()
+
+    # Writing.
+
+    async def _begin(self, log: _Log, run: TraceRun) -> None:
+        await is_there_for(self._store, log.name, self._owner_id)
+        owner_id = self._owner_id
+        await keep_run(
+            self._store,
+            log.name,
+            RunManifest("agent-traces", AgentTaskSpec(run.scenario_id, "Keep a trace of an agent")),
+            session=None if owner_id is None else SessionKey(log.name, 0, owner_id=owner_id),
+            handler=HANDLER,
+        )
+        entry: Entry = {"run": to_wire(run)}
+        await self._keep(log, entry)
+        log.fold(entry)
+
+    async def _append(self, log: _Log, entry: Entry) -> None:
+        """Write the entry if it is news; forget the log where what is stored is not known."""
+        async with log.lock:
+            try:
+                if log.fold(entry):
+                    await self._keep(log, entry)
+            except BaseException:
+                self._forget(log)
+                raise
+
+    async def _keep(self, log: _Log, entry: Entry) -> None:
+        number = await keep_entry(self._store, log.name, _KEYS, log.next, entry)
+        if number != log.next:
+            self._forget(log)
+        log.next = number + 1
+
+    async def _log(self, name: str) -> _Log:
+        """Return the log, which is read if this handle does not know it."""
+        if name not in self._logs:
+            log = await self._read(name)
+            # Whoever came first has the lock that others wait for.
+            self._logs.setdefault(name, log)
+        self._logs.move_to_end(name)
+        while len(self._logs) > LOGS_MAX:
+            self._logs.popitem(last=False)
+        return self._logs[name]
+
+    async def _begun(self, run_id: str) -> _Log:
+        log = await self._log(_name(run_id))
+        if log.trace is None:
+            # Another handle may have begun it since.
+            self._forget(log)
+            log = await self._log(log.name)
+        if log.trace is None:
+            self._forget(log)
+            raise no_run(run_id)
+        return log
+
+    async def _log_with(self, span_id: str) -> _Log:
+        """Return the log that has the span; one of another handle is looked for in all."""
+        for log in reversed(self._logs.values()):
+            if log.has_span(span_id):
+                return log
+        for name in await self._names():
+            if (await self._read(name)).has_span(span_id):
+                self._logs.pop(name, None)
+                return await self._log(name)
+        raise no_span(span_id)
+
+    def _forget(self, log: _Log) -> None:
+        if self._logs.get(log.name) is log:
+            del self._logs[log.name]
+
+    # Reading.
+
+    async def _read(self, name: str) -> _Log:
+        log = _Log(name)
+        try:
+            await is_there_for(self._store, name, self._owner_id)
+            events = (await self._store.read_details(name)).events
+        except RunNotFoundError:
+            return log
+        for event in sorted(events, key=lambda event: event.key):
+            log.fold(cast("Entry", event.payload))
+            log.next = int(event.key.removeprefix(_KEYS)) + 1
+        return log
+
+    async def _traces(self, run_id: str | None = None) -> AsyncGenerator[Trace, None]:
+        for name in await self._names() if run_id is None else [_name(run_id)]:
+            trace = (await self._read(name)).trace
+            if trace is not None:
+                yield trace
+
+    async def _names(self) -> list[str]:
+        """Return the runs that keep traces, the oldest first."""
+        upkeep, wanted = upkeep_of(self._store), RunQuery(self._store.tenant, handler=HANDLER)
+        found: list[str] = []
+        after: str | None = None
+        while page := await upkeep.find_runs(wanted, after=after):
+            found += [run.run_id for run in page if run.owner_id in (None, self._owner_id)]
+            after = stored_id(page[-1].tenant, page[-1].run_id)
+        return found[::-1]
+
+    async def _model_calls(self, run_id: str) -> list[TraceSpan]:
+        try:
+            await is_there_for(self._store, run_id, self._owner_id)
+            usage = (await self._store.read_details(run_id)).usage
+        except RunNotFoundError:
+            return []
+        return [span_of_usage(run_id, each) for each in usage]
+
+
+def _name(run_id: str) -> str:
+    return kept_name(RUN_PREFIX, run_id)
+
+
+class _Log:
+    """How the log of a trace stands, as far as this handle knows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.next = 1
+        self.trace: Trace | None = None
+        self.lock = asyncio.Lock()
+
+    def has_span(self, span_id: str) -> bool:
+        return self.trace is not None and self.trace.span(span_id) is not None
+
+    def fold(self, entry: Entry) -> bool:
+        """Take the next entry in; return whether it was news."""
+        trace = self.trace
+        if trace is None:
+            self.trace = Trace(from_wire(TraceRun, entry["run"]))
+            return True
+        if "span" in entry:
+            return trace.append_span(from_wire(TraceSpan, entry["span"]))
+        if "event" in entry:
+            return trace.append_event(from_wire(TraceEvent, entry["event"]))
+        if "budget" in entry:
+            return trace.append_budget_entry(from_wire(TraceBudgetEntry, entry["budget"]))
+        if "run.patch" in entry:
+            return trace.change(patch_from_wire(trace.run, entry["run.patch"]))
+        if "span.patch" in entry:
+            return self._change_span(trace, entry)
+        return False
+
+    def _change_span(self, trace: Trace, entry: Entry) -> bool:
+        span = trace.span(entry["spanId"])
+        if span is None:
+            raise no_span(entry["spanId"])
+        return trace.change_span(span.span_id, patch_from_wire(span, entry["span.patch"]))
