@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +24,11 @@ from perdure.observe.trace import TraceEvent
 from perdure.observe.trace_records import TraceBudgetEntry, TraceSpan, TraceSpanQuery
 from perdure.observe.trace_store import InMemoryTraceStore
 from perdure.store.memory import MemoryStore
+from perdure.store.protocol import RunStore
+from perdure.testing import crash_everywhere
 from perdure.testing.samples import manifest
 from tests.agent.robots import Climber
+from tests.contract.test_stores import LABS
 
 WORDS = RuntimeTelemetryOptions(
     include_text=True, include_control_payloads=True, include_eval_details=True
@@ -111,6 +115,27 @@ async def test_a_task_that_crashed_ends_with_the_trace_of_one_that_did_not(crash
         return [without_times(each) for each in loop]
 
     assert await traced(crashes=True) == await traced(crashes=False)
+
+
+async def test_wherever_the_process_dies_the_trace_is_one_and_whole() -> None:
+    worlds = [Paid(aim=1)]
+
+    def new_lab() -> Any:
+        worlds.append(Paid(aim=1))
+        return LABS["memory"](Path())
+
+    async def scenario(runs: RunStore) -> list[Any]:
+        traces = DurableTraceStore(runs)
+        options = ControlOptions(trace_store=traces, telemetry=WORDS)
+        await run_agent_task(TASK, worlds[-1], durable=(runs, "r"), control=options)
+        loop = [span for span in await traces.spans(TraceSpanQuery("r")) if span.kind != "llm"]
+        told = [await traces.get_run("r"), *loop, *await traces.budget("r")]
+        return [without_times(each) for each in told]
+
+    report = await crash_everywhere(scenario, new_lab)
+    # What is kept is written once each; the run and its step once more, when they end.
+    assert report.calls.count("emit_event") == len(report.outcome) + 2
+    assert {point.attempts for point in report.points} == {2}
 
 
 def without_times(record: Any) -> Any:
