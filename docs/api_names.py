@@ -110,6 +110,8 @@ ELSEWHERE: Final = {
         "perdure.agent.run_agent_task_stream",
         "perdure.agent.SessionChoice",
         "perdure.agent.RuntimeSession",
+        "perdure.agent.RuntimeSessionStore",
+        "perdure.agent.sessions.EventKeepingSessionStore",
         "perdure.agent.InMemoryRuntimeSessionStore",
         "perdure.agent.DurableSessionStore",
         "perdure.agent.AgentExecutionBackend",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,8 +20,12 @@ from perdure.agent.stream import STORE_ERROR, run_agent_task_stream
 from perdure.agent.stream_events import (
     BackendErrorEvent,
     FinalEvent,
+    LlmCallEvent,
+    ReasoningDeltaEvent,
     RuntimeStreamEvent,
     TaskEndEvent,
+    TextDeltaEvent,
+    ToolCallEvent,
 )
 from perdure.core.records import AgentTaskSpec
 from perdure.errors import (
@@ -149,6 +153,28 @@ async def test_7_3_r15_what_only_the_runtime_may_tell_is_a_failure_of_the_backen
     events = await read(run_agent_task_stream(TASK, Played(event)))
     assert types(events) == f"{BEGUN} {FAILED}"
     assert final_of(events).status == "failed"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        TextDeltaEvent(text=cast("Any", None)),
+        ReasoningDeltaEvent(text=cast("Any", 5)),
+        ToolCallEvent(tool_name=cast("Any", None)),
+        LlmCallEvent(model=cast("Any", None)),
+    ],
+)
+async def test_7_3_r9_an_event_without_its_text_is_a_failure_of_the_backend(
+    event: RuntimeStreamEvent,
+) -> None:
+    store = InMemoryRuntimeSessionStore()
+    stream = run_agent_task_stream(
+        TASK, Played(*said("a"), event), session=SessionChoice(store, "s-1")
+    )
+    events = await read(stream)
+    assert types(events) == f"{BEGUN} text_delta {FAILED}"
+    assert "no text" in final_of(events).reason
+    assert event not in await store.list_events("s-1")
 
 
 async def test_7_3_r13_closing_the_stream_ends_session_and_backend() -> None:

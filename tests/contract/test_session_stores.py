@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from perdure.agent.sessions import InMemoryRuntimeSessionStore, RuntimeSessionStore
+from perdure.agent.sessions import EventKeepingSessionStore, InMemoryRuntimeSessionStore
 from perdure.agent.stored_sessions import DurableSessionStore
 from perdure.testing import (
     COMPARING_SESSION_STORE_CASES,
@@ -30,7 +30,7 @@ CASES = SESSION_STORE_CASES + COMPARING_SESSION_STORE_CASES
 def in_memory() -> AbstractAsyncContextManager[SessionStoreLab]:
     store = InMemoryRuntimeSessionStore()
 
-    async def open_store() -> RuntimeSessionStore:
+    async def open_store() -> EventKeepingSessionStore:
         return store
 
     return nullcontext(SessionStoreLab(open_store))
@@ -40,7 +40,7 @@ def in_memory() -> AbstractAsyncContextManager[SessionStoreLab]:
 async def stored(new_lab: Callable[[], StoreLab]) -> AsyncIterator[SessionStoreLab]:
     async with new_lab() as runs:
 
-        async def open_store() -> RuntimeSessionStore:
+        async def open_store() -> EventKeepingSessionStore:
             return DurableSessionStore(await runs.open())
 
         yield SessionStoreLab(open_store)
@@ -51,7 +51,7 @@ async def within_a_run(new_lab: Callable[[], StoreLab]) -> AsyncIterator[Session
     async with new_lab() as runs:
         await (await runs.open()).enqueue("chat:s:0", manifest(), handler="h")
 
-        async def open_store() -> RuntimeSessionStore:
+        async def open_store() -> EventKeepingSessionStore:
             return DurableSessionStore(await runs.open()).beside("chat:s:0")
 
         yield SessionStoreLab(open_store)

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from perdure.agent.sessions import (
+    EventKeepingSessionStore,
     InMemoryRuntimeSessionStore,
     RuntimeSession,
-    RuntimeSessionStore,
 )
 from perdure.agent.stream_events import QuestionsEndEvent, RuntimeStreamEvent
 from perdure.core.secret import Secret
@@ -26,7 +26,7 @@ class SoundStore(InMemoryRuntimeSessionStore):
         if shared is not None:
             self._sessions, self._events = shared._sessions, shared._events
 
-    async def open(self) -> RuntimeSessionStore:
+    async def open(self) -> EventKeepingSessionStore:
         return type(self)(self)
 
 
@@ -133,7 +133,7 @@ class LosesTheEnd(SoundStore):
 
 
 class KeepsSessionsToEachHandle(SoundStore):
-    async def open(self) -> RuntimeSessionStore:
+    async def open(self) -> EventKeepingSessionStore:
         return type(self)()
 
 

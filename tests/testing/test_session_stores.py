@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from perdure.agent.sessions import InMemoryRuntimeSessionStore, RuntimeSessionStore
+from perdure.agent.sessions import EventKeepingSessionStore, InMemoryRuntimeSessionStore
 from perdure.testing import (
     COMPARING_SESSION_STORE_CASES,
     SESSION_STORE_CASES,
@@ -44,7 +44,7 @@ class PlainStore:
         self.get, self.put = store.get, store.put
         self.append_event, self.list_events = store.append_event, store.list_events
 
-    async def open(self) -> RuntimeSessionStore:
+    async def open(self) -> EventKeepingSessionStore:
         return self
 
 

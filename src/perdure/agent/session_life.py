@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast, get_args
 
 from perdure.agent.adapter import optional_method, resolve
 from perdure.agent.backend import (
@@ -12,6 +12,7 @@ from perdure.agent.backend import (
     AgentExecutionBackend,
     AgentStartContext,
 )
+from perdure.agent.calls import Calls
 from perdure.agent.sessions import (
     ComparingSessionStore,
     InMemoryRuntimeSessionStore,
@@ -30,6 +31,10 @@ logger = logging.getLogger("perdure.agent")
 RESUME_MISSED: Final = "resume_missed"
 """The key in a session's metadata that says: it was to be resumed, but nothing was found."""
 
+STOP_MS: Final = 10_000
+"""How long a backend may take to clean up before the stream ends without it."""
+
+OnExisting = Literal["raise", "replace"]
 E = TypeVar("E", bound=RuntimeStreamEvent)
 
 
@@ -38,13 +43,21 @@ class SessionChoice:
     """Which session a stream works in. Without an id it gets a new one.
 
     `resume`: take up the session of this id, if the store has it. Else `on_existing` says whether
-    a session that has the id already is an error or is replaced.
+    a session that has the id already is an error or is replaced. A store without `append_event`
+    keeps the session alone. Raises ValidationError for what cannot be chosen.
     """
 
     store: RuntimeSessionStore | None = None
     session_id: str | None = None
     resume: bool = False
-    on_existing: Literal["raise", "replace"] = "raise"
+    on_existing: OnExisting = "raise"
+
+    def __post_init__(self) -> None:
+        if not isinstance(cast("object", self.session_id), str | None):
+            raise ValidationError(f"session_id must be a str or None, not {self.session_id!r:.40}")
+        if self.on_existing not in get_args(OnExisting):
+            choices = " or ".join(map(repr, get_args(OnExisting)))
+            raise ValidationError(f"on_existing must be {choices}, not {self.on_existing!r:.40}")
 
 
 class SessionLife:
@@ -57,6 +70,7 @@ class SessionLife:
         self._backend = backend
         self._choice = choice
         self._store = choice.store or InMemoryRuntimeSessionStore()
+        self._append = optional_method(self._store, "append_event")
 
     @property
     def wanted_id(self) -> str | None:
@@ -70,7 +84,7 @@ class SessionLife:
         somebody else was faster, and what the backend and the store raise.
         """
         wanted = self._choice
-        found = await self._store.get(wanted.session_id) if wanted.session_id else None
+        found = await resolve(self._store.get(wanted.session_id)) if wanted.session_id else None
         if found is not None and wanted.resume:
             session, self.resumed = await self._resume(found, input, context), True
         elif found is not None and wanted.on_existing == "raise":
@@ -79,7 +93,7 @@ class SessionLife:
             )
         else:
             session = await self._start(input, context)
-            if wanted.session_id and wanted.resume:
+            if wanted.resume:
                 metadata = {**(session.metadata or {}), RESUME_MISSED: True}
                 session = replace(session, metadata=metadata)
         await self._put_first(session, found)
@@ -88,38 +102,38 @@ class SessionLife:
     async def told(self, event: E) -> E:
         """Append the event to the session, then return it."""
         assert self.session is not None
-        await self._store.append_event(self.session.id, event)
+        if self._append is not None:
+            await resolve(self._append(self.session.id, event))
         return event
 
     async def told_last(self, event: E) -> E:
         """Append an event of the end, which is told even if the store fails."""
         if self.session is not None:
-            await self._despite_failure(self._store.append_event(self.session.id, event))
+            await self._despite_failure(self.told(event))
         return event
 
     async def end(self, status: SessionStatus) -> None:
         """Give the session its last status and store it. Raises what the store raises."""
         if self.session is not None:
             self.session = touched(self.session, status=status)
-            await self._store.put(self.session)
+            await resolve(self._store.put(self.session))
 
     async def end_anyway(self, status: SessionStatus) -> None:
         """End the session although something has failed, or is about to."""
         await self._despite_failure(self.end(status))
 
     async def stop_backend(self, reason: str) -> str | None:
-        """Have the backend clean up; return what of that failed."""
-        stop = optional_method(self._backend, "stop")
-        if stop is None or self.session is None:
+        """Have the backend clean up, within STOP_MS; return what of that failed."""
+        stop, session = optional_method(self._backend, "stop"), self.session
+        if stop is None or session is None:
             return None
-        try:
-            await resolve(stop(self.session, reason))
-        except Exception as error:
-            why = str(error) or type(error).__qualname__
-            kind = self._backend.kind
-            logger.warning("the backend %s could not be stopped: %s", kind, mask_text(why))
-            return why
-        return None
+        called = await Calls().call("stop", lambda: stop(session, reason), timeout_ms=STOP_MS)
+        if called.error is None and called.cut is None:
+            return None
+        why = f"it took more than {STOP_MS} ms" if called.error is None else called.message
+        kind = self._backend.kind
+        logger.warning("the backend %s could not be stopped: %s", kind, mask_text(why))
+        return why
 
     async def _resume(
         self, found: RuntimeSession, input: AgentBackendInput, context: AgentStartContext
@@ -155,8 +169,8 @@ class SessionLife:
         if not isinstance(store, ComparingSessionStore) or (
             self._choice.session_id and session.id != self._choice.session_id
         ):
-            await store.put(session)
-        elif not await store.put_if(session, found):
+            await resolve(store.put(session))
+        elif not await resolve(store.put_if(session, found)):
             raise SessionBusyError(f"somebody else has just taken the session {session.id!r}")
 
     async def _despite_failure(self, writing: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from perdure.core.effects import Clock, iso_time, new_uuid, system_clock
 from perdure.core.records import JsonValue
 from perdure.core.secret import REDACTED, Secret
+from perdure.errors import ValidationError
 
 if TYPE_CHECKING:
     from perdure.agent.stream_events import RuntimeStreamEvent
@@ -62,7 +63,7 @@ def touched(
 
 
 class RuntimeSessionStore(Protocol):
-    """Keeps sessions, and the events of each in the order in which they were appended."""
+    """Keeps sessions. One that keeps events too is an `EventKeepingSessionStore`."""
 
     async def get(self, session_id: str) -> RuntimeSession | None:
         """Return the session, or None."""
@@ -71,6 +72,10 @@ class RuntimeSessionStore(Protocol):
     async def put(self, session: RuntimeSession) -> None:
         """Keep the session, in place of what was kept under its id."""
         ...
+
+
+class EventKeepingSessionStore(RuntimeSessionStore, Protocol):
+    """Keeps sessions, and the events of each in the order in which they were appended."""
 
     async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> None:
         """Keep an event; it must be there when this returns."""
@@ -93,10 +98,15 @@ class ComparingSessionStore(Protocol):
 class InMemoryRuntimeSessionStore:
     """Keeps sessions for as long as this object lives.
 
-    `sessions_max` and `events_max` (of each session) bound what is kept: the oldest goes first.
+    `sessions_max` and `events_max` (of each session) bound what is kept: the oldest goes first,
+    and with a session its events, those to come included. Raises ValidationError for a bound
+    that is not an int from 1.
     """
 
     def __init__(self, *, sessions_max: int | None = None, events_max: int | None = None) -> None:
+        for name, most in (("sessions_max", sessions_max), ("events_max", events_max)):
+            if most is not None and (type(most) is not int or most < 1):
+                raise ValidationError(f"{name} must be an int from 1, or None, not {most!r:.40}")
         self._sessions: OrderedDict[str, RuntimeSession] = OrderedDict()
         self._events: dict[str, list[RuntimeStreamEvent]] = {}
         self._sessions_max = sessions_max
@@ -118,6 +128,8 @@ class InMemoryRuntimeSessionStore:
         return True
 
     async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> None:
+        if self._sessions_max is not None and session_id not in self._sessions:
+            return
         events = self._events.setdefault(session_id, [])
         events.append(event)
         if self._events_max is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Final, cast
 
 from perdure.agent.adapter import AgentKnowledgeProvider, KnowledgeHooks
@@ -48,6 +48,11 @@ COMPLETED: Final = "backend completed"
 """The reason of a task that a backend has done."""
 STORE_ERROR: Final = "store_error"
 """The key in the metadata of `final` that says: the end of the session could not be stored."""
+_TEXTS: Final[Mapping[type[Any], tuple[str, ...]]] = {
+    kind: tuple(field.name for field in fields(kind) if field.default is MISSING)
+    for kind in BACKEND_EVENTS
+}
+"""What an event of a backend cannot do without: all of it texts."""
 
 Events = AsyncGenerator[RuntimeStreamEvent, None]
 
@@ -68,8 +73,8 @@ def run_agent_task_stream(
     The first event is `task_start`. The last one is `final`, and there is exactly one, whatever
     fails: a provider, a store, the backend. With `raise_errors` what failed is raised behind it.
     From the session on each event is stored before it is yielded. When `signal` fires the task
-    ends as `aborted`, also if the backend hangs. Closing the generator ends the session as
-    `aborted` in the store, and so does cancelling its reader.
+    ends as `aborted`, also if the backend hangs: in its start, its stream or its stop. Closing
+    the generator ends the session as `aborted` in the store, and so does cancelling its reader.
 
     Raises ValidationError, at once, for a bad task.
     """
@@ -179,11 +184,15 @@ class _TaskStream:
 
     async def _opened(self) -> Events:
         """Begin or resume the session; the event of it is the first that is stored."""
-        life = self._life
-        try:
-            await life.open(self._input, AgentStartContext(**self._of_context()))
-        except Exception as error:
-            self._ending = _failed("session", error)
+        life, context = self._life, AgentStartContext(**self._of_context())
+        opening = await self._preflight.calls.call(
+            "session", lambda: life.open(self._input, context)
+        )
+        if opening.cut is not None:
+            self._ending = self._aborted()
+            return
+        if isinstance(opening.error, Exception):
+            self._ending = _failed("session", opening.error)
             return
         kind = SessionResumedEvent if life.resumed else SessionCreatedEvent
         try:
@@ -247,6 +256,12 @@ class _TaskStream:
                 else f"the backend {self._backend.kind!r} yielded {named!r:.60}, which is no event"
             )
         told = cast("BackendStreamEvent", event)
+        for name in _TEXTS[type(told)]:
+            if not isinstance(text := getattr(told, name), str):
+                raise AgentRuntimeError(
+                    f"the backend {self._backend.kind!r} yielded a {told.type} whose {name} is "
+                    f"{text!r:.60}, no text"
+                )
         missing = {
             name: value for name, value in self._in_session().items() if getattr(told, name) is None
         }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
-from perdure.agent.sessions import RuntimeSessionStore
+from perdure.agent.sessions import EventKeepingSessionStore
 
-OpenSessionStore = Callable[[], Awaitable[RuntimeSessionStore]]
+OpenSessionStore = Callable[[], Awaitable[EventKeepingSessionStore]]
 
 
 class SessionStoreLab:
@@ -20,7 +20,7 @@ class SessionStoreLab:
     def __init__(self, open_store: OpenSessionStore) -> None:
         self._open_store = open_store
 
-    async def open(self) -> RuntimeSessionStore:
+    async def open(self) -> EventKeepingSessionStore:
         """Return another handle on the same data."""
         return await self._open_store()
 

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from perdure.agent.backend import AgentBackendContext, AgentBackendInput, IterableBackend
 from perdure.agent.knowledge import UserQuestion
 from perdure.agent.session_life import SessionChoice
-from perdure.agent.sessions import RuntimeSession, RuntimeSessionStore, new_session, touched
+from perdure.agent.sessions import EventKeepingSessionStore, RuntimeSession, new_session, touched
 from perdure.agent.stream import run_agent_task_stream
 from perdure.agent.stream_events import (
     ArtifactEvent,
@@ -220,18 +220,18 @@ async def a_session_is_resumed_by_another_handle(lab: SessionStoreLab) -> None:
 # What the cases share.
 
 
-async def _got(store: RuntimeSessionStore, id: str) -> RuntimeSession:
+async def _got(store: EventKeepingSessionStore, id: str) -> RuntimeSession:
     session = await store.get(id)
     if session is None:
         raise AssertionError(f"the session {id!r} is not there")
     return session
 
 
-async def _texts(store: RuntimeSessionStore, id: str) -> list[str]:
+async def _texts(store: EventKeepingSessionStore, id: str) -> list[str]:
     return [cast("TextDeltaEvent", event).text for event in await store.list_events(id)]
 
 
-async def _streamed(store: RuntimeSessionStore, *, resume: bool = False) -> list[Any]:
+async def _streamed(store: EventKeepingSessionStore, *, resume: bool = False) -> list[Any]:
     choice = SessionChoice(store, "s", resume=resume)
     stream = run_agent_task_stream(TASK, IterableBackend(KIND, _hello), session=choice)
     return [event async for event in stream]

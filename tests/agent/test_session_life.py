@@ -1,0 +1,163 @@
+"""The session of a stream: what it needs of its store, and that nothing which hangs holds it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from perdure.agent import session_life
+from perdure.agent.cancel import CancelSignal
+from perdure.agent.session_life import RESUME_MISSED, SessionChoice
+from perdure.agent.sessions import (
+    InMemoryRuntimeSessionStore,
+    RuntimeSession,
+    new_session,
+    touched,
+)
+from perdure.agent.stream import run_agent_task_stream
+from perdure.core.records import AgentTaskSpec
+from perdure.errors import ValidationError
+from tests.agent.streaming import Played, final_of, read, said, types
+
+TASK = AgentTaskSpec("t-9", "Answer a policy question")
+COMPLETED = (
+    "task_start readiness_start readiness_end session_created backend_start text_delta "
+    "backend_end task_end final"
+)
+
+
+class TwoMethods:
+    """All that a session store must have."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, RuntimeSession] = {}
+
+    async def get(self, session_id: str) -> RuntimeSession | None:
+        return self.kept.get(session_id)
+
+    async def put(self, session: RuntimeSession) -> None:
+        self.kept[session.id] = session
+
+
+class Plain:
+    """A session store without one coroutine."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, RuntimeSession] = {}
+        self.events: list[Any] = []
+
+    def get(self, session_id: str) -> RuntimeSession | None:
+        return self.kept.get(session_id)
+
+    def put(self, session: RuntimeSession) -> None:
+        self.kept[session.id] = session
+
+    def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
+        fits = self.kept.get(session.id) == expected
+        if fits:
+            self.put(session)
+        return fits
+
+    def append_event(self, session_id: str, event: object) -> None:
+        self.events.append(event)
+
+
+class RaisesAtOnce(InMemoryRuntimeSessionStore):
+    def append_event(self, session_id: str, event: object) -> Any:
+        raise OSError("the disk is gone")
+
+
+async def hang(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_8_a_store_needs_get_and_put_alone() -> None:
+    store = TwoMethods()
+    choice = SessionChoice(store, "s-1")
+    events = await read(run_agent_task_stream(TASK, Played(*said("a")), session=choice))
+    assert types(events) == COMPLETED
+    assert store.kept["s-1"].status == "completed"
+
+
+async def test_1_2_r1_the_methods_of_a_store_may_be_plain() -> None:
+    store = Plain()
+    choice = SessionChoice(cast("Any", store), "s-1")
+    events = await read(run_agent_task_stream(TASK, Played(*said("a")), session=choice))
+    assert types(events) == COMPLETED
+    assert store.events == events[3:]
+    assert store.kept["s-1"].status == "completed"
+
+
+async def test_bb_4_a_store_that_raises_before_it_is_awaited_costs_no_final() -> None:
+    choice = SessionChoice(RaisesAtOnce(), "s-1")
+    events = await read(run_agent_task_stream(TASK, Played(*said("a")), session=choice))
+    assert (final_of(events).status, final_of(events).reason) == ("failed", "the disk is gone")
+
+
+@pytest.mark.parametrize("hook", ["start", "resume"])
+async def test_7_3_r14_a_signal_ends_a_backend_that_hangs_before_it_streams(hook: str) -> None:
+    signal, store, called = CancelSignal(), InMemoryRuntimeSessionStore(), asyncio.Event()
+    if hook == "resume":
+        await store.put(new_session("played", session_id="s-1"))
+
+    async def begin(*_: object) -> None:
+        called.set()
+        await hang()
+
+    backend = Played(**cast("Any", {hook: begin}))
+    choice = SessionChoice(store, "s-1", resume=True)
+    stream = run_agent_task_stream(TASK, backend, session=choice, signal=signal)
+    reading = asyncio.ensure_future(read(stream))
+    await called.wait()
+    signal.cancel("enough")
+    final = final_of(await reading)
+    assert (final.status, final.reason) == ("aborted", "the task was cancelled: enough")
+
+
+async def test_7_3_r11_a_backend_that_cannot_be_stopped_in_time_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_life, "STOP_MS", 1)
+    events = await read(run_agent_task_stream(TASK, Played(OSError("no more"), stop=hang)))
+    assert types(events).endswith("backend_start backend_error task_end final")
+    assert final_of(events).reason == "no more"
+    assert events[-3].message == "no more (and it could not be stopped: it took more than 1 ms)"
+
+
+async def test_bb_10_a_resume_that_names_no_session_can_be_seen() -> None:
+    events = await read(
+        run_agent_task_stream(TASK, Played(*said("a")), session=SessionChoice(resume=True))
+    )
+    session = final_of(events).session
+    assert session is not None
+    assert session.metadata == {RESUME_MISSED: True}
+
+
+@pytest.mark.parametrize(
+    ("choice", "culprit"),
+    [({"on_existing": "reuse"}, "on_existing"), ({"session_id": 5}, "session_id")],
+)
+def test_bb_10_a_choice_that_cannot_be_is_refused(choice: dict[str, Any], culprit: str) -> None:
+    with pytest.raises(ValidationError, match=culprit):
+        SessionChoice(**choice)
+
+
+@pytest.mark.parametrize("bound", ["sessions_max", "events_max"])
+@pytest.mark.parametrize("most", [0, -1, 1.5, True])
+def test_8_r3_a_bound_of_the_store_in_memory_is_checked(bound: str, most: Any) -> None:
+    with pytest.raises(ValidationError, match=bound):
+        InMemoryRuntimeSessionStore(**{bound: most})
+
+
+async def test_8_r3_a_session_that_was_dropped_leaves_nothing_behind() -> None:
+    store = InMemoryRuntimeSessionStore(sessions_max=1)
+    first = new_session("demo", session_id="s-1")
+    await store.put(first)
+    await store.put(new_session("demo", session_id="s-2"))
+    for event in said("a", "b"):
+        await store.append_event("s-1", event)
+    assert list(await store.list_events("s-1")) == []
+    await store.put(touched(first))
+    assert list(await store.list_events("s-1")) == []
