@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
+from perdure.backends.protocol import Prompt
 from perdure.backends.scripted import ScriptedBackend
 from perdure.core import observing
 from perdure.core.frames import Frame, text, upstream_end, usage
@@ -30,19 +31,22 @@ from perdure.turn.identity import ChatTurnIdentity
 from tests.observe.spanning import MANIFEST, Watched, attributes, context, watching
 from tests.turn.stage import events_of
 
+PROMPT = Prompt([{"role": "user", "content": "Hello"}])
 TURN = ChatTurnIdentity("", "s", "ann", 0)
 TOKENS_IN = "gen_ai.client.inference.usage.input_tokens"
 TOKENS_OUT = "gen_ai.client.inference.usage.output_tokens"
 
 
-@pytest.fixture
-def watched() -> Iterator[Watched]:
-    with watching() as found:
-        yield found
-
-
 async def ask() -> str:
-    report_usage(provider="openai", model="gpt-x", tokens_in=7, tokens_out=3, tokens_cached=2)
+    report_usage(
+        provider="openai",
+        model="gpt-x",
+        tokens_in=7,
+        tokens_out=3,
+        tokens_cached=2,
+        tokens_cache_written=1,
+        tokens_reasoning=1,
+    )
     return "yes"
 
 
@@ -92,8 +96,13 @@ async def test_a_model_call_has_the_current_names(watched: Watched) -> None:
         "gen_ai.usage.input_tokens": 7,
         "gen_ai.usage.output_tokens": 3,
         "gen_ai.usage.cache_read.input_tokens": 2,
+        "gen_ai.usage.cache_write.input_tokens": 1,
+        "gen_ai.usage.reasoning.output_tokens": 1,
     }
     assert (watched.total(TOKENS_IN), watched.total(TOKENS_OUT)) == (7, 3)
+    parts = ("cache_read.input", "cache_write.input", "reasoning.output")
+    counted = [watched.total(f"gen_ai.client.inference.usage.{part}_tokens") for part in parts]
+    assert counted == [2, 1, 1]
     [point] = watched.points(TOKENS_IN)
     assert point.attributes["gen_ai.token.modality"] == "unknown"
     assert len(watched.points("gen_ai.client.inference.duration")) == 1
@@ -270,6 +279,8 @@ async def test_a_turn_that_asks_a_backend_is_an_agent_above_one_call(watched: Wa
     assert known["perdure.turn.index"] == 0
     assert known["perdure.outcome"] == "completed"
     assert attributes(call)["gen_ai.provider.name"] == "scripted"
+    assert attributes(call)["gen_ai.response.finish_reasons"] == ("stop",)
+    assert len(watched.points("gen_ai.client.inference.time_to_first_chunk")) == 1
     assert watched.total(TOKENS_OUT) == attributes(call)["gen_ai.usage.output_tokens"] > 0
     assert watched.total("gen_ai.invoke_agent.inference_calls") == 1
     assert watched.total("gen_ai.invoke_agent.tool_calls") == 0
@@ -376,8 +387,13 @@ async def test_an_observer_that_fails_does_not_disturb_a_run() -> None:
         def step(self, seen: object) -> Any:
             raise RuntimeError("broken")
 
+        def told(self, told: object) -> Any:
+            raise RuntimeError("broken")
+
     observing.watch_with(cast("observing.Observer", Broken()))
     try:
         assert (await run(MemoryStore())).result == "done"
+        told = [frame async for frame in ScriptedBackend([text("Hi")]).stream(PROMPT)]
+        assert told == [text("Hi")]
     finally:
         observing.watch_with(None)

@@ -13,7 +13,9 @@ from typing import Any, Final, Literal
 
 from perdure.agent.adapter import resolve
 from perdure.agent.cancel import CancelSignal
+from perdure.core import observing
 from perdure.core.effects import Clock, monotonic_ms, system_clock
+from perdure.core.observing import Told
 from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.core.wire import to_wire
 from perdure.durable.context import DurableContext
@@ -91,9 +93,10 @@ class Calls:
             except Exception as error:
                 called = Called(error=error, at_ms=self._clock())
         else:
+            tool = intent.partition(":")[0] if kind == "tool" else None
             called = await self._step(
                 intent,
-                lambda: self._recorded(fn, timeout_ms),
+                lambda: self._recorded(fn, timeout_ms, tool=tool),
                 read=read,
                 kind=kind,
                 retry=retry,
@@ -146,7 +149,10 @@ class Calls:
         except UsageError as error:
             return replace(called, value=None, error=error)
 
-    async def _recorded(self, fn: Callable[[], Any], timeout_ms: float | None) -> JsonValue:
+    async def _recorded(
+        self, fn: Callable[[], Any], timeout_ms: float | None, *, tool: str | None
+    ) -> JsonValue:
+        observing.tell(Told(tool=tool))
         called = await self._perform(fn, timeout_ms)
         return {
             "value": to_wire(called.value),

@@ -19,9 +19,10 @@ from perdure.agent.tool_approval import (
     request_to_json,
 )
 from perdure.agent.tools import Tool, ToolCall, ToolOutcome, unfinished_outcome
-from perdure.core import frames
+from perdure.core import frames, observing
 from perdure.core.effects import iso_time, monotonic_ms, system_clock
 from perdure.core.frames import Frame
+from perdure.core.observing import Told
 from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.durable.scope import current_step
 from perdure.errors import AwaitEventTimeoutError, StepFailedError, UnfinishedStepError
@@ -177,12 +178,14 @@ class ToolBatch:
         async def body() -> JsonValue:
             step, begun_ms = current_step(), monotonic_ms()
             call = ToolCall(one.call["id"], tool.name, step.idempotency_key, step.tries)
+            observing.tell(Told(tool=tool.name, call=call.id))
             if step.tries > 1 and tool.effect == "at_most_once" and tool.on_unfinished == "tell":
                 outcome = unfinished_outcome(tool.name)
             else:
                 outcome = await tool.perform(one.arguments, call, limit_ms=self._limit_ms)
             made: dict[str, JsonValue] = {"durationMs": round(monotonic_ms() - begun_ms, 3)}
             if outcome.error is not None:
+                observing.tell(Told(error=outcome.error["code"]))
                 return {**made, "error": dict(outcome.error)}
             return {**made, "value": outcome.value}
 

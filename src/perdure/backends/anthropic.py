@@ -13,6 +13,7 @@ from perdure.backends.message_request import message_request
 from perdure.backends.protocol import Prompt
 from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, read_answer, request_body
 from perdure.backends.retry import BackendRetry
+from perdure.backends.telling import telling
 from perdure.core.frames import Frame
 from perdure.core.records import JsonValue
 from perdure.errors import BackendTransportError, UsageError
@@ -85,8 +86,16 @@ class AnthropicBackend:
             refuse_first=self._refuse_first,
         )
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
+    def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         """Ask, and yield the answer as it arrives, after the contract of `Backend.stream`."""
+        asked = prompt.model or self.model
+        return telling(self._answer(prompt), provider=self.name, model=asked)
+
+    async def aclose(self) -> None:
+        """Close the connections, if the HTTP client is not the caller's."""
+        await self._endpoint.aclose()
+
+    async def _answer(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         said: list[dict[str, Any]] = []
         reader: MessageReader | None = None
         for number in range(PAUSES_MAX + 1):
@@ -111,10 +120,6 @@ class AnthropicBackend:
             if not reader.is_paused:
                 return
             said += reader.blocks
-
-    async def aclose(self) -> None:
-        """Close the connections, if the HTTP client is not the caller's."""
-        await self._endpoint.aclose()
 
     async def _ask(self, prompt: Prompt, said: Sequence[dict[str, Any]], number: int) -> Answer:
         """Ask for an answer, or for how it goes on behind what it `said` before it paused."""

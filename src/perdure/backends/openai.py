@@ -12,6 +12,7 @@ from perdure.backends.protocol import Prompt
 from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, read_answer, request_body
 from perdure.backends.replay import Message, replay_in, without_replay
 from perdure.backends.retry import BackendRetry
+from perdure.backends.telling import telling
 from perdure.core.frames import Frame
 
 if TYPE_CHECKING:
@@ -65,8 +66,16 @@ class OpenAIBackend:
             client=client,
         )
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
+    def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         """Ask, and yield the answer as it arrives, after the contract of `Backend.stream`."""
+        asked = prompt.model or self.model
+        return telling(self._answer(prompt), provider=self.name, model=asked)
+
+    async def aclose(self) -> None:
+        """Close the connections, if the HTTP client is not the caller's."""
+        await self._endpoint.aclose()
+
+    async def _answer(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         answer = await self._endpoint.post(self._body(prompt), key_header(prompt.idempotency_key))
         reader = CompletionReader(
             self.name,
@@ -77,10 +86,6 @@ class OpenAIBackend:
         async with aclosing(read_answer(self._endpoint, answer, reader)) as found:
             async for frame in found:
                 yield frame
-
-    async def aclose(self) -> None:
-        """Close the connections, if the HTTP client is not the caller's."""
-        await self._endpoint.aclose()
 
     def _body(self, prompt: Prompt) -> bytes:
         return request_body(

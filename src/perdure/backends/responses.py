@@ -15,6 +15,7 @@ from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, request_body
 from perdure.backends.replay import replay_in
 from perdure.backends.response_reader import RESPONSE_ID, ResponseReader, replay_name
 from perdure.backends.retry import BackendRetry
+from perdure.backends.telling import telling
 from perdure.core.effects import random_float
 from perdure.core.frames import Frame
 from perdure.core.records import JsonValue
@@ -69,19 +70,14 @@ class OpenAIResponsesBackend:
             client=client,
         )
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
+    def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         """Ask, and yield the answer as it arrives, after the contract of AttachableBackend."""
-        answer = await self._endpoint.post(self._body(prompt), key_header(prompt.idempotency_key))
-        async with aclosing(self._follow(answer)) as found:
-            async for frame in found:
-                yield frame
+        asked = prompt.model or self.model
+        return telling(self._answer(prompt), provider=self.name, model=asked)
 
-    async def attach(self, handle: JsonValue) -> AsyncGenerator[Frame, None]:
+    def attach(self, handle: JsonValue) -> AsyncGenerator[Frame, None]:
         """Join a response that is kept, and yield it from its beginning."""
-        answer = await self._endpoint.get(f"/{_response_id(handle)}", {"stream": "true"})
-        async with aclosing(self._follow(answer)) as found:
-            async for frame in found:
-                yield frame
+        return telling(self._joined(handle), provider=self.name, model=self.model)
 
     async def cancel(self, handle: JsonValue) -> None:
         """End a response; one that is over, or not kept, stays as it is."""
@@ -94,6 +90,18 @@ class OpenAIResponsesBackend:
     async def aclose(self) -> None:
         """Close the connections, if the HTTP client is not the caller's."""
         await self._endpoint.aclose()
+
+    async def _answer(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
+        answer = await self._endpoint.post(self._body(prompt), key_header(prompt.idempotency_key))
+        async with aclosing(self._follow(answer)) as found:
+            async for frame in found:
+                yield frame
+
+    async def _joined(self, handle: JsonValue) -> AsyncGenerator[Frame, None]:
+        answer = await self._endpoint.get(f"/{_response_id(handle)}", {"stream": "true"})
+        async with aclosing(self._follow(answer)) as found:
+            async for frame in found:
+                yield frame
 
     async def _follow(self, answer: Answer) -> AsyncGenerator[Frame, None]:
         """Yield a response to its end, over as many connections as it takes."""

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from perdure.backends.canned import canned_answer, content_text
 from perdure.backends.protocol import Prompt
+from perdure.backends.telling import telling
 from perdure.core.frames import DELTA_KINDS, Frame, upstream_end, usage
 
 TOOL_TOKENS: Final = 12
@@ -60,8 +61,15 @@ class ScriptedBackend:
         self._script = script if script is None or callable(script) else tuple(script)
         self._token_delay = token_delay_ms / 1_000
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
+    def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         """Yield the answer to `prompt`, token by token."""
+        asked = prompt.model or self.model
+        return telling(self._answer(prompt), provider=self.name, model=asked)
+
+    async def aclose(self) -> None:
+        """Do nothing: there is nothing to give back."""
+
+    async def _answer(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         self.calls += 1
         for item in self._items(prompt):
             match item:
@@ -75,9 +83,6 @@ class ScriptedBackend:
                     await item.wait()
                 case _:
                     raise item
-
-    async def aclose(self) -> None:
-        """Do nothing: there is nothing to give back."""
 
     def _items(self, prompt: Prompt) -> Iterable[ScriptItem]:
         if self._script is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from perdure.core.changes import SettleUsage
 from perdure.core.records import RunRecord
+
+logger = logging.getLogger("perdure.watched")
 
 
 class TraceLink(NamedTuple):
@@ -45,6 +48,23 @@ class StepSeen(NamedTuple):
     tries: int
 
 
+class Told(NamedTuple):
+    """What whoever does a piece of work says of it meanwhile; None: nothing of that.
+
+    `provider` and `model` are asked by a model call, `has_begun` says that the first piece of its
+    answer is here, and `finish` why the answer ended. `tool` and `call` are the tool of a call,
+    and the id that the model gave it. `error` is the kind of a failure that is not raised.
+    """
+
+    provider: str | None = None
+    model: str | None = None
+    has_begun: bool = False
+    finish: str | None = None
+    tool: str | None = None
+    call: str | None = None
+    error: str | None = None
+
+
 class Watch(Protocol):
     """One piece of work that is being watched, from when it was made until `end`."""
 
@@ -81,6 +101,10 @@ class Observer(Protocol):
         """Watch a call that is no step of its own: the one of a producer that only asks."""
         ...
 
+    def told(self, told: Told) -> None:
+        """Hear more of the work that is active here, if it is watched."""
+        ...
+
 
 observer: Observer | None = None
 """Who watches in this process; look at it as `observing.observer`."""
@@ -90,3 +114,13 @@ def watch_with(watcher: Observer | None) -> None:
     """Have `watcher` told from now on, None: nobody; work that has begun stays with its own."""
     global observer
     observer = watcher
+
+
+def tell(told: Told) -> None:
+    """Say more of the work that is going on here, if anybody watches it."""
+    if observer is None:
+        return
+    try:
+        observer.told(told)
+    except Exception:
+        logger.exception("nobody was told of what goes on")

@@ -16,9 +16,10 @@ from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel, TypeAdapter
 
 from perdure.agent.tool_calling import ToolRun
-from perdure.core import frames
+from perdure.core import frames, observing
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import decode_value, encode_value
+from perdure.core.observing import Told
 from perdure.core.records import Effect, JsonValue
 from perdure.durable.scope import report_usage
 from perdure.engines.showing import Showing
@@ -136,6 +137,7 @@ class Recorder:
 
         async def body() -> JsonValue:
             invoke = planned[0].invoke
+            observing.tell(Told(tool=name, call=call_id))
             return {"begun": False} if invoke is None else recorded_output(await invoke())
 
         step = self.run.step(

@@ -16,8 +16,9 @@ from pydantic_ai.durable_exec import (
     ToolsetCallToolId,
 )
 
-from perdure.core import frames
+from perdure.core import frames, observing
 from perdure.core.frames import Frame
+from perdure.core.observing import Told
 from perdure.core.records import Effect, Retry
 from perdure.durable.scope import report_usage
 from perdure.engines.pydantic_ai.work import AgentWork, current_work
@@ -87,12 +88,18 @@ class AgentOperations(JournalCallableOperationBackend[StepConfig]):
             return await work.run.step(intent, _billed(body), kind="llm", **others)
         if isinstance(operation_id, ToolsetCallToolId):
             tool, _, context, _ = cache_key
-            number = work.number_of(self._agent, cast("RunContext[Any]", context).tool_call_id)
+            call = cast("RunContext[Any]", context).tool_call_id
+            number = work.number_of(self._agent, call)
             # The name of an MCP operation does not say which tool it calls.
             of_tool = name if name.endswith(f":{tool}") else f"{name}:{tool}"
             intent = f"{of_tool} #{number}"
             effect = config.get("effect")
-            return await work.run.step(intent, body, kind="tool", effect=effect, **others)
+
+            async def named() -> object:
+                observing.tell(Told(tool=str(tool), call=call))
+                return await body()
+
+            return await work.run.step(intent, named, kind="tool", effect=effect, **others)
         return await work.run.step(f"{name} #{work.next_number(name)}", body, **others)
 
 

@@ -5,13 +5,14 @@ All of them are still called development by OpenTelemetry; this is the one place
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from perdure.core.changes import SettleUsage
 from perdure.observe.credentials import mask_text
 
 Semconv = Literal["latest", "1.36", "both"]
-Attributes = dict[str, str | int | float | bool]
+Attributes = dict[str, str | int | float | bool | Sequence[str]]
 
 OPERATION: Final = "gen_ai.operation.name"
 ERROR: Final = "error.type"
@@ -44,6 +45,18 @@ def model_attributes(provider: str | None, model: str | None, semconv: Semconv) 
     return known
 
 
+def answer_attributes(
+    finish: str | None, first_chunk_s: float | None, semconv: Semconv
+) -> Attributes:
+    """Return how an answer came, as far as it is known."""
+    known: Attributes = {}
+    if finish is not None:
+        known["gen_ai.response.finish_reasons"] = [mask_text(finish)]
+    if first_chunk_s is not None and is_latest(semconv):
+        known["gen_ai.response.time_to_first_chunk"] = first_chunk_s
+    return known
+
+
 def usage_attributes(usage: SettleUsage, semconv: Semconv) -> Attributes:
     """Return what a call used, as far as it is known."""
     known = named(
@@ -55,6 +68,7 @@ def usage_attributes(usage: SettleUsage, semconv: Semconv) -> Attributes:
     if is_latest(semconv):
         known |= named(
             gen_ai__usage__cache_read__input_tokens=usage.tokens_cached,
+            gen_ai__usage__cache_write__input_tokens=usage.tokens_cache_written,
             gen_ai__usage__reasoning__output_tokens=usage.tokens_reasoning,
         )
     return known

@@ -22,6 +22,7 @@ _KINDS: Final = (
     ("input_tokens", "tokens_in"),
     ("output_tokens", "tokens_out"),
     ("cache_read.input_tokens", "tokens_cached"),
+    ("cache_write.input_tokens", "tokens_cache_written"),
     ("reasoning.output_tokens", "tokens_reasoning"),
 )
 _ALWAYS: Final = ("input_tokens", "output_tokens")
@@ -58,6 +59,8 @@ class Meters:
             for name in names
             if self._latest
         }
+        if self._latest:
+            self._first_chunk = meter.create_histogram(f"{_PREFIX}.time_to_first_chunk", unit="s")
         self._calls = {
             name: meter.create_histogram(f"gen_ai.invoke_agent.{name}", unit=f"{{{unit}}}")
             for name, unit in (("inference_calls", "inference_call"), ("tool_calls", "tool_call"))
@@ -70,13 +73,19 @@ class Meters:
             )
 
     def model_call(
-        self, attributes: Attributes, usage: SettleUsage | None, duration_s: float
+        self,
+        attributes: Attributes,
+        usage: SettleUsage | None,
+        duration_s: float,
+        first_chunk_s: float | None = None,
     ) -> None:
         """Count one model call. What is not known is not counted, a failed call as 0."""
         about: Attributes = {name: attributes[name] for name in _ABOUT_CALLS if name in attributes}
         has_failed = ERROR in attributes
         if self._latest:
             self._durations["client.inference"].record(duration_s, about)
+            if first_chunk_s is not None:
+                self._first_chunk.record(first_chunk_s, about)
             modality: Attributes = {**about, "gen_ai.token.modality": "unknown"}
             for name, field in _KINDS:
                 count = None if usage is None else getattr(usage, field)

@@ -25,12 +25,13 @@ from opentelemetry.trace import (
 
 from perdure.core.changes import SettleUsage
 from perdure.core.effects import monotonic_ms, system_clock
-from perdure.core.observing import AttemptSeen, StepSeen, TraceLink
+from perdure.core.observing import AttemptSeen, StepSeen, Told, TraceLink
 from perdure.observe.otel.conventions import (
     ERROR,
     OPERATION,
     Attributes,
     Semconv,
+    answer_attributes,
     error_type,
     is_latest,
     model_attributes,
@@ -56,6 +57,8 @@ class SpanWatch:
         self.span = span
         self.models = 0
         self.tools = 0
+        self.heard = Told()
+        self.first_chunk_s: float | None = None
         self._ended = ended
         self._about = about
         self._begun_ms = monotonic_ms() - began_ago_ms
@@ -74,8 +77,18 @@ class SpanWatch:
     @contextmanager
     def active(self) -> Generator[None, None, None]:
         """Make this the span, and the attempt, that what begins inside belongs to."""
-        with trace.use_span(self.span, record_exception=False, set_status_on_exception=False):
-            yield
+        mark = _active.set(self)
+        try:
+            with trace.use_span(self.span, record_exception=False, set_status_on_exception=False):
+                yield
+        finally:
+            _active.reset(mark)
+
+    def hear(self, told: Told) -> None:
+        """Take in what is told of the work."""
+        if told.has_begun and not self.heard.has_begun:
+            self.first_chunk_s = self.duration_s
+        self.heard = self.heard._replace(**{k: v for k, v in told._asdict().items() if v})
 
     def end(
         self,
@@ -92,6 +105,8 @@ class SpanWatch:
             outcome = outcome or "interrupted"
         elif outcome in _FAILED:
             about[ERROR] = outcome
+        elif self.heard.error is not None:
+            about |= named(error__type=self.heard.error)
         try:
             if ERROR in about:
                 self.span.set_status(Status(StatusCode.ERROR))
@@ -115,6 +130,7 @@ class AttemptWatch(SpanWatch):
             _attempt.reset(mark)
 
 
+_active: Final[ContextVar[SpanWatch | None]] = ContextVar("perdure_active", default=None)
 _attempt: Final[ContextVar[AttemptWatch | None]] = ContextVar("perdure_attempt", default=None)
 
 
@@ -183,7 +199,13 @@ class OpenTelemetryObserver:
     ) -> SpanWatch:
         return self._model_span(provider, model, {}, began_ago_ms=began_ago_ms)
 
+    def told(self, told: Told) -> None:
+        watch = _active.get()
+        if watch is not None:
+            watch.hear(told)
+
     def _tool_span(self, name: str, where: Attributes) -> SpanWatch:
+        """Return the span of a call; unless its tool is told, it has the name of its step."""
         about = named(gen_ai__operation__name="execute_tool", gen_ai__tool__name=name)
         span = self._tracer.start_span(
             f"execute_tool {about['gen_ai.tool.name']}", attributes=about | where
@@ -193,6 +215,12 @@ class OpenTelemetryObserver:
             attempt.tools += 1
 
         def ended(watch: SpanWatch, about: Attributes, usage: SettleUsage | None) -> None:
+            heard = watch.heard
+            if heard.tool is not None:
+                about |= named(gen_ai__tool__name=heard.tool)
+                watch.span.update_name(f"execute_tool {about['gen_ai.tool.name']}")
+                call = named(gen_ai__tool__call__id=heard.call, gen_ai__tool__type="function")
+                watch.span.set_attributes(about | call)
             self._meters.work("execute_tool", about, watch.duration_s)
 
         return SpanWatch(span, ended, about)
@@ -214,15 +242,17 @@ class OpenTelemetryObserver:
             attempt.models += 1
 
         def ended(watch: SpanWatch, about: Attributes, usage: SettleUsage | None) -> None:
-            asked = model or (usage.model if usage else None)
-            answering = provider or (usage.provider if usage else None)
+            heard = watch.heard
+            asked = heard.model or model or (usage.model if usage else None)
+            answering = heard.provider or provider or (usage.provider if usage else None)
             known = about | model_attributes(answering, asked, self._semconv)
             if usage is not None:
                 known |= usage_attributes(usage, self._semconv)
             if asked is not None:
                 watch.span.update_name(f"{known[OPERATION]} {asked}")
-            watch.span.set_attributes(known)
-            self._meters.model_call(known, usage, watch.duration_s)
+            answer = answer_attributes(heard.finish, watch.first_chunk_s, self._semconv)
+            watch.span.set_attributes(known | answer)
+            self._meters.model_call(known, usage, watch.duration_s, watch.first_chunk_s)
 
         return SpanWatch(span, ended, {}, began_ago_ms=began_ago_ms)
 
