@@ -42,6 +42,7 @@ SAMPLES: dict[str, Any] = {
     "tokens_in": 3,
     "tokens_out": 4,
     "tokens_cached": 2,
+    "tokens_cache_written": 1,
     "tokens_reasoning": 1,
     "cost_usd": 0.5,
     "latency_ms": 12.0,

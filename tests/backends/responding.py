@@ -16,7 +16,7 @@ from tests.backends.model_server import ModelServer
 HANDLE = {"response": "resp_1"}
 COUNTED = {
     "input_tokens": 9,
-    "input_tokens_details": {"cached_tokens": 4},
+    "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 3},
     "output_tokens": 2,
     "output_tokens_details": {"reasoning_tokens": 1},
 }
@@ -26,6 +26,7 @@ USED = usage(
     tokens_in=9,
     tokens_out=2,
     tokens_cached=4,
+    tokens_cache_written=3,
     tokens_reasoning=1,
     request_id="resp_1",
 )

@@ -249,6 +249,8 @@ def test_a_call_without_a_name_is_a_failure() -> None:
         ({"prompt_tokens": 1, "prompt_cache_hit_tokens": 1}, {"in": 1, "cached": 1}),
         ({"output_tokens_details": {"reasoning_tokens": 3}}, {"reasoning": 3}),
         ({"input_tokens_details": {"cached_tokens": 3}}, {"cached": 3}),
+        ({"prompt_tokens_details": {"cache_write_tokens": 3}}, {"cache_written": 3}),
+        ({"input_tokens_details": {"cache_write_tokens": 3}}, {"cache_written": 3}),
         ({"prompt_tokens": 1, "completion_tokens": None}, {"in": 1}),
         ({"prompt_tokens": 1, "completion_tokens": -2}, {"in": 1}),
         ({"prompt_tokens": 1, "completion_tokens": True}, {"in": 1}),

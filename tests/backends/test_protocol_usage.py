@@ -18,6 +18,13 @@ from tests.backends.official import APIS, KEY, Api, backend_of
 TURN = ChatTurnIdentity("", "kitchen", "ada", 0)
 RUN = "chat:kitchen:0"
 COUNTED = {"choices": [], "usage": {"prompt_tokens": 15, "completion_tokens": 7}}
+COUNTED_SO_FAR = {
+    "usage": {
+        "prompt_tokens": 15,
+        "completion_tokens": 1,
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    }
+}
 
 EVENTS: dict[Api, Sequence[bytes]] = {
     "chat": [
@@ -83,6 +90,17 @@ async def test_what_is_not_known_of_a_broken_answer_is_unknown(
     else:
         assert usage.state == "settled"
         assert known != (0, 0)
-    if api == "messages" and end != "breaks":
-        # This provider counts what went in before it begins.
-        assert usage.tokens_in == 15
+    if api == "messages":
+        # This provider counts what went in before it begins, and what came out at its end.
+        assert usage.tokens_in == 15 or end == "breaks"
+        assert usage.tokens_out == (7 if count == len(EVENTS[api]) - 1 else None) or end == "breaks"
+
+
+@pytest.mark.parametrize("end", [[], [b"data: {oops\n\n"]], ids=["ends", "is malformed"])
+async def test_what_is_counted_while_an_answer_comes_is_not_all_that_came_out(
+    server: ModelServer, end: Sequence[Step]
+) -> None:
+    running = sse({**chunk(content="Hel"), **COUNTED_SO_FAR})
+    state, usage = await settled(server, "chat", running, *end)
+    assert (state, usage.state) == ("failed", "settled")
+    assert (usage.tokens_in, usage.tokens_out, usage.tokens_reasoning) == (15, None, None)

@@ -14,6 +14,7 @@ from perdure.core.frames import (
     source,
     text,
     tool_call,
+    tool_result,
     upstream_begin,
     upstream_end,
 )
@@ -276,3 +277,52 @@ async def test_what_cannot_be_read_is_a_failure(server: ModelServer, broken: byt
     frames, failure = await ask_in_vain(backend_of(server))
     assert frames == [upstream_begin(HANDLE)]
     assert "no event of a response" in str(failure)
+
+
+async def test_what_the_provider_runs_itself_is_told_as_call_and_result(
+    server: ModelServer,
+) -> None:
+    action = {"type": "search", "query": "warm"}
+    ran: list[tuple[dict[str, Any], list[Frame]]] = [
+        (
+            {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": action},
+            [
+                tool_call("ws_1", "web_search", {"action": action}, "idempotent"),
+                tool_result("ws_1", "completed"),
+            ],
+        ),
+        (
+            {"type": "file_search_call", "id": "fs_1", "queries": ["a"], "results": None},
+            [
+                tool_call("fs_1", "file_search", {"queries": ["a"]}, "idempotent"),
+                tool_result("fs_1"),
+            ],
+        ),
+        (
+            {"type": "code_interpreter_call", "id": "ci_1", "code": "1+1", "outputs": [{"n": 2}]},
+            [
+                tool_call("ci_1", "code_interpreter", {"code": "1+1"}, "idempotent"),
+                tool_result("ci_1", [{"n": 2}]),
+            ],
+        ),
+        (
+            {"type": "mcp_call", "id": "m_1", "name": "pay", "arguments": "{}", "output": "paid"},
+            [tool_call("m_1", "pay", {}), tool_result("m_1", "paid")],
+        ),
+        (
+            {"type": "mcp_call", "id": "m_2", "name": "pay", "arguments": "{}", "error": "broke"},
+            [tool_call("m_2", "pay", {}), tool_result("m_2", "broke")],
+        ),
+    ]
+    items = [
+        event("response.output_item.done", number, item=item)
+        for number, (item, _) in enumerate(ran, 1)
+    ]
+    server.will(reply(sse(BEGUN, *items, DONE)))
+    frames = [frame for _, frames in ran for frame in frames]
+    assert await ask(backend_of(server)) == [
+        upstream_begin(HANDLE),
+        *frames,
+        USED,
+        upstream_end("stop"),
+    ]

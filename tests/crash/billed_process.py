@@ -52,6 +52,8 @@ async def asked(backend: OpenAIBackend, asker: str, question: str) -> str:
                 request_id=frame.data.get("request"),
                 tokens_in=frame.data.get("in"),
                 tokens_out=frame.data.get("out"),
+                tokens_cached=frame.data.get("cached"),
+                tokens_reasoning=frame.data.get("reasoning"),
             )
     return "".join(words)
 

@@ -12,13 +12,20 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
+from perdure.core.pricing import NANOS
 from perdure.core.records import UsageRecord
+from perdure.observe.ledger import usage_summary
+from perdure.observe.prices import ModelPrice, PriceList
+from perdure.store.ledger import GROUPINGS, Tallies, UsageSum
 from perdure.store.protocol import RunStore
 
 MODEL: Final = "gpt-4o"
+PRICES: Final = PriceList(
+    {MODEL: ModelPrice(input=10, cached=1, output=40, reasoning=20)}, version="of the tests"
+)
 WORD_S: Final = 0.004
 TROUBLES: Final = ("refused", "busy", "silent", "broken off")
 """What goes wrong: two statuses that cost nothing, and two ways to lose a connection that do."""
@@ -32,6 +39,23 @@ class Billed:
     asker: str
     tokens_in: int
     tokens_out: int = 0
+    tokens_cached: int = 0
+    tokens_reasoning: int = 0
+
+    @property
+    def run_id(self) -> str:
+        return self.asker.split()[0]
+
+    @property
+    def tokens(self) -> tuple[int, int, int, int]:
+        return self.tokens_in, self.tokens_out, self.tokens_cached, self.tokens_reasoning
+
+    @property
+    def price(self) -> int:
+        """What it costs by PRICES, in billionths of a dollar."""
+        new, said = self.tokens_in - self.tokens_cached, self.tokens_out - self.tokens_reasoning
+        per_token = (new * 10, self.tokens_cached, said * 40, self.tokens_reasoning * 20)
+        return sum(per_token) * NANOS // 1_000_000
 
 
 class Provider:
@@ -85,19 +109,24 @@ class Provider:
             return
         words = [f"word{number} " for number in range(self._chance.randint(2, 12))]
         line = Billed(f"req-{len(self.bill)}", asked["user"], _tokens_in(asked["messages"]))
+        line.tokens_cached = self._chance.randint(0, line.tokens_in)
         async with self._billed:
             self.bill.append(line)
             self._billed.notify_all()
         if trouble == "silent":
-            line.tokens_out = len(words)
+            line.tokens_out = line.tokens_reasoning = len(words)
             raise ConnectionError
+        # Some providers count as they go, which is not the bill of an answer that breaks off.
+        is_counting = self._chance.random() < 0.5
         writer.write(_head(line.request_id))
         for number, word in enumerate(words):
             await asyncio.sleep(WORD_S * self._chance.random())
             if trouble == "broken off" and number == len(words) // 2:
                 raise ConnectionError
             line.tokens_out += 1
-            writer.write(_chunk({"choices": [{"index": 0, "delta": {"content": word}}]}))
+            line.tokens_reasoning += self._chance.randint(0, 1)
+            said: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": word}}]}
+            writer.write(_chunk(said | ({"usage": _usage(line)} if is_counting else {})))
             await writer.drain()
         writer.write(_chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}))
         writer.write(_chunk({"choices": [], "usage": _usage(line)}))
@@ -147,18 +176,33 @@ def _tokens_in(messages: list[Mapping[str, Any]]) -> int:
     return sum(len(str(message["content"]).split()) for message in messages)
 
 
-def _usage(line: Billed) -> Mapping[str, int]:
-    return {"prompt_tokens": line.tokens_in, "completion_tokens": line.tokens_out}
+def _usage(line: Billed) -> Mapping[str, Any]:
+    return {
+        "prompt_tokens": line.tokens_in,
+        "prompt_tokens_details": {"cached_tokens": line.tokens_cached},
+        "completion_tokens": line.tokens_out,
+        "completion_tokens_details": {"reasoning_tokens": line.tokens_reasoning},
+    }
 
 
 class Agreement(NamedTuple):
-    """What a bill and a ledger came to: `answered` lines are equal, `lost` ones are unknown."""
+    """What a bill and a ledger came to.
+
+    `answered` lines are equal, `lost` ones are unknown; of those that are `cut` it is known what
+    went in, and that it is not known what came out.
+    """
 
     answered: int
     lost: int
     tokens_answered: int
     tokens_lost: int
     unknown: int
+    cut: int
+    lines: Sequence[Billed]
+    """What was billed and settled, as far as the ledger knows it."""
+
+    def __str__(self) -> str:
+        return str(self._replace(lines=())._asdict())
 
 
 async def agreed(store: RunStore, bill: list[Billed]) -> Agreement:
@@ -171,13 +215,20 @@ async def agreed(store: RunStore, bill: list[Billed]) -> Agreement:
     assert len(settled) + unknown.total() == len(rows), "a request counts twice, or not at all"
     answered: list[Billed] = []
     lost: list[Billed] = []
+    cut: list[Billed] = []
     for line in bill:
         row = settled.pop(line.request_id, None)
         if row is None:
             lost.append(line)
             continue
-        answered.append(line)
-        assert (row.tokens_in, row.tokens_out) == (line.tokens_in, line.tokens_out), (line, row)
+        if row.tokens_out is None:
+            line = replace(line, tokens_out=0, tokens_reasoning=0)
+            row = row._replace(tokens_out=0, tokens_reasoning=row.tokens_reasoning or 0)
+            cut.append(line)
+        else:
+            answered.append(line)
+        counted = row.tokens_in, row.tokens_out, row.tokens_cached, row.tokens_reasoning
+        assert counted == line.tokens, (line, row)
     assert not settled, "the ledger has what nobody billed"
     absent = Counter(line.asker for line in lost) - unknown
     assert not absent, f"billed, and absent from the ledger: {absent}"
@@ -187,7 +238,40 @@ async def agreed(store: RunStore, bill: list[Billed]) -> Agreement:
         tokens_answered=sum(line.tokens_in + line.tokens_out for line in answered),
         tokens_lost=sum(line.tokens_in + line.tokens_out for line in lost),
         unknown=unknown.total(),
+        cut=len(cut),
+        lines=[*answered, *cut],
     )
+
+
+async def check_sums(store: RunStore, agreement: Agreement) -> None:
+    """Compare every way to add up the ledger with the bill of what was answered."""
+    lines = agreement.lines
+    billed = tuple(sum(each) for each in zip(*(line.tokens for line in lines), strict=True))
+    price = sum(line.price for line in lines if line.tokens_out)
+    unsure = agreement.unknown + agreement.cut
+    for grouping in GROUPINGS:
+        found = await usage_summary(store, by=grouping, prices=PRICES)
+        assert found.priced == agreement.answered
+        for total in (found.total, _added(found.sums)):
+            assert _counted(total) == billed, grouping
+            assert total.cost_nanos == {"USD": price}, grouping
+            assert (total.settled, total.unknown) == (len(lines), agreement.unknown)
+            assert (total.running, total.unpriced, total.uncounted) == (0, unsure, unsure)
+    by_run = {each.key: each for each in (await usage_summary(store, by="run")).sums}
+    for run_id in {line.run_id for line in lines}:
+        of_run = [line.tokens for line in lines if line.run_id == run_id]
+        assert _counted(by_run[run_id]) == tuple(map(sum, zip(*of_run, strict=True)))
+
+
+def _counted(total: UsageSum) -> tuple[int, ...]:
+    return total.tokens_in, total.tokens_out, total.tokens_cached, total.tokens_reasoning
+
+
+def _added(sums: Sequence[UsageSum]) -> UsageSum:
+    tallies = Tallies(None)
+    tallies.merge(each._replace(key=None, tenant=None) for each in sums)
+    [total] = tallies.sums()
+    return total
 
 
 async def _rows(store: RunStore) -> list[tuple[str, UsageRecord]]:

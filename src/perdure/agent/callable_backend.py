@@ -112,6 +112,7 @@ class _Said:
             tokens_reasoning=counted.get("reasoning"),
             provider=counted.get("provider"),
             request_id=counted.get("request"),
+            tokens_cache_written=counted.get("cache_written"),
         )
 
 

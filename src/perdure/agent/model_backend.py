@@ -168,6 +168,7 @@ class ModelBackend:
             tokens_reasoning=meter.get("reasoning"),
             provider=meter.get("provider"),
             request_id=meter.get("request"),
+            tokens_cache_written=meter.get("cache_written"),
         )
         return call if self._cost_usd is None else replace(call, cost_usd=self._cost_usd(call))
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, cast
 
 from perdure.agent.adapter import resolve
+from perdure.agent.spec import check_task
 from perdure.agent.stream_events import FinalEvent
 from perdure.core.effects import Clock, iso_time, new_uuid, system_clock
+from perdure.core.finite import is_finite
 from perdure.core.pricing import NANOS, ModelCall, PriceTable
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.wire import camel
 from perdure.errors import RuntimeRunStateError, ValidationError
+from perdure.observe.credentials import mask_text
 from perdure.store.ledger import UsageSum
+
+logger = logging.getLogger("perdure.agent")
 
 RuntimeRunStatus = Literal["running", "completed", "failed", "cancelled"]
 
@@ -88,6 +93,7 @@ class RuntimeRun:
 
     As an async context manager it completes the run by itself: `completed` at the end of the
     block, `failed` with an exception's message, `cancelled` with a cancellation; then it persists.
+    What the block has raised is raised, whatever the adapter says: its failure is logged then.
     """
 
     def __init__(
@@ -256,7 +262,13 @@ class RuntimeRun:
                 self.complete("cancelled")
             else:
                 self.complete("failed", error=str(error) or type(error).__qualname__)
-        await self.persist()
+        try:
+            await self.persist()
+        except Exception as failure:
+            if error is None:
+                raise
+            why = mask_text(str(failure) or type(failure).__qualname__)
+            logger.warning("the row of the run %s was not kept: %s", self.id, why)
 
     def _priced(self, call: object) -> float | None:
         """Return what the prices say of a call, in dollars."""
@@ -274,6 +286,7 @@ class RuntimeRun:
                 provider=provider if isinstance(provider, str) else None,
                 tokens_cached=_count(call, "tokens_cached"),
                 tokens_reasoning=_count(call, "tokens_reasoning"),
+                tokens_cache_written=_count(call, "tokens_cache_written"),
             )
         )
         in_dollars = price is not None and price.currency == "USD"
@@ -301,12 +314,12 @@ def start_runtime_run(
 ) -> RuntimeRun:
     """Begin a run and return its handle; its id is `<task id>:<random>` unless it is given.
 
-    `now` gives milliseconds since the epoch. Raises ValidationError for an empty workspace or
-    task id.
+    `now` gives milliseconds since the epoch. Raises ValidationError for an empty workspace, or
+    a task without id or intent.
     """
-    for name, value in (("workspace_id", workspace_id), ("task_spec.id", task_spec.id)):
-        if not value:
-            raise ValidationError(f"{name} must not be empty")
+    if not workspace_id:
+        raise ValidationError("workspace_id must not be empty")
+    check_task(task_spec)
     begun_ms = now()
     row = RuntimeRunRow(
         id=id or f"{task_spec.id}:{new_uuid()}",
@@ -336,8 +349,4 @@ def _count(event: object, name: str) -> int | None:
 
 
 def _is_amount(value: object) -> bool:
-    return (
-        type(value) in (int, float)
-        and math.isfinite(cast("float", value))
-        and cast("float", value) >= 0
-    )
+    return is_finite(value) and value >= 0

@@ -173,8 +173,8 @@ class ToolResultEvent(BackendEvent):
 class LlmCallEvent(BackendEvent):
     """What one call of a model used; None is unknown, never zero.
 
-    `tokens_cached` are part of `tokens_in`, and `tokens_reasoning` of `tokens_out`. `request_id` is
-    the provider's.
+    `tokens_cached` (read from the provider's cache) and `tokens_cache_written` are part of
+    `tokens_in`, and `tokens_reasoning` of `tokens_out`. `request_id` is the provider's.
     """
 
     model: str
@@ -187,6 +187,7 @@ class LlmCallEvent(BackendEvent):
     tokens_reasoning: int | None = None
     provider: str | None = None
     request_id: str | None = None
+    tokens_cache_written: int | None = None
     type: Literal["llm_call"] = "llm_call"
 
 

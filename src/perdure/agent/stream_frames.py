@@ -125,6 +125,7 @@ class FrameMaker:
                 tokens_reasoning=event.tokens_reasoning,
                 provider=event.provider,
                 request_id=event.request_id,
+                tokens_cache_written=event.tokens_cache_written,
             )
         ]
 

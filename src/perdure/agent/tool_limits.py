@@ -35,6 +35,7 @@ class ModelUsage(NamedTuple):
     tokens_out: int | None = None
     tokens_cached: int | None = None
     tokens_reasoning: int | None = None
+    tokens_cache_written: int | None = None
 
 
 CostUsd = Callable[[ModelUsage], float | None]
@@ -54,6 +55,7 @@ def usd_by(prices: PriceTable) -> CostUsd:
             provider=usage.provider,
             tokens_cached=usage.tokens_cached,
             tokens_reasoning=usage.tokens_reasoning,
+            tokens_cache_written=usage.tokens_cache_written,
         )
         price = prices.price(call)
         if price is None or price.currency.upper() != "USD":

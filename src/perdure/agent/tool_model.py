@@ -231,6 +231,7 @@ def _usage_of(found: Any) -> ModelUsage:
         tokens_out=found.get("out"),
         tokens_cached=found.get("cached"),
         tokens_reasoning=found.get("reasoning"),
+        tokens_cache_written=found.get("cache_written"),
     )
 
 

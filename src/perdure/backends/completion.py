@@ -15,6 +15,7 @@ from perdure.backends.fields import (
     string_of,
 )
 from perdure.backends.provider_error import is_object, provider_error
+from perdure.backends.reasoning_details import FIELD, ReasoningDetails, thought_in
 from perdure.backends.replay import to_replay
 from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
@@ -31,12 +32,17 @@ _TOKEN_COUNTS: Final = {
         ("input_tokens_details", "cached_tokens"),
         ("prompt_cache_hit_tokens",),
     ),
+    "tokens_cache_written": (
+        ("prompt_tokens_details", "cache_write_tokens"),
+        ("input_tokens_details", "cache_write_tokens"),
+    ),
     "tokens_reasoning": (
         ("completion_tokens_details", "reasoning_tokens"),
         ("output_tokens_details", "reasoning_tokens"),
     ),
 }
 """Where the providers keep each count; the first that is there counts."""
+_COME_OUT: Final = ("tokens_out", "tokens_reasoning")
 _SIGNED: Final = "extra_content"
 """The field of a call in which some providers sign the thought behind it."""
 
@@ -72,6 +78,7 @@ class CompletionReader:
         self._counts: dict[str, int] = {}
         self._calls: list[_ToolCall] = []
         self._thoughts: list[str] = []
+        self._details = ReasoningDetails()
         self._extras: list[dict[str, JsonValue]] = []
         self._parser = SSEParser()
 
@@ -106,13 +113,19 @@ class CompletionReader:
         yield upstream_end(self.finish, replay=self._replay())
 
     def usage_so_far(self) -> Iterator[Frame]:
-        """Yield the usage as far as the provider named it; nothing if it counted no tokens."""
-        if self._counts:
+        """Yield the usage as far as the provider named it; nothing if it counted no tokens.
+
+        Some count while they answer: of an answer that broke off, what came out is not known.
+        """
+        counts = self._counts
+        if self.finish is None:
+            counts = {name: counts[name] for name in counts if name not in _COME_OUT}
+        if counts:
             yield usage(
                 provider=self._backend,
                 model=self._model,
                 request_id=self._request_id,
-                **self._counts,
+                **counts,
             )
 
     def _replay(self) -> JsonValue:
@@ -121,7 +134,10 @@ class CompletionReader:
         Only providers that send such fields know them: thoughts in the open, signed calls.
         """
         message: dict[str, JsonValue] = {}
-        if self._thoughts:
+        if self._details.whole:
+            # They are the same thoughts, signed.
+            message[FIELD] = self._details.whole
+        elif self._thoughts:
             message["reasoning_content"] = "".join(self._thoughts)
         if not self._extras or not (message or any(self._extras)):
             return None
@@ -179,7 +195,10 @@ class CompletionReader:
         thought = string_of(delta.get("reasoning_content"))
         if thought:
             self._thoughts.append(thought)
-        if thought := thought or string_of(delta.get("reasoning")):
+        details = objects_of(delta.get(FIELD))
+        for detail in details:
+            self._details.add(detail)
+        if thought := thought or string_of(delta.get("reasoning")) or thought_in(details):
             yield reasoning(thought)
         for key in ("content", "refusal"):
             if written := string_of(delta.get(key)):

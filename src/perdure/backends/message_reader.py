@@ -102,6 +102,7 @@ class MessageReader:
         self._finish: str | None = None
         self._model: str | None = None
         self._counts: dict[str, int] = {}
+        self._is_counted = False
         self._blocks: dict[int, _Block] = {}
         self._parser = SSEParser()
         self._readers: Mapping[str, Callable[[Record], Iterator[Frame]]] = {
@@ -160,10 +161,16 @@ class MessageReader:
     def usage_so_far(self) -> Iterator[Frame]:
         """Yield the usage as far as the provider named it; nothing if it counted no tokens.
 
+        What an answer used that broke off is known only as far as it went in.
+
         The provider counts what it read from its cache, and wrote there, beside the other tokens
         that went in; here they are a part of them, as for the other backends.
         """
         counts = self.counts
+        if not self._is_counted:
+            # What it has said by now is on the bill, too, and nobody has counted it.
+            counts.pop("output", None)
+            counts.pop("reasoning", None)
         if not counts:
             return
         read, written = counts.get("read"), counts.get("written")
@@ -259,6 +266,7 @@ class MessageReader:
         reason = string_of(object_of(record.get("delta")).get("stop_reason"))
         if reason:
             self._finish = _FINISH.get(reason, reason)
+            self._is_counted = True
         self._count(record.get("usage"))
         yield from ()
 

@@ -26,9 +26,17 @@ _COUNTS: Final = {
     "tokens_in": ("input_tokens",),
     "tokens_out": ("output_tokens",),
     "tokens_cached": ("input_tokens_details", "cached_tokens"),
+    "tokens_cache_written": ("input_tokens_details", "cache_write_tokens"),
     "tokens_reasoning": ("output_tokens_details", "reasoning_tokens"),
 }
 _FINISH: Final = {"max_output_tokens": "length"}
+_RUN_UPSTREAM: Final[Mapping[str, tuple[str, str]]] = {
+    "web_search_call": ("action", "status"),
+    "file_search_call": ("queries", "results"),
+    "code_interpreter_call": ("code", "outputs"),
+    "mcp_call": ("arguments", "output"),
+}
+"""The items of tools that the provider runs itself: which field is asked, and which is answered."""
 
 
 def replay_name(backend: str) -> str:
@@ -171,6 +179,8 @@ class ResponseReader:
     def _item(self, record: Record) -> Iterator[Frame]:
         item = object_of(record.get("item"))
         self._items.append(item)
+        if item.get("type") in _RUN_UPSTREAM:
+            yield from _ran_upstream(item)
         if item.get("type") != "function_call":
             return
         call, name = string_of(item.get("call_id")), string_of(item.get("name"))
@@ -225,3 +235,17 @@ class ResponseReader:
             body=body,
             retryable=retryable,
         )
+
+
+def _ran_upstream(item: Record) -> Iterator[Frame]:
+    """Yield the call of a tool that the provider has run, and what it came to."""
+    id, kind = string_of(item.get("id")), string_of(item.get("type"))
+    if not id:
+        raise ValueError("a call has an id")
+    asked, answered = _RUN_UPSTREAM[kind]
+    given = item.get(asked)
+    args = arguments_of(given) if kind == "mcp_call" and isinstance(given, str) else {asked: given}
+    name = string_of(item.get("name")) or kind.removesuffix("_call")
+    # Searches, and code in a box that begins empty, may be repeated; a server may do anything.
+    yield frames.tool_call(id, name, args, "at_most_once" if kind == "mcp_call" else "idempotent")
+    yield frames.tool_result(id, item.get("error") or item.get(answered))

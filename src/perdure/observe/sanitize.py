@@ -206,6 +206,7 @@ EVENTS: Final[Mapping[str, Part]] = {
         "finishReason": keep(),
         "tokensCached": keep(),
         "tokensReasoning": keep(),
+        "tokensCacheWritten": keep(),
         "provider": keep(),
         "requestId": keep(),
     },
