@@ -347,7 +347,8 @@ class ReplayError(AgentRuntimeError):
 class BackendTransportError(AgentRuntimeError):
     """A call of a backend failed; `status` is 0 when there was no response.
 
-    `body` holds at most 2,048 characters of what came back (for the log, never for a user).
+    `body` holds 2,048 characters of what came back, and an ellipsis where there was more (for the
+    log, never for a user).
     `retryable` is decided for each failure; `retry_after_ms` is the wait that the provider asked
     for, None if it named none.
     """

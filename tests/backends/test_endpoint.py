@@ -1,10 +1,10 @@
-"""Every response of an endpoint is closed by the time its reader is gone."""
+"""Every response of an endpoint is closed once its reader is gone, and its retries are shared."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import httpx2
 import pytest
@@ -13,8 +13,9 @@ from perdure.backends.openai import OpenAIBackend
 from perdure.backends.retry import BackendRetry
 from perdure.core.frames import text
 from perdure.errors import BackendTransportError
-from tests.backends.asking import HELLO, PROMPT
-from tests.backends.model_server import chunk, sse
+from tests.backends import asking
+from tests.backends.asking import HELLO, HELLO_FRAMES, PROMPT
+from tests.backends.model_server import ModelServer, chunk, refusal, reply, sse
 
 
 class Body(httpx2.AsyncByteStream):
@@ -94,3 +95,19 @@ async def test_the_response_of_a_failed_answer_is_closed() -> None:
     with pytest.raises(BackendTransportError):
         await anext(backend_of(body).stream(PROMPT))
     assert body.closed
+
+
+async def test_all_calls_of_a_backend_have_one_reserve_of_retries(server: ModelServer) -> None:
+    retry = BackendRetry(tries_max=3, backoff_ms=0, reserve_max=3)
+    no, yes = refusal(503), reply(HELLO)
+    server.will(*[no] * 3, *[no, yes] * 2, *[no] * 3)
+    backend = asking.backend_of(server, retry=retry)
+    made: list[int] = []
+    for _ in range(5):
+        before = len(server.received)
+        with suppress(BackendTransportError):
+            assert [frame async for frame in backend.stream(PROMPT)] == HELLO_FRAMES
+        made.append(len(server.received) - before)
+    await backend.aclose()
+    # Two of three retries were in vain, and the last one is given back while it leads to answers.
+    assert made == [3, 2, 2, 2, 1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure.backends.retry import BackendRetry, retry_after_ms
+from perdure.backends.retry import BackendRetry, RetryReserve, retry_after_ms
 from perdure.errors import UsageError
 
 NOW_MS = 1_700_000_000_000.0
@@ -47,11 +47,30 @@ def test_what_the_provider_asks_for_is_waited_up_to_the_ceiling() -> None:
         ({"request_timeout_ms": -1}, "request_timeout_ms"),
         ({"jitter": -0.1}, "jitter"),
         ({"jitter": 1.1}, "jitter"),
+        ({"reserve_max": -1}, "reserve_max"),
     ],
 )
 def test_a_policy_out_of_range_is_refused_by_name(values: dict[str, Any], name: str) -> None:
     with pytest.raises(UsageError, match=name):
         BackendRetry(**values)
+
+
+def test_retries_are_taken_from_a_reserve_that_answers_fill_up_again() -> None:
+    reserve = RetryReserve(2)
+    assert [reserve.take() for _ in range(3)] == [True, True, False]
+    reserve.answered(tries=3)
+    assert [reserve.take() for _ in range(2)] == [True, False]
+    for _ in range(5):
+        reserve.answered(tries=1)
+    assert [reserve.take() for _ in range(2)] == [True, False]
+    for _ in range(50):
+        reserve.answered(tries=1)
+    assert [reserve.take() for _ in range(3)] == [True, True, False]
+
+
+def test_a_reserve_of_nothing_sets_no_limit() -> None:
+    reserve = RetryReserve(0)
+    assert all(reserve.take() for _ in range(1_000))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Final
 
 from perdure.backends.provider_error import read_error
-from perdure.backends.retry import BackendRetry, retry_after_ms
+from perdure.backends.retry import BackendRetry, RetryReserve, retry_after_ms
 from perdure.core import billing
 from perdure.core.effects import random_float, system_clock
 from perdure.errors import BackendTimeoutError, BackendTransportError, UsageError
@@ -83,6 +83,7 @@ class Endpoint:
         base = _address(base_url)
         self.name = name
         self.retry = retry
+        self._reserve = RetryReserve(retry.reserve_max)
         self.idle_timeout_ms = idle_timeout_ms
         self._url = base.copy_with(path=base.path.removesuffix("/") + path)
         self._headers = _merged(httpx2.Headers(), headers)
@@ -145,10 +146,13 @@ class Endpoint:
                     headers=_merged(self._headers, headers),
                     timeout=None,
                 )
-                return await self._attempt(request)
+                answer = await self._attempt(request)
+                self._reserve.answered(tries=tries)
+                return answer
             except BackendTransportError as failure:
                 failure.body = self.quote(failure.body)
-                if not failure.retryable or tries >= self.retry.tries_max:
+                is_over = not failure.retryable or tries >= self.retry.tries_max
+                if is_over or not self._reserve.take():
                     raise
                 if method == "POST" and _may_be_billed(failure):
                     await billing.request_lost(self.name)
@@ -163,10 +167,13 @@ class Endpoint:
             await self._client.aclose()
 
     def quote(self, words: str) -> str:
-        """Return what of a provider's words may be kept: no secrets, at most 2,048 characters."""
+        """Return what of a provider's words may be kept: no secrets, and 2,048 characters.
+
+        Where there was more stands an ellipsis behind them.
+        """
         for secret in self._secrets:
             words = words.replace(secret, "[secret]")
-        return words[:BODY_CHARS_MAX]
+        return words if len(words) <= BODY_CHARS_MAX else f"{words[:BODY_CHARS_MAX]}…"
 
     def lost(self, error: httpx2.RequestError, *, status: int = 0) -> BackendTransportError:
         """Return the failure that stands for `error` of the HTTP client."""

@@ -12,6 +12,10 @@ from perdure.errors import UsageError
 
 RETRY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 REQUEST_TIMEOUT_MS: Final = 120_000
+RESERVE_MAX: Final = 100
+
+_EARNED: Final = 0.2
+"""What an answer that began at once adds to the retries that are left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +25,12 @@ class BackendRetry:
     The wait before try n + 1 is `backoff_ms * 2 ** (n - 1)`, at most `backoff_max_ms`, of
     which the fraction `jitter` is random: 1 spreads the tries of many clients best, 0 waits
     exactly. `tries_max` counts all tries; 1 turns retries off. A try ends after
-    `request_timeout_ms` without a first byte of the answer; 0 waits for ever. Raises UsageError.
+    `request_timeout_ms` without a first byte of the answer; 0 waits for ever.
+
+    `reserve_max` is how many retries the calls of one backend have together; with none left a
+    failure is not tried again, so that a provider in trouble is asked once by each call, not
+    `tries_max` times. An answer that begins after a retry gives one back, any other a fifth of
+    one; 0 sets no such limit. Raises UsageError.
     """
 
     tries_max: int = 5
@@ -30,6 +39,7 @@ class BackendRetry:
     jitter: float = 1.0
     retry_statuses: frozenset[int] = RETRY_STATUSES
     request_timeout_ms: float = REQUEST_TIMEOUT_MS
+    reserve_max: int = RESERVE_MAX
 
     def __post_init__(self) -> None:
         if self.tries_max < 1:
@@ -40,6 +50,8 @@ class BackendRetry:
                 raise UsageError(f"{name} is {wait_ms}, but must be 0 or more, and finite")
         if not 0 <= self.jitter <= 1:
             raise UsageError(f"jitter is {self.jitter}, but must be from 0 to 1")
+        if self.reserve_max < 0:
+            raise UsageError(f"reserve_max is {self.reserve_max}, but must be 0 or more")
 
     def wait_ms(self, tries: int, *, chance: float, retry_after_ms: float | None = None) -> float:
         """Return the wait after the failed try number `tries` (from 1).
@@ -52,6 +64,25 @@ class BackendRetry:
         doublings = min(tries - 1, 64)
         whole = min(self.backoff_ms * 2.0**doublings, self.backoff_max_ms)
         return whole * (1 - self.jitter * chance)
+
+
+class RetryReserve:
+    """The retries that are left to all calls of one endpoint, `most` at the beginning."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._left: float = most
+
+    def take(self) -> bool:
+        """Take one retry; False if none is left."""
+        if self._most and self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    def answered(self, *, tries: int) -> None:
+        """Give back what an answer earns that began with this try."""
+        self._left = min(self._left + (1 if tries > 1 else _EARNED), self._most)
 
 
 def retry_after_ms(headers: Mapping[str, str], *, now_ms: float) -> float | None:
