@@ -21,6 +21,11 @@ LOOKALIKES = [
     "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----",
     "password=" + "hunter2hunter2",
     '"api_key": "' + 'abcdef123456"',
+    "password: '" + "two words here'",
+    "AWS_SECRET_ACCESS_KEY=" + "wJalrXUtnFEMI/K7MDENG/bPxRfi",
+    "pplx-" + "a1b2c3d4e5f6g7h8i9j0",
+    "xapp-" + "1-A111-222-abcdef0123456789",
+    "Cookie: " + "session=abcdef; other=123456",
 ]
 
 
@@ -30,6 +35,21 @@ def test_what_looks_like_a_credential_is_masked(secret: str) -> None:
     assert masked.startswith("before ")
     assert "[redacted]" in masked
     assert secret not in masked
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "Basic ", "Digest ", "Token ", ""])
+@pytest.mark.parametrize(
+    "line", ["Authorization: {}", "{{'authorization': '{}'}}", 'proxy-authorization="{}"']
+)
+def test_what_stands_in_a_header_of_authorization_is_masked_whole(scheme: str, line: str) -> None:
+    for secret in ("a1b2c3d4e5f6g7h8", "short", "dXNlcjpwYXNz=="):
+        masked = mask_text(line.format(scheme + secret))
+        assert secret not in masked
+        assert mask_text(masked) == masked
+
+
+def test_a_password_in_an_address_is_masked_with_every_sign_in_it() -> None:
+    assert mask_text("redis://:p@ss:w@rd@cache/0 b@c") == "redis://[redacted]@cache/0 b@c"
 
 
 def test_a_password_in_an_address_is_masked_and_the_host_stays() -> None:
@@ -45,6 +65,8 @@ def test_a_password_in_an_address_is_masked_and_the_host_stays() -> None:
         "risk-assessment-of-the-second-quarter",
         "see https://example.test/a?b=c#d",
         "tokens: 1200 in, 30 out",
+        "a cookie and an authorization are no secrets by themselves",
+        "the token was refused",
     ],
 )
 def test_ordinary_text_passes_untouched(text: str) -> None:
@@ -64,3 +86,29 @@ def test_values_are_masked_at_every_depth_and_under_telling_keys() -> None:
         "n": 3,
         "client_secret": "[redacted]",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("token", "abc"),
+        ("X-Api-Key", "abc"),
+        ("apiKeys", ["abc"]),
+        ("credentials", {"user": "ann", "pin": "1234"}),
+        ("passphrase", "abc"),
+        ("cookies", [{"name": "session", "value": "abc"}]),
+    ],
+)
+def test_what_stands_under_a_telling_key_is_masked_whole(key: str, value: object) -> None:
+    assert mask_credentials({key: value}) == {key: "[redacted]"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"tokensIn": 5, "tokens": 7, "hasToken": True, "secret": "", "password": None},
+        {"tokenizer": "words", "secretary": "Ann", "cookieCount": 3},
+    ],
+)
+def test_what_only_sounds_like_a_credential_passes(record: dict[str, object]) -> None:
+    assert mask_credentials(record) == record

@@ -15,28 +15,37 @@ from perdure.core.secret import REDACTED
 
 SHAPES: Final[tuple[tuple[str, str], ...]] = (
     ("private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)"),
+    (
+        "header of a request",
+        r"(?i:\bauthorization[\"']?\s*[=:]\s*[\"']?(?:[a-z0-9-]{3,20}\s+)?)[^\s\"',;&}\]]+",
+    ),
+    ("cookie", r"(?i:\bcookie: )[^\r\n\"']{6,}"),
     ("bearer token", r"(?i:\b(?:bearer|basic) )[A-Za-z0-9._~+/=-]{12,}"),
     ("JSON web token", r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"),
-    ("key of a model provider", r"\b(?:sk|pk|rk|xai|gsk)[-_][A-Za-z0-9_-]{16,}"),
+    (
+        "key of a model provider",
+        r"\b(?:sk|pk|rk|xai|gsk|csk|pplx|nvapi|whsec|r8)[-_][A-Za-z0-9_-]{16,}",
+    ),
     ("key of Google", r"\bAIza[A-Za-z0-9_-]{30,}|\bya29\.[A-Za-z0-9_-]{20,}"),
     ("key of AWS", r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b"),
     ("token of GitHub", r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}"),
     ("token of GitLab", r"\bglpat-[A-Za-z0-9_-]{16,}"),
-    ("token of Slack", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"),
+    ("token of Slack", r"\b(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{10,}"),
     ("token of npm, PyPI or Hugging Face", r"\b(?:npm_|pypi-|hf_)[A-Za-z0-9_-]{20,}"),
-    ("password in an address", r"(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"),
+    ("password in an address", r"(?<=://)[^\s/:@]*:[^\s/]+(?=@)"),
     (
         "named value",
-        r"(?i:(?<![a-z])(?:password|passwd|secret|token|api[_-]?key|authorization|credential)s?)"
-        r"[\"']?\s*[=:]\s*[\"']?(?!\[redacted\])[^\s\"',;&}]{6,}",
+        r"(?i:(?<![a-z])(?:password|passwd|passphrase|secret|token|api[_-]?key|credential)s?"
+        r"(?:[_-]access)?(?:[_-]key)?)[\"']?\s*[=:]\s*(?![\"']?\[redacted\])"
+        r"(?:\"[^\"\r\n]{6,}\"|'[^'\r\n]{6,}'|[\"']?[^\s\"',;&}]{6,})",
     ),
 )
 """What a credential looks like: its kind, and the pattern that finds it."""
 
 _ANY: Final = re.compile("|".join(f"(?:{pattern})" for _, pattern in SHAPES))
 _NAMES: Final = re.compile(
-    r"(?i:.*(?:password|passwd|secret|api[_-]?key|access[_-]?token|refresh[_-]?token"
-    r"|resume[_-]?token|private[_-]?key|authorization|cookie))"
+    r"(?i:.*(?:passwords?|passwd|passphrase|secrets?|credentials?|(?:api|access|private)[_-]?keys?"
+    r"|token|authorization|cookies?))"
 )
 
 
@@ -48,7 +57,8 @@ def mask_text(text: str) -> str:
 def mask_credentials(value: JsonValue) -> JsonValue:
     """Return `value` with every text in it masked, keys of objects included.
 
-    A text under a key that names a credential, such as `password`, is masked whole.
+    What stands under a key that names a credential, such as `password`, is masked whole: a text,
+    and also an object or a list, whatever is in it.
     """
     if isinstance(value, str):
         return mask_text(value)
@@ -61,6 +71,6 @@ def mask_credentials(value: JsonValue) -> JsonValue:
 
 
 def _mask_member(key: str, value: JsonValue) -> JsonValue:
-    if isinstance(value, str) and _NAMES.fullmatch(key):
+    if value and isinstance(value, str | Mapping | list | tuple) and _NAMES.fullmatch(key):
         return REDACTED
     return mask_credentials(value)
