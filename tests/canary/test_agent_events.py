@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.session_life import SessionChoice
 from perdure.agent.sessions import InMemoryRuntimeSessionStore, RuntimeSession, new_session
 from perdure.agent.steps import Continue, ControlDecision, Stop
+from perdure.agent.stored_sessions import DurableSessionStore
 from perdure.agent.stream import run_agent_task_stream
 from perdure.agent.stream_events import (
     ArtifactEvent,
@@ -25,7 +26,12 @@ from perdure.agent.stream_events import (
     ToolCallEvent,
     ToolResultEvent,
 )
+from perdure.agent.stream_frames import AgentTaskProducer
 from perdure.agent.task import run_agent_task
+from perdure.agent.tool_loop import ToolLoop
+from perdure.backends.protocol import Backend
+from perdure.backends.scripted import ScriptedBackend
+from perdure.core import frames
 from perdure.core.records import AgentTaskSpec
 from perdure.core.secret import Secret
 from perdure.errors import BackendTransportError
@@ -37,8 +43,12 @@ from perdure.observe.sse import sse_stream
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_client, telemetry_log
 from perdure.observe.trace import create_trace_bridge
 from perdure.store.memory import MemoryStore
+from perdure.turn.engine import ChatTurnEngine
+from perdure.turn.identity import ChatTurnIdentity
+from tests.agent.strict_provider import StrictProvider, calls, says
 from tests.canary.planting import NEVER, PLACES, canary, seen
 from tests.observe.spanning import watching
+from tests.turn.stage import events_of
 
 SWITCHES = RuntimeTelemetryOptions._fields[:-1]
 ALL = RuntimeTelemetryOptions()._replace(**dict.fromkeys(SWITCHES, True), text_characters_max=None)
@@ -208,6 +218,53 @@ async def test_spans_and_metrics_of_a_durable_task_hold_no_canary() -> None:
         data = watched.reader.get_metrics_data()
         assert data is not None
         assert seen(f"{shown} {data.to_json()}") == set()
+
+
+def leaky(word: str) -> str:
+    """Say something secret, or fail with it."""
+    if word == canary("error_body"):
+        raise ValueError(canary("error_message"))
+    return canary("tool_result")
+
+
+async def test_spans_and_metrics_of_turns_with_tools_hold_no_canary() -> None:
+    asked = [(place, "leaky", {"word": canary(place)}) for place in ("tool_args", "error_body")]
+    provider = StrictProvider(calls(*asked), says(canary("final_text")))
+    refused = BackendTransportError(canary("error_message"), backend="b", body=canary("error_body"))
+    failing = ScriptedBackend([frames.text(canary("final_text")), refused])
+    with watching() as watched:
+        backends: list[Backend] = [provider.backend(), failing]
+        for index, backend in enumerate(backends):
+            engine = ChatTurnEngine(MemoryStore(), produce=ToolLoop(backend, [leaky]))
+            identity = ChatTurnIdentity("", "s", "ann", index)
+            told = await events_of(await engine.submit(identity, canary("task_inputs")))
+            assert canary("final_text") in str(told)
+            await engine.aclose()
+        shown = json.dumps([json.loads(span.to_json()) for span in watched.spans])
+        assert shown.count("execute_tool leaky") == 2
+        data = watched.reader.get_metrics_data()
+        assert data is not None
+        assert seen(f"{shown} {data.to_json()}") == set()
+
+
+@pytest.mark.parametrize("failure", [None, ValueError(canary("error_message"))])
+async def test_a_turn_shows_its_reader_the_words_and_tools_of_a_task_and_nothing_else(
+    failure: Exception | None,
+) -> None:
+    store = MemoryStore()
+    producer = AgentTaskProducer(
+        backend(failure),
+        task_of=lambda turn: TASK,
+        sessions=DurableSessionStore(store),
+        knowledge=cast("Any", Provider()),
+    )
+    engine = ChatTurnEngine(store, produce=producer)
+    identity = ChatTurnIdentity("", "s", "ann", 0)
+    lines = b"".join([line async for line in (await engine.submit(identity, "Hello")).lines()])
+    again = b"".join([line async for line in (await engine.submit(identity, "Hello")).lines()])
+    await engine.aclose()
+    words = {"final_text", "requirement_description", "tool_args", "tool_result"}
+    assert seen(lines.decode()) == seen(again.decode()) == words
 
 
 KEY = "sk-" + "proj-Ab12Cd34Ef56Gh78Ij90"

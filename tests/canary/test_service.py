@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sqlite3
 import urllib.error
@@ -19,7 +20,16 @@ from urllib.parse import quote
 
 import pytest
 
+from perdure.agent.tool_loop import ToolLoop
+from perdure.agent.tools import Tool
+from perdure.core.records import RunManifest
+from perdure.durable.runner import run_durable
+from perdure.store.opening import open_store
+from tests.agent.strict_provider import StrictProvider, calls, says
 from tests.backends.model_server import Cut, ModelServer, Reply, chunk, refusal, reply, sse
+from tests.canary import planting
+from tests.canary.planting import canary
+from tests.canary.test_agent_events import TASK, events_of_a_task
 from tests.cli.commands import Serving, serving
 
 SECRET = "7f3q9z7f3q9z"
@@ -152,7 +162,38 @@ def as_viewer(service: Serving, runs: Sequence[str]) -> Iterator[str]:
         yield ask(service, f"/dashboard/run?id={run}", **cookie)
         for page in ("stop", "retry", "fork"):
             yield ask(service, f"/dashboard/{page}?id={run}&position=0", **cookie)
-        yield ask(service, f"/dashboard/step?id={run}&position=0", **cookie)
+        for position in range(4):
+            yield ask(service, f"/dashboard/step?id={run}&position={position}", **cookie)
+
+
+LOOPED = "loop"
+TASKED = "task"
+
+
+def leaky(word: str) -> str:
+    """Say something secret, or fail with it."""
+    if word == canary("error_body"):
+        raise ValueError(canary("error_message"))
+    return canary("tool_result")
+
+
+async def fill(folder: Path) -> None:
+    """Leave behind two runs that are full of words: an agent's task, and a loop of tools."""
+    store = await open_store(f"sqlite:{folder / 'runs.db'}")
+    await events_of_a_task(durable=(store, TASKED))
+    asked = [
+        ("c1", "leaky", {"word": canary("tool_args")}),
+        ("c2", "leaky", {"word": canary("error_body")}),
+    ]
+    provider = StrictProvider(calls(*asked), says(canary("final_text")))
+    loop = ToolLoop(provider.backend(), [Tool(leaky, shows_errors=True)])
+    await run_durable(
+        store,
+        run_id=LOOPED,
+        manifest=RunManifest("canary", TASK._replace(required_knowledge=[])),
+        task=lambda context: loop.run(context, canary("task_inputs")),
+    )
+    await store.close()
 
 
 def run_ids(folder: Path) -> list[str]:
@@ -170,7 +211,7 @@ def looked_at(folder: Path, environment: Mapping[str, str]) -> Seen:
         owner = "\n".join(as_owner(service))
         others = "\n".join(as_others(service))
         runs = run_ids(folder)
-        assert len(runs) == len(REPLIES)
+        assert len(runs) == len(REPLIES) + len((LOOPED, TASKED))
         viewer = "\n".join(as_viewer(service, runs))
         assert service.end(signal.SIGTERM)[0] == 0
         assert service.process.stdout is not None
@@ -193,9 +234,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
                 "OPENAI_BASE_URL": address,
                 "OPENAI_MODEL": "model-1",
             }
-            found = await asyncio.to_thread(
-                looked_at, tmp_path_factory.mktemp("service"), environment
-            )
+            folder = tmp_path_factory.mktemp("service")
+            await fill(folder)
+            found = await asyncio.to_thread(looked_at, folder, environment)
             assert len(server.received) == len(REPLIES)
             assert query in server.received[0].target
             return found
@@ -211,6 +252,9 @@ def test_what_was_planted_has_arrived(seen: Seen) -> None:
     assert leaks(seen.owner, WORDS) == set(WORDS)
     assert seen.others.count("canary-nothing") == 0
     assert len(seen.viewer) > 10_000
+    assert {"loop: leaky 1.1", "loop: leaky 1.2", "act:0", "decide:0"} <= set(
+        re.findall(r"loop: leaky 1\.\d|act:0|decide:0", seen.viewer)
+    )
 
 
 @pytest.mark.parametrize("who", ["owner", "others", "viewer", "output"])
@@ -225,6 +269,12 @@ def test_no_key_is_stored(seen: Seen) -> None:
 @pytest.mark.parametrize("who", ["others", "viewer", "output"])
 def test_what_was_said_is_shown_to_its_owner_alone(seen: Seen, who: str) -> None:
     assert leaks(getattr(seen, who), WORDS) == set()
+
+
+@pytest.mark.parametrize("who", ["owner", "others", "viewer", "output"])
+def test_the_words_of_tasks_and_tools_are_on_no_page_and_in_no_log(seen: Seen, who: str) -> None:
+    assert planting.seen(seen.kept.decode("latin-1"), ("tool_args", "tool_result", "action"))
+    assert planting.seen(getattr(seen, who)) == set()
 
 
 @pytest.mark.parametrize("who", ["owner", "others", "viewer"])
