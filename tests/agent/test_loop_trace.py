@@ -174,6 +174,15 @@ async def test_5_2_r9_each_step_is_a_tool_span_with_its_action() -> None:
     assert first.ended_at >= first.started_at
 
 
+async def test_an_action_that_no_store_could_keep_is_called_by_its_type() -> None:
+    store = InMemoryTraceStore()
+    made = hooks(decide=lambda context: Continue({1, 2}), act=lambda action, context: "x" * 2**21)
+    result = await run(store, made, telemetry=WORDS)
+    [step] = await store.spans(TraceSpanQuery(kind="tool"))
+    assert (step.args, step.result) == ("a set", "a str")
+    assert result.runtime_errors == ()
+
+
 async def test_5_2_r9_each_eval_is_a_judge_span_of_what_it_looked_at() -> None:
     store = InMemoryTraceStore()
     result = await run(store, telemetry=WORDS)

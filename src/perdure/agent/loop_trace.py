@@ -18,10 +18,12 @@ from perdure.agent.steps import (
     ControlStep,
 )
 from perdure.core.effects import epoch_ms, new_uuid, system_clock
+from perdure.core.jsonvalue import encode_value
+from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.core.records import JsonValue
 from perdure.core.wire import to_wire
 from perdure.durable.context import DurableContext
-from perdure.errors import PerdureError
+from perdure.errors import NotSerializableError, PerdureError
 from perdure.observe.credentials import mask_text
 from perdure.observe.sanitize import sanitize_event
 from perdure.observe.trace import TraceEvent
@@ -37,6 +39,8 @@ SCENARIO_ID: Final = "agent-control-loop"
 """The scenario of a loop that is told none."""
 
 INTENT_CHARACTERS_MAX: Final = 120
+PAYLOAD_BYTES_MAX: Final = VALUE_BYTES_MAX // 2
+"""What an action or a result may have; the rest is left to what a span has beside it."""
 WRITE_MS: Final = 5_000
 """How long a loop waits for its trace store; one that does not answer is told nothing more."""
 
@@ -145,7 +149,7 @@ class LoopTrace:
             name=f"control-step-{index}",
             started_at=self._now_ms(),
             tool_name="agent-control-action",
-            args=left.get("action"),
+            args=_plain(left.get("action")),
             attributes=self._opening,
         )
         await self._append_span(span)
@@ -189,7 +193,7 @@ class LoopTrace:
             "ended_at": epoch_ms(step.ended_at),
             "status": "ok" if failure is None else "error",
             "error": left.get("actionError"),
-            "result": left.get("result"),
+            "result": _plain(left.get("result")),
             "latency_ms": outcome.duration_ms,
             "attributes": {
                 **self._opening,
@@ -276,6 +280,15 @@ class LoopTrace:
 def _may_pass(error: Exception) -> bool:
     """Return whether the same write may succeed later."""
     return error.retryable if isinstance(error, PerdureError) else isinstance(error, OSError)
+
+
+def _plain(value: object) -> JsonValue:
+    """Return an action or a result as a store can keep it: what it cannot is called by its type."""
+    try:
+        encode_value(value, bytes_max=PAYLOAD_BYTES_MAX)
+    except NotSerializableError:
+        return f"a {type(value).__qualname__}"
+    return value
 
 
 def _given(**values: JsonValue) -> dict[str, JsonValue]:
