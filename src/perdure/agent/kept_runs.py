@@ -55,6 +55,11 @@ async def keep_entry(store: RunStore, run_id: str, keys: str, number: int, entry
 
     Returns the number; no two writers get the same one. Raises RunNotFoundError.
     """
-    while not (await store.emit_event(run_id, f"{keys}{number:010d}", entry))[0]:
+    while not (await store.emit_event(run_id, entry_key(keys, number), entry))[0]:
         number += 1
     return number
+
+
+def entry_key(keys: str, number: int) -> str:
+    """Return the key of an entry: entries are in the order of their keys."""
+    return f"{keys}{number:010d}"

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final, cast
 
-from perdure.agent.kept_runs import is_there_for, keep_entry, keep_run, kept_name
+from perdure.agent.kept_runs import entry_key, is_there_for, keep_entry, keep_run, kept_name
 from perdure.core.identity import stored_id
 from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.core.wire import from_wire, to_wire
@@ -87,15 +87,15 @@ class DurableTraceStore:
                 await self._begin(log, run)
 
     async def update_run(self, run_id: str, patch: Patch) -> None:
-        log = await self._begun(run_id)
-        await self._append(log, {"run.patch": patch_to_wire(TraceRun, patch)})
+        change = {"run.patch": patch_to_wire(TraceRun, patch)}
+        await self._change(await self._begun(run_id), change)
 
     async def append_span(self, span: TraceSpan) -> None:
         await self._append(await self._begun(span.run_id), {"span": to_wire(span)})
 
     async def update_span(self, span_id: str, patch: Patch) -> None:
         change = {"spanId": span_id, "span.patch": patch_to_wire(TraceSpan, patch)}
-        await self._append(await self._log_with(span_id), change)
+        await self._change(await self._log_with(span_id), change)
 
     async def append_event(self, event: TraceEvent) -> None:
         await self._append(await self._begun(event.run_id), {"event": to_wire(event)})
@@ -144,15 +144,28 @@ class DurableTraceStore:
         await self._keep(log, entry)
         log.fold(entry)
 
-    async def _append(self, log: _Log, entry: Entry) -> None:
-        """Write the entry if it is news; forget the log where what is stored is not known."""
+    async def _append(self, log: _Log, entry: Entry) -> bool:
+        """Write the entry if it is news, and return whether it was.
+
+        The log is forgotten where it is not known what is stored.
+        """
         async with log.lock:
             try:
-                if log.fold(entry):
+                is_news = log.fold(entry)
+                if is_news:
                     await self._keep(log, entry)
             except BaseException:
                 self._forget(log)
                 raise
+        return is_news
+
+    async def _change(self, log: _Log, change: Entry) -> None:
+        """Write a change, unless it is one to what already is, whoever has written last."""
+        if await self._append(log, change):
+            return
+        if await self._store.load_event(log.name, log.key) is not None:
+            self._forget(log)
+            await self._append(await self._log(log.name), change)
 
     async def _keep(self, log: _Log, entry: Entry) -> None:
         number = await keep_entry(self._store, log.name, _KEYS, log.next, entry)
@@ -248,6 +261,11 @@ class _Log:
         self.next = 1
         self.trace: Trace | None = None
         self.lock = asyncio.Lock()
+
+    @property
+    def key(self) -> str:
+        """The key of the next entry."""
+        return entry_key(_KEYS, self.next)
 
     def has_span(self, span_id: str) -> bool:
         return self.trace is not None and self.trace.span(span_id) is not None
