@@ -58,8 +58,8 @@ class DurableTraceStore:
     Each trace is a run of its own (`agent-trace:<run id>`), whose events are the entries of a
     log; an entry is written under the next number, which only one writer can have. What is there
     already is not written again: a durable run that tells its trace once more reads the log once,
-    and looks for other writers where it changes nothing. News is one small write. Many may read a trace while one writes
-    it; of two who change the same field at the same time the later one wins.
+    and looks for other writers where it changes nothing. News is one small write. Many may read a
+    trace while one writes it; of two who change a field at the same time the later one wins.
 
     Traces belong to the store's tenant (`store.for_tenant`), and to `owner_id` if one is given:
     then `erase_user` deletes them, and to every other owner there is no such trace.
