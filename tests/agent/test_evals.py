@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import pytest
+
 from perdure.agent.evals import (
     are_harmless,
     blocking_knowledge_eval,
@@ -11,6 +16,10 @@ from perdure.agent.evals import (
 )
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.readiness import score_knowledge_readiness
+from perdure.agent.task import run_agent_task
+from perdure.core.records import AgentTaskSpec
+from perdure.errors import ValidationError
+from tests.agent.robots import Climber
 
 
 def test_who_measured_is_told() -> None:
@@ -39,6 +48,67 @@ def test_a_score_below_the_minimum_fails_without_blocking() -> None:
     report = score_knowledge_readiness("t", [short])
     assert not blocking_knowledge_eval(report, minimum_score=0.8).passed
     assert blocking_knowledge_eval(report, minimum_score=0.6).passed
+
+
+def test_4_4_a_trace_is_told_of_the_score() -> None:
+    told: list[tuple[str, Any]] = []
+    gap = KnowledgeRequirement("x", "x", fallback_policy="block")
+    report = score_knowledge_readiness("t", [gap, KnowledgeRequirement("y", "y")])
+    blocking_knowledge_eval(
+        report, minimum_score=0.5, emit=lambda kind, payload: told.append((kind, payload))
+    )
+    assert told == [
+        (
+            "custom",
+            {
+                "kind": "readiness_scored",
+                "taskId": "t",
+                "passed": False,
+                "readinessScore": 0.0,
+                "minimumScore": 0.5,
+                "blockingRequirementIds": ["x"],
+                "nonBlockingRequirementIds": ["y"],
+                "recommendedAction": "ask_user",
+                "severity": "critical",
+                "reason": report.reason,
+            },
+        )
+    ]
+
+
+def test_4_4_a_trace_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(kind: str, payload: object) -> None:
+        raise OSError("no trace")
+
+    report = score_knowledge_readiness("t", [])
+    assert blocking_knowledge_eval(report, emit=fail) == blocking_knowledge_eval(report)
+    assert "no trace" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "culprit"),
+    [
+        ({"score": math.nan}, "score of the eval 'mine'"),
+        ({"score": math.inf}, "score of the eval 'mine'"),
+        ({"score": 10**400}, "score of the eval 'mine'"),
+        ({"score": "0.5"}, "score of the eval 'mine'"),
+        ({"score": True}, "score of the eval 'mine'"),
+        ({"severity": "fatal"}, "severity of the eval 'mine'"),
+    ],
+)
+def test_5_1_what_says_nothing_of_harm_is_no_eval(given: Any, culprit: str) -> None:
+    with pytest.raises(ValidationError, match=culprit):
+        objective_eval("mine", False, **given)
+
+
+async def test_5_2_r3_an_eval_that_is_none_ends_the_loop_and_raises_nothing() -> None:
+    class Careless(Climber):
+        def validate(self, context: Any) -> Any:
+            return [objective_eval("mine", False, score=math.nan)]
+
+    result = await run_agent_task(AgentTaskSpec("t", "Climb"), Careless())
+    assert (result.status, result.control.stopped_by) == ("failed", "runtime-error")
+    assert "score of the eval 'mine'" in result.control.reason
 
 
 def test_the_score_of_several_is_their_mean_rounded_half_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -154,6 +155,25 @@ def test_14_2_8_if_none_is_chosen_the_scores_are_still_told() -> None:
 def test_14_2_a_matcher_that_cannot_be_read_names_its_subagent(matcher: Any) -> None:
     with pytest.raises(ValidationError, match="'legal'"):
         classify_intent(NDA, {"legal": listening(**matcher)})
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [{"keywords": "nda"}, {"keywords": {"nda"}}, {"patterns": "nda"}, {"weight": math.inf}],
+)
+def test_14_2_2_a_matcher_that_would_never_be_found_is_refused(matcher: Any) -> None:
+    with pytest.raises(ValidationError, match=next(iter(matcher))):
+        SubagentMatcher(**matcher)
+
+
+def test_14_2_1_to_skip_takes_ids_and_no_text_that_contains_them() -> None:
+    with pytest.raises(ValidationError, match="skip"):
+        classify_intent(NDA, {"legal": listening(keywords=["nda"])}, skip="paralegal")
+
+
+def test_14_2_6_a_weight_that_no_float_can_hold_counts_as_none() -> None:
+    heavy = listening(keywords=["nda"], weight=10**400)
+    assert classify_intent(NDA, {"legal": heavy}).score == 1
 
 
 def test_14_2_what_is_no_profile_is_refused_by_name() -> None:

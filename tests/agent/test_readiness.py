@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -178,8 +179,39 @@ def test_the_reason_of_a_caveat_names_both_numbers() -> None:
     assert decision.non_blocking_gap_ids == ("C",)
 
 
-@pytest.mark.parametrize("minimum", [-0.1, 1.1, float("nan"), float("inf")])
-def test_a_minimum_outside_0_to_1_is_refused(minimum: float) -> None:
+def test_4_2_r1_a_confidence_that_no_float_can_hold_is_clamped() -> None:
+    sure = KnowledgeRequirement("x", "x", current_confidence=10**400)
+    assert scored(sure).readiness_score == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "culprit"),
+    [
+        ({"id": ""}, "id"),
+        ({"description": None}, "description"),
+        ({"importance": "urgent"}, "importance"),
+        ({"fallback_policy": "wait"}, "fallback_policy"),
+        ({"sensitivity": None}, "sensitivity"),
+        ({"current_confidence": "0.5"}, "current_confidence"),
+        ({"confidence_needed": True}, "confidence_needed"),
+        ({"required_for": "planning"}, "required_for"),
+        ({"evidence_ids": "e-1"}, "evidence_ids"),
+        ({"valid_until": 1_800_000_000}, "valid_until"),
+    ],
+)
+def test_4_1_a_requirement_names_what_of_it_cannot_be(given: Any, culprit: str) -> None:
+    with pytest.raises(ValidationError, match=f"{culprit} of the requirement"):
+        KnowledgeRequirement(**{"id": "x", "description": "the x", **given})
+
+
+@pytest.mark.parametrize("score", [float("nan"), -0.1, 1.1, "1"])
+def test_4_5_no_score_that_is_none_gets_past_the_gate(score: Any) -> None:
+    with pytest.raises(ValidationError, match="readiness_score of the report on 'task'"):
+        replace(scored(), readiness_score=score)
+
+
+@pytest.mark.parametrize("minimum", [-0.1, 1.1, float("nan"), float("inf"), "0.7", None])
+def test_a_minimum_outside_0_to_1_is_refused(minimum: Any) -> None:
     with pytest.raises(ValidationError, match="minimum_score"):
         decide_knowledge_readiness(scored(), minimum_score=minimum)
 

@@ -56,6 +56,20 @@ def test_3_3_each_required_field_is_missed_by_name(name: str) -> None:
         ({"outcome": {"searchScore": 1, "raw": {"x": math.nan}}}, "outcome.raw.x"),
         ({"costUsd": math.inf}, "cost_usd"),
         ({"tokenUsage": {"input": "7", "output": 3}}, "tokenUsage.input"),
+        ({"tokenUsage": {"input": -7, "output": 3}}, "token_usage.input"),
+        ({"wallMs": -1}, "wall_ms"),
+        ({"model": "llama-70b-1234567"}, "dated snapshot"),
+        (
+            {
+                "judgeMetadata": {
+                    "model": "m",
+                    "promptVersion": "1",
+                    "confidence": math.nan,
+                    "fallback": False,
+                }
+            },
+            "confidence",
+        ),
     ],
 )
 def test_3_3_what_is_not_acceptable_is_named(changed: Any, named: str) -> None:

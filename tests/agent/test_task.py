@@ -17,7 +17,6 @@ from perdure.agent.knowledge import KnowledgeReadinessReport, KnowledgeRequireme
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.readiness import score_knowledge_readiness
 from perdure.agent.steps import Continue, ControlDecision, Stop, StopDecision
-from perdure.agent.summary import summarize_agent_task_run
 from perdure.agent.task import run_agent_task
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.secret import Secret
@@ -307,21 +306,6 @@ async def test_requirements_may_be_given_in_wire_form() -> None:
     wire = {"id": "colour", "description": "the colour", "fallbackPolicy": "block"}
     task = TASK._replace(required_knowledge=[wire])
     assert (await run_agent_task(task, Climber())).status == "blocked"
-
-
-async def test_a_summary_has_numbers_and_no_contents() -> None:
-    task = needing(COLOUR)._replace(inputs={"height": "canary"})
-    librarian = Librarian("canary")
-    summary = summarize_agent_task_run(await run_agent_task(task, Climber(), knowledge=librarian))
-    assert (summary.status, summary.readiness_status) == ("completed", "ready")
-    assert (summary.question_count, summary.control_step_count) == (1, 2)
-    assert "canary" not in repr(summary)
-
-
-async def test_a_summary_is_held_to_the_minimum_of_the_run() -> None:
-    low = ReadinessPolicy(minimum_score=0)
-    result = await run_agent_task(needing(CAVEAT), Climber(), readiness=low)
-    assert summarize_agent_task_run(result).readiness_status == "ready"
 
 
 async def test_a_loop_that_gets_nowhere_is_told_by_its_options() -> None:

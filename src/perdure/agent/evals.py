@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, get_args
 
-from perdure.agent.knowledge import KnowledgeReadinessReport, Severity
+from perdure.agent.knowledge import (
+    KnowledgeReadinessDecision,
+    KnowledgeReadinessReport,
+    Severity,
+)
 from perdure.agent.readiness import MINIMUM_SCORE, decide_knowledge_readiness
+from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue
 from perdure.core.wire import to_wire
+from perdure.errors import ValidationError
+from perdure.observe.credentials import mask_text
+
+logger = logging.getLogger("perdure.agent")
 
 KNOWLEDGE_READY: Final = "knowledge-ready"
 """The id of the eval that tells of readiness; it comes first among the evals of a task."""
@@ -21,6 +31,9 @@ class ControlEvalResult:
     """What one check came to; `score` is from 0 (worst) to 1 (best).
 
     `objective`: a program measured it; False: somebody judged. An absent severity is harmless.
+
+    Raises ValidationError for a score that is no finite number, and for an unknown severity:
+    neither may pass for harmless.
     """
 
     id: str
@@ -31,6 +44,18 @@ class ControlEvalResult:
     evidence: str | None = None
     objective: bool | None = None
     metadata: Mapping[str, JsonValue] | None = None
+
+    def __post_init__(self) -> None:
+        score, severity = self.score, self.severity
+        if score is not None and not is_finite(score):
+            raise ValidationError(
+                f"score of the eval {self.id!r:.60} must be a finite number, not {score!r:.40}"
+            )
+        if severity is not None and severity not in get_args(Severity):
+            raise ValidationError(
+                f"severity of the eval {self.id!r:.60} must be one of "
+                f"{', '.join(get_args(Severity))}, not {severity!r:.40}"
+            )
 
 
 def objective_eval(
@@ -66,12 +91,21 @@ def blocking_knowledge_eval(
     *,
     id: str = KNOWLEDGE_READY,
     minimum_score: float = MINIMUM_SCORE,
+    emit: Callable[[str, dict[str, JsonValue]], Any] | None = None,
 ) -> ControlEvalResult:
     """Return a readiness report as an eval: passed without blocking gaps from `minimum_score`.
 
-    Its metadata has the report in wire form, as `knowledgeReadiness`.
+    Its metadata has the report in wire form, as `knowledgeReadiness`. `emit`, a plain function,
+    is given the kind and the payload of an event for a trace (`custom`, `readiness_scored`); if
+    it fails, only the log tells.
     """
     decision = decide_knowledge_readiness(report, minimum_score=minimum_score)
+    if emit is not None:
+        try:
+            emit("custom", _scored(decision, report.task_id, minimum_score))
+        except Exception as error:
+            why = mask_text(str(error) or type(error).__qualname__)
+            logger.warning("the readiness of a task could not be traced: %s", why)
     return objective_eval(
         id,
         decision.passed,
@@ -81,6 +115,23 @@ def blocking_knowledge_eval(
         evidence=", ".join(decision.blocking_gap_ids) or None,
         metadata={"knowledgeReadiness": to_wire(report)},
     )
+
+
+def _scored(
+    decision: KnowledgeReadinessDecision, task_id: str, minimum_score: float
+) -> dict[str, JsonValue]:
+    return {
+        "kind": "readiness_scored",
+        "taskId": task_id,
+        "passed": decision.passed,
+        "readinessScore": decision.readiness_score,
+        "minimumScore": minimum_score,
+        "blockingRequirementIds": list(decision.blocking_gap_ids),
+        "nonBlockingRequirementIds": list(decision.non_blocking_gap_ids),
+        "recommendedAction": decision.recommended_action,
+        "severity": decision.severity,
+        "reason": decision.reason,
+    }
 
 
 def mean_score(evals: Iterable[ControlEvalResult]) -> float | None:

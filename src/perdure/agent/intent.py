@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard, cast
 
 from perdure.agent.profile import AgentSubagentProfile
+from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue
 from perdure.core.wire import to_wire
 from perdure.errors import ValidationError
@@ -26,12 +26,21 @@ class SubagentMatcher:
     Each keyword that is found counts `weight`, each pattern one and a half of it. `patterns` are
     regular expressions; those given as text are read without regard to case. `min_score` is what
     the subagent needs to be chosen (None: what the caller says).
+
+    Raises ValidationError for what would never be found: no list, or a weight that is no number.
     """
 
     keywords: Sequence[str] = ()
     patterns: Sequence[str | re.Pattern[str]] = ()
     weight: float = 1.0
     min_score: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("keywords", self.keywords), ("patterns", self.patterns)):
+            if not isinstance(value, list | tuple):
+                raise ValidationError(f"{name} of a matcher must be a list, not {value!r:.60}")
+        if not is_finite(self.weight):
+            raise ValidationError(f"weight of a matcher must be a number, not {self.weight!r:.40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,8 @@ def classify_intent(
 
     Raises ValidationError that names the subagent for a matcher that cannot be read.
     """
+    if isinstance(skip, str):
+        raise ValidationError(f"skip must be a list of ids, not the text {skip!r:.60}")
     evaluated: dict[str, IntentEvaluation] = {}
     scores: dict[str, float] = {}
     eligible: list[str] = []
@@ -163,8 +174,7 @@ def _min_score(declared: Mapping[str, JsonValue]) -> float | None:
 
 
 def _number(value: JsonValue) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    return float(value) if is_finite(value) else None
 
 
 def _list(declared: Mapping[str, JsonValue], name: str) -> Sequence[object]:

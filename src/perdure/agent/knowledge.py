@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Final, Literal, cast, get_args
 
+from perdure.core.finite import is_fraction
 from perdure.core.records import JsonValue
 from perdure.core.secret import Secret
+from perdure.errors import ValidationError
 
 Category = Literal[
     "user_specific",
@@ -60,6 +62,15 @@ ReadinessStatus = Literal["ready", "blocked", "caveat"]
 Answer = str | Secret
 """What a user answered; the answer to a question for a credential is a Secret."""
 
+_CHOICES: Final[Mapping[str, Any]] = {
+    "category": Category,
+    "acquisition_mode": AcquisitionMode,
+    "importance": Importance,
+    "freshness": Freshness,
+    "sensitivity": Sensitivity,
+    "fallback_policy": FallbackPolicy,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class KnowledgeRequirement:
@@ -67,6 +78,8 @@ class KnowledgeRequirement:
 
     `valid_until` is the ISO moment from which the knowledge is stale; a text that is no moment
     counts as stale. `freshness` and `last_verified_at` only inform.
+
+    Raises ValidationError that names the requirement and the field that is not acceptable.
     """
 
     id: str
@@ -84,6 +97,28 @@ class KnowledgeRequirement:
     valid_until: str | None = None
     last_verified_at: str | None = None
     metadata: Mapping[str, JsonValue] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "description"):
+            self._check(name, isinstance(getattr(self, name), str), "a text")
+        self._check("id", bool(self.id), "a text that is not empty")
+        for name, choices in _CHOICES.items():
+            allowed = get_args(choices)
+            self._check(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+        for name in ("confidence_needed", "current_confidence"):
+            self._check(name, type(getattr(self, name)) is not bool, "a number")
+            self._check(name, isinstance(getattr(self, name), int | float), "a number")
+        for name in ("required_for", "evidence_ids"):
+            self._check(name, isinstance(getattr(self, name), list | tuple), "a list of texts")
+        until = cast("object", self.valid_until)
+        self._check("valid_until", isinstance(until, str | None), "a text or None")
+
+    def _check(self, name: str, fits: bool, wanted: str) -> None:
+        if not fits:
+            value = getattr(self, name)
+            raise ValidationError(
+                f"{name} of the requirement {self.id!r:.60} must be {wanted}, not {value!r:.40}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +138,10 @@ class KnowledgeBundle:
 
 @dataclass(frozen=True, slots=True)
 class KnowledgeReadinessReport:
-    """How ready a task is: a score from 0 to 1, the gaps in the order of the requirements."""
+    """How ready a task is: a score from 0 to 1, the gaps in the order of the requirements.
+
+    Raises ValidationError for another score.
+    """
 
     task_id: str
     readiness_score: float
@@ -113,6 +151,13 @@ class KnowledgeReadinessReport:
     bundle: KnowledgeBundle
     severity: Severity
     reason: str
+
+    def __post_init__(self) -> None:
+        if not is_fraction(self.readiness_score):
+            raise ValidationError(
+                f"readiness_score of the report on {self.task_id!r:.60} must be from 0 to 1, "
+                f"not {self.readiness_score!r:.40}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

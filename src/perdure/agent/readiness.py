@@ -18,6 +18,7 @@ from perdure.agent.knowledge import (
     Severity,
 )
 from perdure.core.effects import system_clock
+from perdure.core.finite import is_fraction
 from perdure.core.records import JsonValue
 from perdure.errors import ValidationError
 
@@ -112,7 +113,7 @@ def decide_knowledge_readiness(
 
 def check_minimum_score(minimum_score: float) -> None:
     """Raise ValidationError unless `minimum_score` is a number from 0 to 1."""
-    if not (math.isfinite(minimum_score) and 0 <= minimum_score <= 1):
+    if not is_fraction(minimum_score):
         raise ValidationError(f"minimum_score must be from 0 to 1, not {minimum_score!r:.40}")
 
 
@@ -131,7 +132,7 @@ def _normalised(requirement: KnowledgeRequirement) -> KnowledgeRequirement:
 
 
 def _fraction(value: float) -> float:
-    return min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0
+    return min(1.0, max(0.0, value)) if abs(value) < math.inf else 0.0
 
 
 def _is_missing(requirement: KnowledgeRequirement, now_ms: int) -> bool:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final, Literal, cast
 
+from perdure.core.finite import is_finite, is_fraction
 from perdure.core.records import JsonValue
 from perdure.core.wire import from_wire, to_wire
 from perdure.errors import UsageError, ValidationError
 
-_SNAPSHOT: Final = re.compile(r"\d{4}-?\d{2}-?\d{2}|\d{4}(?!\d)")
+_SNAPSHOT: Final = re.compile(r"(?<!\d)(\d{4}-?\d{2}-?\d{2}|\d{4})(?!\d)")
+_AMOUNTS: Final = (
+    "wall_ms",
+    "cost_usd",
+    "queue_ms",
+    "token_usage.input",
+    "token_usage.output",
+    "token_usage.cached",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +98,16 @@ def validate_run_record(
     if scores.search_score is None and scores.holdout_score is None:
         raise ValidationError("outcome needs a search_score or a holdout_score")
     for name, number in _numbers(record).items():
-        if number is not None and not math.isfinite(number):
-            raise ValidationError(f"{name} of a run record must be finite, not {number}")
+        if number is not None and not is_finite(number):
+            raise ValidationError(f"{name} of a run record must be finite, not {number!r:.40}")
+        if name in _AMOUNTS and number is not None and number < 0:
+            raise ValidationError(f"{name} of a run record must be from 0, not {number!r:.40}")
+    judge = record.judge_metadata
+    if judge is not None and not is_fraction(judge.confidence):
+        raise ValidationError(
+            f"judge_metadata.confidence of a run record must be from 0 to 1, not "
+            f"{judge.confidence!r:.40}"
+        )
     return record
 
 

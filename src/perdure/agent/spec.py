@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from perdure.agent.knowledge import KnowledgeRequirement
@@ -12,19 +12,27 @@ from perdure.errors import ValidationError
 
 
 def check_task(task: AgentTaskSpec) -> None:
-    """Raise ValidationError for a task without an id or intent."""
+    """Raise ValidationError for a task without an id or intent, and for one that is no text."""
     for name, value in (("task.id", task.id), ("task.intent", task.intent)):
-        if not value:
+        if not isinstance(cast("object", value), str):
+            raise ValidationError(f"{name} must be a text, not {value!r:.60}")
+        if not value.strip():
             raise ValidationError(f"{name} must not be empty")
 
 
 def requirements_of(task: AgentTaskSpec) -> tuple[KnowledgeRequirement, ...]:
     """Return what the task needs to know; a requirement may be given in wire form.
 
-    Raises ValidationError for what is neither, and for an id that appears twice.
+    Raises ValidationError for what is neither, and for an id that appears twice; UsageError for
+    a wire form that does not fit.
     """
     found: dict[str, KnowledgeRequirement] = {}
-    for each in task.required_knowledge:
+    needed = cast("object", task.required_knowledge)
+    if not isinstance(needed, Sequence | None) or isinstance(needed, str):
+        raise ValidationError(
+            f"task.required_knowledge must be a list of requirements, not {needed!r:.60}"
+        )
+    for each in task.required_knowledge or ():
         requirement = _requirement(each)
         if requirement.id in found:
             raise ValidationError(

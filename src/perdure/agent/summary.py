@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perdure.agent.events import AgentTaskStatus
 from perdure.agent.knowledge import ReadinessStatus, RecommendedAction
 from perdure.agent.task import AgentTaskRunResult
+from perdure.core.wire import WIRE
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class AgentTaskRunSummary:
     acquisition_plan_count: int
     acquired_evidence_count: int
     control_step_count: int
-    passed: bool
+    passed: bool = field(metadata={WIRE: "pass"})
     wall_ms: float
     cost_usd: float
     domain: str | None = None
