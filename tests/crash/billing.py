@@ -230,6 +230,10 @@ async def agreed(store: RunStore, bill: list[Billed]) -> Agreement:
         counted = row.tokens_in, row.tokens_out, row.tokens_cached, row.tokens_reasoning
         assert counted == line.tokens, (line, row)
     assert not settled, "the ledger has what nobody billed"
+    silent = await _answers(store) - Counter(line.asker for line in answered)
+    # A turn may be finished from its log, by who cannot settle the call of the attempt before.
+    missing = [asker for asker in silent if not asker.startswith("chat:")]
+    assert not missing, f"recorded, and unknown all the same: {missing}"
     absent = Counter(line.asker for line in lost) - unknown
     assert not absent, f"billed, and absent from the ledger: {absent}"
     return Agreement(
@@ -272,6 +276,15 @@ def _added(sums: Sequence[UsageSum]) -> UsageSum:
     tallies.merge(each._replace(key=None, tenant=None) for each in sums)
     [total] = tallies.sums()
     return total
+
+
+async def _answers(store: RunStore) -> Counter[str]:
+    """Return who has an answer on record: the steps that asked, and the turns."""
+    answers: Counter[str] = Counter()
+    for run in await store.list_runs(limit=10_000):
+        steps = await store.read_steps(run.run_id)
+        answers.update(f"{run.run_id} {s.step_index}" for s in steps if s.status == "completed")
+    return answers
 
 
 async def _rows(store: RunStore) -> list[tuple[str, UsageRecord]]:
