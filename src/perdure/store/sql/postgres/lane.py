@@ -93,18 +93,21 @@ class Lane:
             # deadlock.
             jobs.sort(key=lambda job: job.place)
         ready: list[Job] = []
-        lists: list[list[Sent]] = []
+        lengths: list[int] = []
+        sent: list[Sent] = []
+        is_patient = False
         for job in jobs:
             try:
-                lists.append(self._line.render(job.statements))
+                rendered = self._line.render(job.statements)
             except Exception as error:
                 refuse(job, error, self._target)
             else:
                 ready.append(job)
-        if any(lists):
-            done = partial(self._over, ready, list(map(len, lists)))
-            is_patient = any(takes_long(job.statements) for job in ready)
-            self._line.send(lists, done, is_patient=is_patient)
+                lengths.append(len(rendered))
+                sent += rendered
+                is_patient = is_patient or takes_long(job.statements)
+        if sent:
+            self._line.send(sent, partial(self._over, ready, lengths), is_patient=is_patient)
             return
         for job in ready:
             answer(job, [])

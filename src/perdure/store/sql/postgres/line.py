@@ -69,24 +69,26 @@ class Line:
 
     def send(
         self,
-        lists: Sequence[Sequence[Sent]],
+        statements: Sequence[Sent],
         done: Callable[[Outcome], None],
         *,
         is_patient: bool = False,
     ) -> None:
-        """Run all lists as one transaction; `done` is given the rows of what was sent.
+        """Run all statements as one transaction; `done` is given the rows of each.
 
         The line is open, and nothing else is under way. `is_patient`: it may take long.
         """
         assert self._pipe is not None
-        sent = [each for some in (self._ahead, *lists, self._behind) for each in some]
-        self._pipe.send(sent, partial(self._over, done), is_patient=is_patient)
+        if self._ahead or self._behind:
+            statements = [*self._ahead, *statements, *self._behind]
+        self._pipe.send(statements, partial(self._over, done), is_patient=is_patient)
 
     def _over(self, done: Callable[[Outcome], None], outcome: Outcome) -> None:
         if isinstance(outcome, list):
             if self._committed is not None:
                 self._committed()
-            outcome = outcome[len(self._ahead) : len(outcome) - len(self._behind)]
+            if self._ahead or self._behind:
+                outcome = outcome[len(self._ahead) : len(outcome) - len(self._behind)]
         done(outcome)
 
     async def run(self, statements: Sequence[Statement]) -> Rows:
@@ -104,7 +106,7 @@ class Line:
         if not self.is_open:
             await self.open()
         over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.send([sent], over.set_result, is_patient=takes_long(statements))
+        self.send(sent, over.set_result, is_patient=takes_long(statements))
         try:
             outcome = await asyncio.shield(over)
         except asyncio.CancelledError:

@@ -23,6 +23,7 @@ _ROWS: Final = pq.ExecStatus.TUPLES_OK
 _DONE: Final = pq.ExecStatus.COMMAND_OK
 _ABORTED: Final = pq.ExecStatus.PIPELINE_ABORTED
 _SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
+_IN_ERROR: Final = pq.TransactionStatus.INERROR
 _MORE_TO_SEND: Final = 1
 _LOOKS: Final = 6
 
@@ -198,7 +199,7 @@ class Pipe:
     def _finish(self) -> None:
         self._expected.clear()
         done, self._done = self._done, None
-        if self._pgconn.transaction_status == pq.TransactionStatus.INERROR:
+        if self._pgconn.transaction_status == _IN_ERROR:
             # A BEGIN of its own has failed; the server undoes it with the connection.
             self._detach()
         if done is not None:

@@ -36,7 +36,11 @@ class Prepared(NamedTuple):
     def encoded(self, known: Sequence[Value]) -> list[bytes | None]:
         """Return the values that it names, as they travel."""
         return [
-            value.encode() if type(value := known[at]) is str else _encoded(value)
+            value.encode()
+            if type(value := known[at]) is str
+            else None
+            if value is None
+            else str(value).encode()
             for at in self.places
         ]
 
@@ -122,7 +126,3 @@ def rows_of_each(statements: Sequence[Statement], rows: Rows) -> Rows | None:
     assert fusion is not None
     (found,) = rows
     return fusion.split(statements, found[0] if found else None)
-
-
-def _encoded(value: Value) -> bytes | None:
-    return None if value is None else str(value).encode()
