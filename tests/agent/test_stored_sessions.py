@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,7 +12,7 @@ from perdure.agent.session_life import SessionChoice
 from perdure.agent.sessions import new_session
 from perdure.agent.stored_sessions import DurableSessionStore, stored_name
 from perdure.agent.stream import run_agent_task_stream
-from perdure.agent.stream_events import TextDeltaEvent
+from perdure.agent.stream_events import LlmCallEvent, TextDeltaEvent, UnknownEvent
 from perdure.agent.stream_frames import AgentTaskProducer
 from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.durable.erasing import erase_session, erase_user
@@ -107,11 +107,50 @@ async def test_a_session_whose_process_died_as_it_was_taken_up_can_be_used_and_d
     await use(sessions)
     mark = RunManifest("agent-sessions", AgentTaskSpec("s-1", "Keep what happens"))
     key = SessionKey(stored_name("s-1"), 9)
-    await store.start_or_resume("agent-session:s-1#9", mark, worker_id="dead", session=key)
+    await store.start_or_resume("agent-session-use:9:s-1", mark, worker_id="dead", session=key)
     await use(sessions)
     clock.advance(DAY_MS)
     assert await sessions.delete("s-1")
     assert await store.list_runs() == []
+
+
+async def test_8_r4_no_name_of_a_session_is_that_of_a_use_of_another(store: RunStore) -> None:
+    sessions = DurableSessionStore(store)
+    await use(sessions)
+    await use(sessions)
+    uses = [run for run in await store.list_runs() if run.turn_index]
+    assert uses
+    others = [run.run_id.removeprefix("agent-session:") for run in uses]
+    others += [f"s-1#{run.turn_index}" for run in uses]
+    for other in others:
+        await use(sessions, other)
+    await sessions.delete("s-1")
+    for other in others:
+        assert await sessions.get(other) is not None
+        assert len(await sessions.list_events(other)) == 6
+
+
+async def test_8_r4_two_long_names_are_two_sessions(store: RunStore) -> None:
+    sessions = DurableSessionStore(store)
+    for id in ("ü" * 300, "ü" * 301):
+        await use(sessions, id)
+        await use(sessions, id)
+    assert await sessions.delete("ü" * 300)
+    assert await sessions.get("ü" * 300) is None
+    assert len(await sessions.list_events("ü" * 301)) == 12
+
+
+async def test_8_r4_an_event_that_cannot_be_read_costs_none_of_the_others(store: RunStore) -> None:
+    sessions = DurableSessionStore(store)
+    await sessions.put(new_session("played", session_id="s-1"))
+    odd = LlmCallEvent(model="m", tokens_in=cast("Any", "many"))
+    for event in (TextDeltaEvent(text="a"), odd, TextDeltaEvent(text="b")):
+        await sessions.append_event("s-1", event)
+    assert await sessions.list_events("s-1") == [
+        TextDeltaEvent(text="a"),
+        UnknownEvent("llm_call", {"type": "llm_call", "model": "m", "tokensIn": "many"}),
+        TextDeltaEvent(text="b"),
+    ]
 
 
 async def test_a_session_of_somebody_else_cannot_be_used(store: RunStore) -> None:

@@ -13,7 +13,7 @@ from perdure.core.secret import REDACTED, Secret
 from perdure.errors import ValidationError
 
 if TYPE_CHECKING:
-    from perdure.agent.stream_events import RuntimeStreamEvent
+    from perdure.agent.stream_events import RuntimeStreamEvent, UnknownEvent
 
 SessionStatus = Literal["active", "completed", "failed", "aborted"]
 
@@ -81,8 +81,11 @@ class EventKeepingSessionStore(RuntimeSessionStore, Protocol):
         """Keep an event; it must be there when this returns."""
         ...
 
-    async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
-        """Return the events that are kept, oldest first; none for an unknown id."""
+    async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent | UnknownEvent]:
+        """Return the events that are kept, oldest first; none for an unknown id.
+
+        What a store that writes them out cannot read back as their type is an UnknownEvent.
+        """
         ...
 
 

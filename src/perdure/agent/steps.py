@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 from perdure.agent.evals import ControlEvalResult
+from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue
 from perdure.core.wire import WIRE, camel
 from perdure.errors import ValidationError
@@ -42,12 +42,12 @@ class ControlBudget:
     def __post_init__(self) -> None:
         if type(self.max_steps) is not int or self.max_steps < 1:
             raise ValidationError(f"max_steps must be an int from 1, not {self.max_steps!r:.40}")
-        if not (_is_number(self.max_wall_ms) and self.max_wall_ms > 0):
+        if not (is_finite(self.max_wall_ms) and self.max_wall_ms > 0):
             raise ValidationError(
                 f"max_wall_ms must be a number above 0, not {self.max_wall_ms!r:.40}"
             )
         cost = self.max_cost_usd
-        if cost is not None and not (_is_number(cost) and cost >= 0):
+        if cost is not None and not (is_finite(cost) and cost >= 0):
             raise ValidationError(f"max_cost_usd must be a number from 0, not {cost!r:.40}")
 
 
@@ -67,10 +67,6 @@ def budget_of(partial: Mapping[str, JsonValue] | None) -> ControlBudget:
     return ControlBudget(**given)
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(cast("float", value))
-
-
 @dataclass(frozen=True, slots=True)
 class Continue:
     """Go on with `action`: plain JSON where the task is durable, anything elsewhere."""
@@ -82,12 +78,18 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop here; without `passed` the task has not passed."""
+    """Stop here; without `passed` the task has not passed.
+
+    Raises ValidationError for a score that is no finite number.
+    """
 
     reason: str
     passed: bool | None = field(default=None, metadata={WIRE: "pass"})
     score: float | None = None
     type: Literal["stop"] = "stop"
+
+    def __post_init__(self) -> None:
+        _check_score(self.score)
 
 
 ControlDecision = Continue | Stop
@@ -95,13 +97,24 @@ ControlDecision = Continue | Stop
 
 @dataclass(frozen=True, slots=True)
 class StopDecision:
-    """What a stop policy says of a state."""
+    """What a stop policy says of a state.
+
+    Raises ValidationError for a score that is no finite number.
+    """
 
     stop: bool
     passed: bool = field(default=False, metadata={WIRE: "pass"})
     reason: str = ""
     score: float | None = None
     failure_class: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_score(self.score)
+
+
+def _check_score(score: object) -> None:
+    if score is not None and not is_finite(score):
+        raise ValidationError(f"the score of a stop must be a finite number, not {score!r:.40}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from perdure.agent.stream_events import (
     ReasoningDeltaEvent,
     RuntimeStreamEvent,
     TextDeltaEvent,
+    UnknownEvent,
     event_from_wire,
     event_to_wire,
 )
@@ -25,6 +26,8 @@ from perdure.store.protocol import RunStore
 
 RUN_PREFIX: Final = "agent-session:"
 """How the id of the run begins that keeps a session."""
+USE_PREFIX: Final = "agent-session-use:"
+"""How the id of a run begins that stands for a later use of a session: no session's begins so."""
 
 _INTENT: Final = "Keep what happens in this session of an agent"
 _SHARED: Final[tuple[str, ...]] = ("task", "session")
@@ -113,10 +116,13 @@ class DurableSessionStore:
             log.skip()
         log.shared.update({name: wire[name] for name in _SHARED if name in wire})
 
-    async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
-        """Return the events that are kept, oldest first."""
+    async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent | UnknownEvent]:
+        """Return the events that are kept, oldest first.
+
+        One that does not fit its type, or is of a newer version, is an UnknownEvent.
+        """
         shared: dict[str, JsonValue] = {}
-        events: list[RuntimeStreamEvent] = []
+        events: list[RuntimeStreamEvent | UnknownEvent] = []
         for _, entry in await self._entries(await self._place(session_id)):
             if "event" not in entry:
                 continue
@@ -124,7 +130,7 @@ class DurableSessionStore:
             shared.update({name: news[name] for name in _SHARED if name in news})
             without = entry.get("without", ())
             kept = {name: value for name, value in shared.items() if name not in without}
-            events.append(cast("RuntimeStreamEvent", event_from_wire({**kept, **news})))
+            events.append(_readable({**kept, **news}))
         return events
 
     async def delete(self, session_id: str) -> bool:
@@ -162,7 +168,7 @@ class DurableSessionStore:
         # Whoever was given the run by name has it; where an owner is named too, it must be that.
         if beside is not None and await self._has_run(beside):
             return _Place(beside, f"{RUN_PREFIX}{canonical_hash(session_id)[:16]}:")
-        run_id = RUN_PREFIX + session_id
+        run_id = stored_name(session_id)
         await is_there_for(self._store, run_id, self._owner_id)
         return _Place(run_id, "entry:")
 
@@ -186,7 +192,7 @@ class DurableSessionStore:
         try:
             is_ours, _ = await self._store.emit_event(log.place.run_id, key, entry)
         except RunNotFoundError:
-            log.place = _Place(RUN_PREFIX + log.session_id, "entry:")
+            log.place = _Place(stored_name(log.session_id), "entry:")
             await self._take_place(log.session_id, 0)
             key = f"{log.place.keys}{log.next:010d}"
             is_ours, _ = await self._store.emit_event(log.place.run_id, key, entry)
@@ -203,17 +209,17 @@ class DurableSessionStore:
 
     async def _take_place(self, session_id: str, turn_index: int) -> None:
         """Begin and end a run that stands for a use of the session, the first one for its log."""
-        mark = f"#{turn_index}" if turn_index else ""
+        later = kept_name(f"{USE_PREFIX}{turn_index}:", session_id)
         await keep_run(
             self._store,
-            f"{RUN_PREFIX}{session_id}{mark}",
+            later if turn_index else stored_name(session_id),
             RunManifest("agent-sessions", AgentTaskSpec(session_id, _INTENT)),
             session=SessionKey(stored_name(session_id), turn_index, owner_id=self._owner_id),
         )
 
 
 def stored_name(session_id: str) -> str:
-    """Return the name of a session of an agent as a session of the store."""
+    """Return the name of a session of an agent as a session of the store, and as its first run."""
     return kept_name(RUN_PREFIX, session_id)
 
 
@@ -231,6 +237,14 @@ class _Log:
         """Go behind an entry that somebody else has written."""
         self.next += 1
         self.shared.clear()
+
+
+def _readable(wire: Entry) -> RuntimeStreamEvent | UnknownEvent:
+    """Return an event as what it is: one that cannot be read costs a session none of the others."""
+    try:
+        return event_from_wire(wire, lenient=True)
+    except UsageError:
+        return UnknownEvent(str(wire.get("type")), wire)
 
 
 def _event_entry(wire: Entry, shared: Entry) -> Entry:
