@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from perdure.agent.steps import ControlBudget, Stop, StopDecision
+from perdure.agent.hooks import ControlOptions
+from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.steps import (
+    ControlBudget,
+    ControlStopPolicies,
+    Stop,
+    StopDecision,
+    budget_of,
+)
 from perdure.errors import ValidationError
 
 
@@ -35,3 +43,33 @@ def test_5_1_a_stop_has_a_finite_score_or_none(score: Any) -> None:
 def test_5_1_a_budget_names_what_of_it_cannot_be(given: Any) -> None:
     with pytest.raises(ValidationError, match=next(iter(given))):
         ControlBudget(**given)
+
+
+def test_5_1_a_partial_budget_is_given_by_names() -> None:
+    partial: Any = [8]
+    with pytest.raises(ValidationError, match="by names"):
+        budget_of(partial)
+    assert budget_of(None) == budget_of({}) == ControlBudget()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_no_progress_steps": 0},
+        {"max_repeated_actions": -1},
+        {"max_repeated_actions": 1.5},
+        {"min_score_delta": -1},
+        {"min_score_delta": math.nan},
+    ],
+)
+def test_5_1_a_stop_policy_names_what_of_it_cannot_be(given: Any) -> None:
+    with pytest.raises(ValidationError, match=next(iter(given))):
+        ControlStopPolicies(**given)
+
+
+def test_bb_5_a_misspelt_policy_is_not_the_lenient_one() -> None:
+    misspelt: Any = "stop!"
+    with pytest.raises(ValidationError, match="on_caveat"):
+        ReadinessPolicy(on_caveat=misspelt)
+    with pytest.raises(ValidationError, match="action_failure"):
+        ControlOptions(action_failure=misspelt)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from perdure.agent.adapter import ControlContext
 from perdure.agent.evals import ControlEvalResult
 from perdure.agent.steps import ControlStep, ControlStopPolicies
 from perdure.core.records import Effect, JsonValue, Retry
+from perdure.errors import ValidationError
 from perdure.observe.telemetry import RuntimeTelemetryOptions
 from perdure.observe.trace_store import TraceStore
+
+ActionFailure = Literal["continue", "stop"]
 
 
 class Gate(Protocol):
@@ -75,7 +78,7 @@ class ControlOptions:
     """
 
     stop_policies: ControlStopPolicies = field(default_factory=ControlStopPolicies)
-    action_failure: Literal["continue", "stop"] = "continue"
+    action_failure: ActionFailure = "continue"
     on_step: Callable[[ControlStep], Any] | None = None
     decide_retry: Retry | None = None
     action_effect: Effect = "idempotent"
@@ -84,3 +87,10 @@ class ControlOptions:
     variant_id: str | None = None
     trace_store: TraceStore | None = None
     telemetry: RuntimeTelemetryOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.action_failure not in get_args(ActionFailure):
+            choices = " or ".join(map(repr, get_args(ActionFailure)))
+            raise ValidationError(
+                f"action_failure must be {choices}, not {self.action_failure!r:.40}"
+            )

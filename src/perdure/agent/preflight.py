@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, ItemsView, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from perdure.agent.adapter import AnswerQuestions, KnowledgeHooks, resolve
 from perdure.agent.calls import Calls
@@ -51,6 +51,7 @@ from perdure.observe.credentials import mask_text
 logger = logging.getLogger("perdure.agent")
 
 Events = AsyncGenerator[AgentRuntimeEvent, None]
+OnCaveat = Literal["continue", "block"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,15 @@ class ReadinessPolicy:
     """
 
     minimum_score: float = MINIMUM_SCORE
-    on_caveat: Literal["continue", "block"] = "continue"
+    on_caveat: OnCaveat = "continue"
     answers_event: str | None = None
     answers_timeout_ms: int | None = None
 
     def __post_init__(self) -> None:
         check_minimum_score(self.minimum_score)
+        if self.on_caveat not in get_args(OnCaveat):
+            choices = " or ".join(map(repr, get_args(OnCaveat)))
+            raise ValidationError(f"on_caveat must be {choices}, not {self.on_caveat!r:.40}")
         name, limit_ms = cast(
             "tuple[object, object]", (self.answers_event, self.answers_timeout_ms)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from perdure.agent.evals import ControlEvalResult
 from perdure.core.finite import is_finite
@@ -59,6 +59,8 @@ def budget_of(partial: Mapping[str, JsonValue] | None) -> ControlBudget:
     names = {name: name for name in ("max_steps", "max_wall_ms", "max_cost_usd")}
     names.update({camel(name): name for name in names})
     given: dict[str, JsonValue] = {}
+    if not isinstance(cast("object", partial), Mapping | None):
+        raise ValidationError(f"a budget is given by names, not as {partial!r:.40}")
     for name, value in (partial or {}).items():
         if name not in names:
             raise ValidationError(f"budget has no {name!r:.40}; it has {', '.join(names)}")
@@ -186,6 +188,8 @@ class ControlStopPolicies:
     A step makes no progress if the fingerprint of the state stays as it was and the mean score
     moved by less than `min_score_delta`. The same action is selected again if its fingerprint
     is the same. A fingerprint is by default the value's canonical text.
+
+    Raises ValidationError for a number of steps that is no int from 1, and for a negative delta.
     """
 
     max_no_progress_steps: int | None = None
@@ -193,3 +197,13 @@ class ControlStopPolicies:
     min_score_delta: float = 0.001
     state_fingerprint: Callable[[JsonValue], str] | None = None
     action_fingerprint: Callable[[JsonValue], str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_no_progress_steps", "max_repeated_actions"):
+            most: object = getattr(self, name)
+            if most is not None and (type(most) is not int or most < 1):
+                raise ValidationError(f"{name} must be an int from 1, or None, not {most!r:.40}")
+        if not (is_finite(self.min_score_delta) and self.min_score_delta >= 0):
+            raise ValidationError(
+                f"min_score_delta must be a number from 0, not {self.min_score_delta!r:.40}"
+            )
