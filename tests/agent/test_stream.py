@@ -20,12 +20,13 @@ from perdure.agent.stream_events import (
     ReadinessEndEvent,
     ToolCallEvent,
 )
+from perdure.agent.task import run_agent_task
 from perdure.core.records import AgentTaskSpec
 from perdure.errors import (
     SessionBusyError,
     SessionMismatchError,
 )
-from tests.agent.robots import Librarian
+from tests.agent.robots import Climber, Librarian
 from tests.agent.streaming import Played, final_of, read, said, types
 
 TASK = AgentTaskSpec("t-9", "Answer a policy question")
@@ -185,3 +186,29 @@ async def test_7_3_r9_only_what_is_missing_is_filled_in() -> None:
     assert (told.timestamp, told.task) == (own.timestamp, TASK)
     assert told.session is not None
     assert told.session.status == "active"
+
+
+async def test_1_2_r5_a_clock_dates_what_happens_and_says_what_is_stale() -> None:
+    fresh = KnowledgeRequirement(
+        "wind",
+        "the wind",
+        current_confidence=1,
+        fallback_policy="block",
+        valid_until="2026-05-10T00:00:00.000Z",
+    )
+    task = TASK._replace(required_knowledge=[fresh])
+    before_ms = 1_778_371_199_999
+    events = await read(run_agent_task_stream(task, Played(*said("a")), clock=lambda: before_ms))
+    assert {event.timestamp for event in events} == {"2026-05-09T23:59:59.999Z"}
+    session = final_of(events).session
+    assert session is not None
+    assert session.created_at == session.updated_at == "2026-05-09T23:59:59.999Z"
+    late = await read(run_agent_task_stream(task, Played(), clock=lambda: before_ms + 1))
+    assert final_of(late).status == "blocked"
+    done = await run_agent_task(task, Climber(), clock=lambda: before_ms)
+    assert (done.status, done.control.steps[0].started_at) == (
+        "completed",
+        "2026-05-09T23:59:59.999Z",
+    )
+    stale = await run_agent_task(task, Climber(), clock=lambda: before_ms + 1)
+    assert stale.status == "blocked"

@@ -69,7 +69,7 @@ class Calls:
         self.work_ms = 0.0
         self.now_ms = 0
         self._grace_ms = grace_ms
-        self._clock = clock
+        self.clock = clock
 
     async def call(
         self,
@@ -91,7 +91,7 @@ class Calls:
             try:
                 called = await self._perform(fn, timeout_ms)
             except Exception as error:
-                called = Called(error=error, at_ms=self._clock())
+                called = Called(error=error, at_ms=self.clock())
         else:
             tool = intent.partition(":")[0] if kind == "tool" else None
             called = await self._step(
@@ -163,7 +163,7 @@ class Calls:
 
     async def _perform(self, fn: Callable[[], Any], timeout_ms: float | None) -> Called:
         """Call `fn` unless the signal has fired; cut it off when that fires, or in time."""
-        at_ms, begun = self._clock(), monotonic_ms()
+        at_ms, begun = self.clock(), monotonic_ms()
         if self.signal.cancelled:
             return Called(cut="cancelled", at_ms=at_ms)
         work = asyncio.ensure_future(_run(fn))

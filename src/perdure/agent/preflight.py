@@ -191,7 +191,9 @@ class Preflight:
         async def built() -> KnowledgeReadinessReport:
             if build is not None:
                 return _checked_report(await resolve(build(self._task)), "build_readiness")
-            return score_knowledge_readiness(self._task.id, self._requirements, known=known)
+            return score_knowledge_readiness(
+                self._task.id, self._requirements, known=known, now_ms=self.calls.clock()
+            )
 
         report: KnowledgeReadinessReport = await self.calls.value(
             "readiness", built, read=read_report, kind="readiness"

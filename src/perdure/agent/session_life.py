@@ -23,6 +23,7 @@ from perdure.agent.sessions import (
     touched,
 )
 from perdure.agent.stream_events import RuntimeStreamEvent
+from perdure.core.effects import Clock, system_clock
 from perdure.errors import SessionBusyError, SessionMismatchError, ValidationError
 from perdure.observe.credentials import mask_text
 
@@ -63,12 +64,19 @@ class SessionChoice:
 class SessionLife:
     """One session of one stream. `session` is None until it was opened; `resumed` says how."""
 
-    def __init__(self, backend: AgentExecutionBackend, choice: SessionChoice) -> None:
+    def __init__(
+        self,
+        backend: AgentExecutionBackend,
+        choice: SessionChoice,
+        *,
+        clock: Clock = system_clock,
+    ) -> None:
         self.session: RuntimeSession | None = None
         self.resumed = False
         self.store_error: str | None = None
         self._backend = backend
         self._choice = choice
+        self._clock = clock
         self._store = choice.store or InMemoryRuntimeSessionStore()
         self._append = optional_method(self._store, "append_event")
 
@@ -115,7 +123,7 @@ class SessionLife:
     async def end(self, status: SessionStatus) -> None:
         """Give the session its last status and store it. Raises what the store raises."""
         if self.session is not None:
-            self.session = touched(self.session, status=status)
+            self.session = touched(self.session, status=status, clock=self._clock)
             await resolve(self._store.put(self.session))
 
     async def end_anyway(self, status: SessionStatus) -> None:
@@ -147,14 +155,14 @@ class SessionLife:
             )
         resume = optional_method(self._backend, "resume")
         if resume is None:
-            return touched(found, status="active")
+            return touched(found, status="active", clock=self._clock)
         return self._checked(await resolve(resume(found, input, context)), "resume")
 
     async def _start(self, input: AgentBackendInput, context: AgentStartContext) -> RuntimeSession:
         start = optional_method(self._backend, "start")
         if start is None:
             wanted = self._choice.session_id
-            return new_session(self._backend.kind, session_id=wanted)
+            return new_session(self._backend.kind, session_id=wanted, clock=self._clock)
         return self._checked(await resolve(start(input, context)), "start")
 
     def _checked(self, session: Any, method: str) -> RuntimeSession:

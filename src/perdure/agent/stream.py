@@ -40,7 +40,7 @@ from perdure.agent.stream_events import (
     TextDeltaEvent,
 )
 from perdure.agent.task import BLOCKED_PREFIX
-from perdure.core.effects import iso_time, system_clock
+from perdure.core.effects import Clock, iso_time, system_clock
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.errors import AgentRuntimeError, BackendTransportError, PerdureError
 
@@ -67,6 +67,7 @@ def run_agent_task_stream(
     signal: CancelSignal | None = None,
     readiness: ReadinessPolicy | None = None,
     raise_errors: bool = False,
+    clock: Clock = system_clock,
 ) -> Events:
     """Yield the events of `task`, streamed by `backend` once what it needs to know is known.
 
@@ -75,20 +76,21 @@ def run_agent_task_stream(
     From the session on each event is stored before it is yielded. When `signal` fires the task
     ends as `aborted`, also if the backend hangs: in its start, its stream or its stop. Closing
     the generator ends the session as `aborted` in the store, and so does cancelling its reader.
+    `clock` dates events and sessions, and says what knowledge is stale.
 
     Raises ValidationError, at once, for a bad task.
     """
     check_task(task)
     requirements_of(task)
     asked = input or AgentBackendInput(task=task)
-    calls = Calls(None, signal)
+    calls = Calls(None, signal, clock=clock)
     return _TaskStream(
         replace(asked, task=task),
         backend,
         preflight=Preflight(
             task, KnowledgeHooks.of(knowledge), readiness or ReadinessPolicy(), calls
         ),
-        life=SessionLife(backend, session or SessionChoice()),
+        life=SessionLife(backend, session or SessionChoice(), clock=clock),
         raise_errors=raise_errors,
     ).events()
 
@@ -295,7 +297,7 @@ class _TaskStream:
         )
 
     def _common(self) -> dict[str, Any]:
-        return {"task": self._task, "timestamp": iso_time(system_clock())}
+        return {"task": self._task, "timestamp": iso_time(self._preflight.calls.clock())}
 
     def _in_session(self) -> dict[str, Any]:
         return {**self._common(), "session": self._life.session}

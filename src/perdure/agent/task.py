@@ -45,6 +45,7 @@ from perdure.agent.run_records import EvaluationRunRecord
 from perdure.agent.spec import check_task, manifest_of, requirements_of
 from perdure.agent.steps import ControlRunResult, ControlStep, Stop, budget_of
 from perdure.agent.words import checked_ids
+from perdure.core.effects import Clock, system_clock
 from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
@@ -94,13 +95,15 @@ async def run_agent_task(
     readiness: ReadinessPolicy | None = None,
     control: ControlOptions | None = None,
     durable: tuple[RunStore, str] | DurableContext | None = None,
+    clock: Clock = system_clock,
 ) -> AgentTaskRunResult:
     """Do `task` with `adapter`, once what it needs to know is known, and return how it ended.
 
     With `durable=(store, run_id)` each call of the user's code is a step of that durable run:
     called again after a crash, the task goes on where it was, and no recorded call is made a
     second time; events are told again, from the first. Its outcome is recorded with the run. A
-    worker's handler gives its own context instead.
+    worker's handler gives its own context instead. `clock` dates the steps, and says what
+    knowledge is stale.
 
     What the adapter raises becomes part of the result. What the provider raises, and
     `project_run_records`, is raised after the last event; so is UsageError for a bad task,
@@ -120,7 +123,7 @@ async def run_agent_task(
                 task,
                 KnowledgeHooks.of(knowledge),
                 readiness or ReadinessPolicy(),
-                Calls(context, signal),
+                Calls(context, signal, clock=clock),
             ),
             on_event=on_event,
             options=options,
