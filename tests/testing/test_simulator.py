@@ -12,6 +12,7 @@ from perdure.testing.simulator.__main__ import main
 from tests.testing.planted import PLANTED, Planted
 
 SCHEDULES = 100_000
+CAMPAIGN = 10_000_000
 PIECES = 20
 SIZE = SCHEDULES // PIECES
 
@@ -19,6 +20,12 @@ SIZE = SCHEDULES // PIECES
 @pytest.mark.parametrize("begin", range(0, SCHEDULES, SIZE))
 def test_no_schedule_breaks_an_invariant(begin: int) -> None:
     assert first_violation(range(begin, begin + SIZE)) is None
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("begin", range(SCHEDULES, CAMPAIGN, SCHEDULES))
+def test_no_schedule_of_ten_million_breaks_an_invariant(begin: int) -> None:
+    assert first_violation(range(begin, begin + SCHEDULES)) is None
 
 
 class LeasesLapseEarly(Checks):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from perdure.core import transitions
 from perdure.core.changes import (
@@ -24,7 +24,7 @@ from perdure.core.changes import (
 from perdure.core.effects import epoch_ms, iso_time
 from perdure.core.jsonvalue import decode_value
 from perdure.core.recordjson import step_error_from_json
-from perdure.core.records import DeliveryRecord, Lease, StepRecord, UsageRecord, Written
+from perdure.core.records import DeliveryRecord, Lease, StepRecord, StepStatus, UsageRecord, Written
 from perdure.core.rundata import FrameRow, RunData
 from perdure.errors import DivergenceError, LeaseLostError, StoreCorruptError
 
@@ -41,20 +41,24 @@ def write(data: RunData, lease: Lease, changes: Sequence[Change], now: str) -> W
         return Written(steps=_stored_steps(data, changes))
     draft = Draft(data, lease, now)
     # What takes the lease away stands last, whatever the order of the changes.
-    for change in sorted(changes, key=lambda change: isinstance(change, LEAVING)):
+    for change in sorted(changes, key=_leaves) if len(changes) > 1 else changes:
         draft.apply(change)
     draft.commit()
-    suspends = any(isinstance(change, Suspend) for change in changes)
+    run = data.run
     return Written(
         steps=[data.step(position) for position in draft.written],
-        stop_requested=data.run.stop_requested_at is not None,
-        wake_at=data.run.wake_at if suspends else None,
+        stop_requested=run.stop_requested_at is not None,
+        wake_at=run.wake_at if draft.suspends else None,
     )
+
+
+def _leaves(change: Change) -> bool:
+    return isinstance(change, LEAVING)
 
 
 def ends(changes: Sequence[Change]) -> bool:
     """Return whether a write ends its run."""
-    return any(isinstance(change, EndRun) for change in changes)
+    return EndRun in map(type, changes)
 
 
 def _ended_by(data: RunData, lease: Lease) -> bool:
@@ -92,8 +96,11 @@ class Draft:
         self.data = data
         self.lease = lease
         self.now = now
-        self.run = data.run._replace(updated_at=now)
+        self.run = data.run
+        self._changed: dict[str, Any] = {"updated_at": now}
+        """What of the run is another at last; a record of so many fields is not copied for each."""
         self.written: list[int] = []
+        self.suspends = False
         self._steps: dict[int, tuple[StepRecord, str | None]] = {}
         self._rows: list[FrameRow] = []
         self._deliveries: dict[int, tuple[DeliveryRecord, str]] = {}
@@ -123,7 +130,7 @@ class Draft:
     def commit(self) -> None:
         """Make the staged changes those of the run."""
         data = self.data
-        data.run = self.run
+        data.run = self.run._replace(**self._changed)
         data.outcome_text = self._outcome_text
         data.upstream_text = self._upstream_text
         for position, (step, text) in self._steps.items():
@@ -154,45 +161,51 @@ class Draft:
                 f"step {change.position} of run {self.run.run_id!r} is recorded as "
                 f"{known.intent!r}, not as {change.intent!r}"
             )
-        self.run = self.run._replace(step_count=max(self.run.step_count, change.position + 1))
+        if change.position >= self._changed.get("step_count", self.run.step_count):
+            self._changed["step_count"] = change.position + 1
         return known
 
     def _begin(self, change: BeginStep) -> None:
         known = self._step_for(change)
         if known is not None and known.status == "completed":
             return
-        fresh = known or self._fresh_step(change)
-        begun = fresh._replace(
-            status="running",
-            attempts=change.tries,
-            started_at=self.now,
-            completed_at=None,
-            error=None,
-            epoch=self.lease.epoch,
-        )
+        if known is None:
+            begun = self._fresh_step(change)
+        else:
+            begun = known._replace(
+                status="running",
+                attempts=change.tries,
+                started_at=self.now,
+                completed_at=None,
+                error=None,
+                epoch=self.lease.epoch,
+            )
         self._steps[change.position] = (begun, None)
 
     def _settle_step(self, change: CompleteStep | FailStep) -> None:
         known = self._step_for(change)
         self.written.append(change.position)
         if isinstance(change, CompleteStep):
-            self.run = self.run._replace(strikes=0)
+            self._changed["strikes"] = 0
         if known is not None and known.status == "completed":
             if isinstance(change, FailStep) and change.beside_result:
                 self._keep_beside_result(known, change)
             return
         fresh = known or self._fresh_step(change)
-        done = fresh._replace(
-            status="completed" if isinstance(change, CompleteStep) else "failed",
+        status: StepStatus = "failed"
+        frames_to = fresh.frames_to
+        if isinstance(change, CompleteStep):
+            status, text, frames_to = "completed", change.result_text, change.frames_to
+        else:
+            text = change.error_text
+        settled = fresh._replace(
+            status=status,
             attempts=change.tries,
             completed_at=self.now,
             epoch=self.lease.epoch,
+            frames_to=frames_to,
         )
-        if isinstance(change, CompleteStep):
-            done = done._replace(frames_to=change.frames_to)
-            self._steps[change.position] = (done, change.result_text)
-        else:
-            self._steps[change.position] = (done, change.error_text)
+        self._steps[change.position] = (settled, text)
 
     def _keep_beside_result(self, known: StepRecord, change: FailStep) -> None:
         error = step_error_from_json(decode_value(change.error_text))
@@ -226,7 +239,7 @@ class Draft:
                 f"of run {self.run.run_id!r}"
             )
         if isinstance(change, Restart):
-            self.run = self.run._replace(live_from=change.first_seq)
+            self._changed["live_from"] = change.first_seq
 
     def _add_delivery(self, change: AddDelivery) -> None:
         if change.position in self.data.deliveries or change.position in self._deliveries:
@@ -266,10 +279,10 @@ class Draft:
             self.run, how = transitions.released(run, now), change.reason
         elif isinstance(change, EndRun):
             self.run = transitions.ended(run, change.state, now=now, reason=change.reason)
-            self.run = self.run._replace(strikes=0)
             self._outcome_text = change.outcome_text
             how, error_text = change.state, change.error_text
         else:
+            self.suspends = True
             self.run = transitions.suspended(
                 run,
                 change.state,

@@ -46,7 +46,7 @@ def iso_time(epoch_ms: int) -> str:
     return f"{_to_the_second(seconds)}.{milliseconds:03d}Z"
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1_024)
 def _to_the_second(seconds: int) -> str:
     """Most moments that are written are of the same few seconds."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
@@ -100,7 +100,8 @@ def jittered(length_ms: float, fraction: float = 0.5) -> float:
 def shuffled(items: Iterable[T]) -> list[T]:
     """Return the items in random order, so that workers do not fight for the same one."""
     mixed = list(items)
-    _dice.shuffle(mixed)
+    if len(mixed) > 1:
+        _dice.shuffle(mixed)
     return mixed
 
 

@@ -177,6 +177,8 @@ def _tail(text: str) -> str:
 class _Fields:
     """The members of one JSON object, taken by name and type."""
 
+    __slots__ = ("_members", "_name")
+
     def __init__(self, value: JsonValue, name: str) -> None:
         if not isinstance(value, dict):
             raise StoreCorruptError(f"the stored {name} is not a JSON object")
@@ -190,7 +192,9 @@ class _Fields:
         raise StoreCorruptError(f"the stored {self._name}.{member} is {value!r:.60}")
 
     def required(self, member: str, *types: type) -> Any:
-        value = self.optional(member, *types)
+        value = self._members.get(member)
+        if isinstance(value, types):
+            return value
         if value is None:
             raise StoreCorruptError(f"the stored {self._name} has no {member}")
-        return value
+        return self.optional(member, *types)

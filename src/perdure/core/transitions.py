@@ -225,8 +225,9 @@ def ended(
     now: str,
     reason: str | None,
 ) -> RunRecord:
-    """Return `run` at its end, its lease given back."""
+    """Return `run` at its end, its lease given back, and no strike against it."""
     return run._replace(
+        strikes=0,
         status=_STATUS[state],
         state=state,
         reason=reason,

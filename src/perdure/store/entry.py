@@ -15,7 +15,12 @@ from perdure.store.closing import check_open
 
 
 class SealedManifest(identity.KnownManifest):
-    """A manifest whose values were sealed; its run is recognised by the hash of the plain one."""
+    """A manifest whose values were sealed; its run is recognised by the hash of the plain one.
+
+    `known_text` is its JSON, where somebody has encoded it already.
+    """
+
+    known_text: str = ""
 
 
 class SealedPayload(NamedTuple):
@@ -55,21 +60,27 @@ def opening_for(
         identity.check_session_id(session.session_id)
         identity.check_index(session.turn_index, name="turn_index")
         identity.check_index(session.revision, name="revision")
-    is_sealed = isinstance(manifest, SealedManifest)
-    bytes_max = SEALED_BYTES_MAX if is_sealed else MANIFEST_BYTES_MAX
     return Opening(
         stored_id=identity.stored_id(tenant, identity.check_run_id(run_id)),
         tenant=tenant,
         run_id=run_id,
         manifest_hash=identity.manifest_hash(manifest),
-        manifest_text=encode_value(
-            manifest_to_json(manifest), name="manifest", bytes_max=bytes_max
-        ),
+        manifest_text=manifest_text(manifest),
         project_id=manifest.project_id,
         scenario_id=manifest.scenario_id,
         handler=handler,
         session=session,
     )
+
+
+def manifest_text(manifest: RunManifest) -> str:
+    """Return what is stored of a manifest. Raises UsageError, NotSerializableError."""
+    bytes_max = MANIFEST_BYTES_MAX
+    if isinstance(manifest, SealedManifest):
+        if manifest.known_text:
+            return manifest.known_text
+        bytes_max = SEALED_BYTES_MAX
+    return encode_value(manifest_to_json(manifest), name="manifest", bytes_max=bytes_max)
 
 
 def check_claim(handle: Hashable, lease_ms: int) -> None:

@@ -146,8 +146,9 @@ class MemoryStore:
                 raise LeaseLostError(f"the run {lease.run_id!r} is gone")
             written = draft.write(data, lease, changes, self._now())
             self._data.changed(lease.run_id)
-            run = self._data.record(data) if draft.ends(changes) else None
-            return written._replace(run=run)
+            if draft.ends(changes):
+                return written._replace(run=self._data.record(data))
+            return written
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> Mapping[Lease, bool]:
         self._state.check()

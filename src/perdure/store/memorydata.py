@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,18 @@ from perdure.store.entry import Opening
 from perdure.store.listing import Wanted, list_order
 from perdure.store.scheduling import Schedule
 from perdure.store.sessiondata import Sessions
+
+_forks = 0
+"""How often this process is the child of a fork. No loop of the parent runs in a child."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
 
 
 class Waiter(NamedTuple):
@@ -247,12 +260,18 @@ class HandleState:
     def __init__(self) -> None:
         self.closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._home = (0, 0)
+        """The thread in which the loop ran, and the forks until then."""
 
     def check(self) -> None:
         if self.closed:
             raise StoreClosedError(CLOSED)
+        home = (threading.get_ident(), _forks)
+        if self._home == home and self._loop is not None and self._loop.is_running():
+            return  # `get_running_loop` says the same, and makes a system call on Python 3.11.
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
         elif self._loop is not loop:
             raise UsageError("a store belongs to one event loop: open another handle for this one")
+        self._home = home

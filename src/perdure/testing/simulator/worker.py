@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, Final, NamedTuple
 
 from perdure.core.changes import (
@@ -69,6 +69,8 @@ class Worker:
         self.name = host.name
         self.store = store
         self.wanted = {one.stored_id: one for one in wanted}
+        self.named = [one for one in wanted if one.waits_at is None]
+        """What is claimed by name. A run that waits is woken by its event, and by nobody else."""
 
     # Asking the store.
 
@@ -92,9 +94,7 @@ class Worker:
         def observe(written: Written) -> None:
             self.checks.written(lease, written)
 
-        return (
-            yield from self.ask(lease.run_id, lambda: self.store.write(lease, *changes), observe)
-        )
+        return self.ask(lease.run_id, lambda: self.store.write(lease, *changes), observe)
 
     # Life.
 
@@ -118,10 +118,8 @@ class Worker:
         """Claim what is due, or a run by its name."""
         world, store = self.world, self.store
 
-        # A run that waits is woken by its event, and by nobody else.
-        named = [one for one in self.wanted.values() if one.waits_at is None]
-        if named and world.dice.random() < 0.4:
-            wanted, token = world.dice.choice(named), new_token()
+        if self.named and world.dice.random() < 0.4:
+            wanted, token = world.dice.choice(self.named), new_token()
 
             def observe(claim: Claim) -> None:
                 self.checks.granted(claim, world.clock.now_ms, LEASE_MS, token=token)
@@ -199,7 +197,7 @@ class Worker:
         yield from self.settle(delivery)
 
     def settle(self, delivery: DeliveryRecord) -> Asking:
-        return (yield from self.ask(None, lambda: self.store.settle_delivery(delivery)))
+        return self.ask(None, lambda: self.store.settle_delivery(delivery))
 
 
 class Attempt:
@@ -236,22 +234,21 @@ class Attempt:
                 return
         yield from self.end()
 
-    def frames(self, *frames: Frame) -> AppendFrames:
-        """Return the row of these frames, which follow those before."""
-        first = self.next_seq
-        self.next_seq += len(frames)
-        body = encode_row([frame._replace(seq=first + at) for at, frame in enumerate(frames)])
-        return AppendFrames(first, self.next_seq - 1, body)
+    def frame(self, kind: str, data: Mapping[str, Any]) -> AppendFrames:
+        """Return a row of one frame, which follows those before."""
+        seq = self.next_seq
+        self.next_seq += 1
+        return AppendFrames(seq, seq, encode_row([Frame(seq, 0, kind, data)]))
 
     def say(self) -> AppendFrames:
         """Return a row of the answer."""
         delta = f"{self.lease.epoch}.{self.next_seq} "
         self.text += delta
-        return self.frames(Frame(0, 0, "text", {"part": "p", "delta": delta}))
+        return self.frame("text", {"part": "p", "delta": delta})
 
     def begin_again(self) -> Asking:
         """Tell readers to forget what an attempt that is lost has said."""
-        row = self.frames(Frame(0, 0, "restarted", {"attempt": self.lease.epoch}))
+        row = self.frame("restarted", {"attempt": self.lease.epoch})
         yield from self.worker.write(self.lease, Restart(*row))
 
     def wait_for_event(self, position: int) -> Asking:

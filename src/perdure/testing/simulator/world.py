@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from heapq import heappop, heappush
 from types import coroutine
 from typing import Any, Final, NamedTuple
 
@@ -81,13 +81,32 @@ class Host:
 
 
 class Process:
-    """One line of work on a host."""
+    """One line of work on a host, which goes on with an answer or an error."""
 
-    __slots__ = ("host", "life")
+    __slots__ = ("answer", "error", "host", "life")
 
     def __init__(self, host: Host, life: Life) -> None:
         self.host = host
         self.life = life
+        self.answer: Any = None
+        self.error: BaseException | None = None
+
+    def taken_error(self) -> BaseException:
+        """Return the error, which is kept nowhere: what it was raised through would keep itself."""
+        assert self.error is not None
+        error, self.error = self.error, None
+        return error
+
+
+class Statement:
+    """A call on its way; `process` waits for its answer, unless it arrives a second time."""
+
+    __slots__ = ("call", "is_answered", "process")
+
+    def __init__(self, call: Call, process: Process | None, *, is_answered: bool = True) -> None:
+        self.call = call
+        self.process = process
+        self.is_answered = is_answered
 
 
 class World:
@@ -104,21 +123,22 @@ class World:
         self.statements = 0
         self.locks_rows = True
         self._begin_ms = self.clock.now_ms
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
-        self._waiting: dict[str, deque[Callable[[], None]]] = {}
+        self._waiting: dict[str, deque[Statement]] = {}
         """By the row that is locked, who else wants it."""
 
     # Time.
 
-    def at(self, ms: float, action: Callable[[], None]) -> None:
+    def at(self, ms: float, action: Callable[..., None], *arguments: Any) -> None:
         """Do `action` in `ms` from now."""
-        self._order += 1
-        heapq.heappush(self._events, (self.now + ms, self._order, action))
+        self._order = order = self._order + 1
+        heappush(self._events, (self.now + ms, order, action, arguments))
 
     def run_until(self, end_ms: float, is_over: Callable[[], bool]) -> None:
         """Let things happen until it is over, or late."""
         events, looked_at = self._events, -1
+        clock, begin_ms = self.clock, self._begin_ms
         while events:
             if self.statements != looked_at:
                 looked_at = self.statements
@@ -126,10 +146,10 @@ class World:
                     return
             if events[0][0] > end_ms:
                 return
-            moment, _, action = heapq.heappop(events)
+            moment, _, action, arguments = heappop(events)
             self.now = moment
-            self.clock.now_ms = self._begin_ms + int(moment)
-            action()
+            clock.now_ms = begin_ms + int(moment)
+            action(*arguments)
 
     def delay(self) -> float:
         """Return how long a statement takes on one part of its way."""
@@ -138,123 +158,111 @@ class World:
             return dice.random() * dice.choice(HICCUP_MS)
         return dice.random() * LATENCY_MS
 
+    def end(self) -> None:
+        """Let nothing happen any more. What knows each other is let go without the collector."""
+        self._events.clear()
+        self._waiting.clear()
+
     # Processes.
 
-    def spawn(self, host: Host, life: Life, *, after_ms: float = 0) -> Process:
+    def spawn(self, host: Host, life: Life, *, after_ms: float = 0) -> None:
         """Begin a line of work on a host."""
-        process = Process(host, life)
-        self.at(after_ms, lambda: self._resume(process, None, None))
-        return process
+        self.at(after_ms, self._resume, Process(host, life))
 
     def crash(self, host: Host) -> None:
         """End everything on a host, now."""
         host.is_dead = True
 
-    def _resume(self, process: Process, answer: Any, error: BaseException | None) -> None:
+    def _resume(self, process: Process) -> None:
         host = process.host
         if host.is_dead:
             process.life.close()
             return
         if host.paused_until > self.now:
-            self.at(host.paused_until - self.now, lambda: self._resume(process, answer, error))
+            self.at(host.paused_until - self.now, self._resume, process)
             return
         try:
-            request = process.life.send(answer) if error is None else process.life.throw(error)
+            if process.error is None:
+                request = process.life.send(process.answer)
+            else:
+                request = process.life.throw(process.taken_error())
         except StopIteration:
             return
         if isinstance(request, Sleep):
-            self.at(request.ms, lambda: self._resume(process, None, None))
+            process.answer = None
+            self.at(request.ms, self._resume, process)
         else:
             self._send(process, request)
 
     # Statements.
 
+    def _on_its_way(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Do `action` when one part of the way of a statement lies behind it."""
+        self._order = order = self._order + 1
+        heappush(self._events, (self.now + self.delay(), order, action, arguments))
+
     def _send(self, process: Process, call: Call) -> None:
-        faults, chance = self.faults, self.dice.random()
-
-        def answer(value: Any, error: BaseException | None) -> None:
-            self.at(self.delay(), lambda: self._resume(process, value, error))
-
-        def lose(_value: Any, _error: BaseException | None) -> None:
-            lost = StoreUnavailableError("the answer was lost")
-            self.at(self.delay(), lambda: self._resume(process, None, lost))
-
+        faults, random = self.faults, self.dice.random
+        chance = random()
         if chance < faults.lost:
-            lose(None, None)
+            self._refuse(process, "the statement was lost")
             return
         chance -= faults.lost
         if chance < faults.refused:
-            answer(None, StoreUnavailableError("the disk failed"))
+            self._refuse(process, "the disk failed")
             return
         chance -= faults.refused
-        reply = lose if chance < faults.unanswered else answer
-        self.at(self.delay(), lambda: self._arrive(call, reply))
-        if self.dice.random() < faults.repeated:
-            self.at(self.delay() + self.delay(), lambda: self._arrive(call, _to_nobody))
+        statement = Statement(call, process, is_answered=chance >= faults.unanswered)
+        self._on_its_way(self._arrive, statement)
+        if random() < faults.repeated:
+            self.at(self.delay() + self.delay(), self._arrive, Statement(call, None))
 
-    def _arrive(self, call: Call, reply: Callable[[Any, BaseException | None], None]) -> None:
-        row = call.row
+    def _refuse(self, process: Process, reason: str) -> None:
+        process.answer, process.error = None, StoreUnavailableError(reason)
+        self._on_its_way(self._resume, process)
+
+    def _arrive(self, statement: Statement) -> None:
+        """Execute what locks no row; else wait for the row, and keep it until it is visible."""
+        row = statement.call.row
         if row is None or not self.locks_rows:
-            self._execute(call, reply, free=_nothing)
-            return
-        waiting = self._waiting.get(row)
-        if waiting is not None:
-            waiting.append(lambda: self._hold(row, call, reply))
-            return
-        self._waiting[row] = deque()
-        self._hold(row, call, reply)
+            self._execute(statement)
+        elif row in self._waiting:
+            self._waiting[row].append(statement)
+        else:
+            self._waiting[row] = deque()
+            self._on_its_way(self._execute, statement)
 
-    def _hold(
-        self, row: str, call: Call, reply: Callable[[Any, BaseException | None], None]
-    ) -> None:
-        """Keep the row locked from the first look of the statement until it is visible."""
-
-        def free() -> None:
-            waiting = self._waiting[row]
-            if waiting:
-                waiting.popleft()()
-            else:
-                del self._waiting[row]
-
-        self.at(self.delay(), lambda: self._execute(call, reply, free=free))
-
-    def _execute(
-        self,
-        call: Call,
-        reply: Callable[[Any, BaseException | None], None],
-        *,
-        free: Callable[[], None],
-    ) -> None:
-        self.statements += 1
-        self._go_on(call, call.perform(), reply, free)
-
-    def _go_on(
-        self,
-        call: Call,
-        work: Coroutine[Any, Any, Any],
-        reply: Callable[[Any, BaseException | None], None],
-        free: Callable[[], None],
-    ) -> None:
+    def _execute(self, statement: Statement, work: Coroutine[Any, Any, Any] | None = None) -> None:
+        """Let the store work, or go on with the work."""
+        if work is None:
+            self.statements += 1
+            work = statement.call.perform()
         try:
             later = work.send(None)
         except StopIteration as done:
-            if call.observe is not None:
-                call.observe(done.value)
-            free()
-            reply(done.value, None)
+            if statement.call.observe is not None:
+                statement.call.observe(done.value)
+            self._finish(statement, done.value, None)
         except PerdureError as error:
-            free()
-            reply(None, error)
+            self._finish(statement, None, error)
         except Exception as error:
             raise Violation("error", f"the store raised {error!r}") from error
         else:
             assert isinstance(later, Later), "a simulated store awaits nothing but its own time"
-            self.at(later.ms, lambda: self._go_on(call, work, reply, free))
+            self.at(later.ms, self._execute, statement, work)
 
-
-def _nothing() -> None:
-    """Free nothing."""
-
-
-def _to_nobody(_value: Any, _error: BaseException | None) -> None:
-    """Answer a statement that nobody has sent."""
+    def _finish(self, statement: Statement, value: Any, error: BaseException | None) -> None:
+        """Let the next one have the row, and send the answer."""
+        row, process = statement.call.row, statement.process
+        if row is not None and self.locks_rows:
+            waiting = self._waiting[row]
+            if waiting:
+                self._on_its_way(self._execute, waiting.popleft())
+            else:
+                del self._waiting[row]
+        if process is not None:
+            if statement.is_answered:
+                process.answer, process.error = value, error
+            else:
+                process.answer, process.error = None, StoreUnavailableError("the answer was lost")
+            self._on_its_way(self._resume, process)
