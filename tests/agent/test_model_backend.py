@@ -14,8 +14,15 @@ from perdure.agent.model_backend import (
     ModelOptions,
     create_openai_compatible_backend,
 )
+from perdure.agent.sandbox_backend import event_of_raw
 from perdure.agent.stream import run_agent_task_stream
-from perdure.agent.stream_events import BackendErrorEvent, LlmCallEvent, ToolCallEvent
+from perdure.agent.stream_events import (
+    BACKEND_EVENTS,
+    BackendErrorEvent,
+    LlmCallEvent,
+    ToolCallEvent,
+)
+from perdure.backends.completion import AGENT_EVENTS
 from perdure.backends.protocol import Prompt
 from perdure.backends.scripted import ScriptedBackend
 from perdure.core import frames
@@ -224,3 +231,37 @@ async def test_a_model_that_cannot_be_joined_says_so() -> None:
     assert backend.cancel is None
     events = await read(run_agent_task_stream(TASK, backend, input=asked_with(Kept({"a": 1}))))
     assert "joined" in final_of(events).reason
+
+
+async def test_9_4_r8_what_an_endpoint_tells_without_choices_is_mapped_by_default(
+    server: ModelServer,
+) -> None:
+    wire = sse(
+        {"text": "It is "},
+        {"type": "tool_call", "data": {"name": "look", "id": "1", "input": {"at": 2}}},
+        {"type": "artifact", "data": {"artifactId": "a-1"}},
+        {"type": "text_delta", "data": {"text": "warm."}},
+        {"type": "weather", "text": ""},
+        {"type": "result", "data": {"finalText": "It is warm. Bye."}},
+        "[DONE]",
+    )
+
+    server.will(reply(wire))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=server.base_url, model="model-1"
+    )
+    events = await read(run_agent_task_stream(TASK, backend))
+    told = [each.type for each in events if isinstance(each, BACKEND_EVENTS)]
+    assert told == ["text_delta", "tool_call", "artifact", "text_delta", "text_delta"]
+    final = final_of(events)
+    assert (final.status, final.text) == ("completed", "It is warm. Bye.")
+    await backend.aclose()
+
+
+def test_the_events_that_are_told_are_those_that_are_mapped() -> None:
+    mapped = {kind for kind in AGENT_EVENTS if event_of_raw(_raw(kind)) is not None}
+    assert mapped == AGENT_EVENTS
+
+
+def _raw(kind: str) -> dict[str, str]:
+    return {"type": kind, "text": "x", "id": "1", "artifactId": "a", "proposalId": "p"}

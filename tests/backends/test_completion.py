@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.backends.completion import CompletionReader
-from perdure.core.frames import Frame, encode_row, reasoning, text, tool_call, upstream_end, usage
+from perdure.core.frames import (
+    Frame,
+    encode_row,
+    event,
+    reasoning,
+    text,
+    tool_call,
+    upstream_end,
+    usage,
+)
 from perdure.errors import BackendTransportError
 from tests.backends.model_server import chunk, sse
 
@@ -134,6 +143,22 @@ def test_empty_data_and_records_without_choices_are_nothing() -> None:
     assert read(sse("", {}, {"choices": None}, {"prompt_filter_results": []}, chunk("stop"))) == [
         upstream_end("stop")
     ]
+
+
+def test_a_record_without_choices_is_a_text_or_an_event_of_an_agent() -> None:
+    told = {"type": "tool_call", "data": {"name": "look"}}
+    unknown = {"type": "ping", "n": 1}
+    assert read(sse({"text": "Hel"}, {"text": ""}, told, unknown, {"text": "lo"}, "[DONE]")) == [
+        text("Hel"),
+        event(told),
+        text("lo"),
+        upstream_end("stop"),
+    ]
+
+
+@pytest.mark.parametrize("records", [[{"text": "Hel"}], [chunk(content="Hel"), "[DONE]"]])
+def test_only_an_answer_without_choices_ends_without_a_reason(records: list[Any]) -> None:
+    assert "without a finish reason" in str(failure_of(*records))
 
 
 def test_a_whole_message_counts_like_a_delta() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from perdure.agent.backend import AgentBackendContext, AgentBackendInput
 from perdure.agent.calls import GRACE_MS
+from perdure.agent.sandbox_backend import event_of_raw
 from perdure.agent.stream_events import (
     BackendStreamEvent,
     LlmCallEvent,
@@ -86,13 +87,14 @@ class ModelBackend:
         begun_ms = monotonic_ms()
         meter: dict[str, JsonValue] = {}
         names: dict[str, str] = {}
+        told: list[str] = []
         failure: Exception | None = None
         try:
             async with aclosing(self._frames(input)) as frames:
                 async for frame in frames:
                     if frame.kind in ("usage", "upstream_end"):
                         meter.update(frame.data)
-                    elif (event := event_of_frame(frame, names)) is not None:
+                    elif (event := _event_of(frame, names, told)) is not None:
                         yield event
         except Exception as error:
             failure = error
@@ -171,6 +173,20 @@ class ModelBackend:
             tokens_cache_written=meter.get("cache_written"),
         )
         return call if self._cost_usd is None else replace(call, cost_usd=self._cost_usd(call))
+
+
+def _event_of(frame: Frame, names: dict[str, str], told: list[str]) -> BackendStreamEvent | None:
+    """Return the event that a frame is; one that is an event already is mapped by default.
+
+    `told` has the text so far, and gets that of the event.
+    """
+    if frame.kind == "event":
+        event = event_of_raw(frame.data["event"], told="".join(told))
+    else:
+        event = event_of_frame(frame, names)
+    if isinstance(event, TextDeltaEvent):
+        told.append(event.text)
+    return event
 
 
 def event_of_frame(frame: Frame, names: dict[str, str]) -> BackendStreamEvent | None:

@@ -21,6 +21,7 @@ from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
 from perdure.core.effects import new_reference
 from perdure.core.frames import Frame, reasoning, text, tool_call, upstream_end, usage
+from perdure.core.frames import event as event_frame
 from perdure.core.records import JsonValue
 from perdure.errors import BackendTransportError, ValueTooLargeError
 
@@ -43,6 +44,23 @@ _TOKEN_COUNTS: Final = {
 }
 """Where the providers keep each count; the first that is there counts."""
 _COME_OUT: Final = ("tokens_out", "tokens_reasoning")
+AGENT_EVENTS: Final = frozenset(
+    {
+        "message.part.updated",
+        "text_delta",
+        "delta",
+        "reasoning_delta",
+        "tool_call",
+        "tool_result",
+        "result",
+        "final",
+        "artifact",
+        "proposal_created",
+        "proposal",
+        "filing",
+    }
+)
+"""The events of an agent that some endpoints tell in place of choices."""
 _SIGNED: Final = "extra_content"
 """The field of a call in which some providers sign the thought behind it."""
 
@@ -80,6 +98,7 @@ class CompletionReader:
         self._thoughts: list[str] = []
         self._details = ReasoningDetails()
         self._extras: list[dict[str, JsonValue]] = []
+        self._has_no_choices = False
         self._parser = SSEParser()
 
     @property
@@ -105,6 +124,9 @@ class CompletionReader:
         # A provider may spare the last blank line; what is no JSON was cut off in its middle.
         if rest is not None and is_json(rest.data):
             yield from self._event(rest)
+        if self.finish is None and self.done and self._has_no_choices:
+            # Who tells no choices has no place for a reason either.
+            self.finish = "stop"
         if self.finish is None:
             body = "" if rest is None else rest.data
             raise self._failure("ended its answer without a finish reason", body=body)
@@ -155,12 +177,7 @@ class CompletionReader:
                 raise ValueError("an object was expected")
             self._refuse_error(record, event)
             self._note(record)
-            frames = [
-                frame
-                for choice in objects_of(record.get("choices"))
-                if not choice.get("index")
-                for frame in self._choice(choice)
-            ]
+            frames = list(self._told(record))
         except (ValueError, RecursionError) as error:
             raise self._failure("sent what is no chat completion", body=event.data) from error
         yield from frames
@@ -189,6 +206,22 @@ class CompletionReader:
             count = next((each for each in counts if each is not None), None)
             if count is not None:
                 self._counts[name] = count
+
+    def _told(self, record: dict[str, JsonValue]) -> Iterator[Frame]:
+        """Yield what a record says: its first choice, or else an event of an agent, or a text."""
+        if "choices" in record:
+            for choice in objects_of(record["choices"]):
+                if not choice.get("index"):
+                    yield from self._choice(choice)
+            return
+        kind = record.get("type")
+        written = record.get("text")
+        if isinstance(kind, str) and kind in AGENT_EVENTS:
+            self._has_no_choices = True
+            yield event_frame(record)
+        elif isinstance(written, str) and written:
+            self._has_no_choices = True
+            yield text(written)
 
     def _choice(self, choice: dict[str, JsonValue]) -> Iterator[Frame]:
         delta = object_of(choice.get("delta")) or object_of(choice.get("message"))

@@ -33,6 +33,9 @@ class OpenAIBackend:
     nor the query of the address; HTTP clients log addresses, so a key belongs into `api_key` or
     `headers`.
 
+    An endpoint that tells events of an agent in place of choices, as sandboxes do, is read as well:
+    each is an `event` frame, and `[DONE]` ends the answer.
+
     What a provider wants back with the results of tools (thoughts in the open, signatures of
     calls) stands in `upstream_end`, and is sent with a message that has it.
 
