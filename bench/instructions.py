@@ -2,9 +2,9 @@
 
     python -m bench.instructions [--work steps runs stream] [--store sqlite|postgres]
 
-Counted by valgrind's callgrind (which has to be installed), the floor beside ours: the
-difference between a long and a short measurement, so that the start of Python does not count. What
-the kernel and a server do is left out. The figures hardly change with the load of the machine, so a change of
+Counted by valgrind's callgrind (which has to be installed), the floor beside ours: the difference
+between a long and a short measurement, so that the start of Python does not count. What the kernel
+and a server do is left out. The figures hardly change with the load of the machine, so a change of
 some percent in the code is seen where a clock would see nothing. For `runs`, 64 are under way at a
 time.
 """
