@@ -198,17 +198,19 @@ async def test_1_2_r5_a_clock_dates_what_happens_and_says_what_is_stale() -> Non
     )
     task = TASK._replace(required_knowledge=[fresh])
     before_ms = 1_778_371_199_999
-    events = await read(run_agent_task_stream(task, Played(*said("a")), clock=lambda: before_ms))
+    policy = ReadinessPolicy(clock=lambda: before_ms)
+    late_policy = ReadinessPolicy(clock=lambda: before_ms + 1)
+    events = await read(run_agent_task_stream(task, Played(*said("a")), readiness=policy))
     assert {event.timestamp for event in events} == {"2026-05-09T23:59:59.999Z"}
     session = final_of(events).session
     assert session is not None
     assert session.created_at == session.updated_at == "2026-05-09T23:59:59.999Z"
-    late = await read(run_agent_task_stream(task, Played(), clock=lambda: before_ms + 1))
+    late = await read(run_agent_task_stream(task, Played(), readiness=late_policy))
     assert final_of(late).status == "blocked"
-    done = await run_agent_task(task, Climber(), clock=lambda: before_ms)
+    done = await run_agent_task(task, Climber(), readiness=policy)
     assert (done.status, done.control.steps[0].started_at) == (
         "completed",
         "2026-05-09T23:59:59.999Z",
     )
-    stale = await run_agent_task(task, Climber(), clock=lambda: before_ms + 1)
+    stale = await run_agent_task(task, Climber(), readiness=late_policy)
     assert stale.status == "blocked"

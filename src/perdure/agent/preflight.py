@@ -42,6 +42,7 @@ from perdure.agent.readiness import (
 )
 from perdure.agent.spec import requirements_of
 from perdure.agent.words import checked_ids
+from perdure.core.effects import Clock, system_clock
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.secret import Secret
 from perdure.core.wire import from_wire
@@ -63,12 +64,14 @@ class ReadinessPolicy:
     of this name (`emit_event(store, run_id, name, {question id: answer})`), for as long as
     `answers_timeout_ms` says (None: for ever), without holding its lease. What such an event has
     beside texts by the ids of the questions is left out, and a warning in the log names the keys.
+    `clock` says what knowledge is stale, and dates the events, sessions and steps of the task.
     """
 
     minimum_score: float = MINIMUM_SCORE
     on_caveat: OnCaveat = "continue"
     answers_event: str | None = None
     answers_timeout_ms: int | None = None
+    clock: Clock = system_clock
 
     def __post_init__(self) -> None:
         check_minimum_score(self.minimum_score)

@@ -40,7 +40,7 @@ from perdure.agent.stream_events import (
     TextDeltaEvent,
 )
 from perdure.agent.task import BLOCKED_PREFIX
-from perdure.core.effects import Clock, iso_time, system_clock
+from perdure.core.effects import iso_time
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.errors import AgentRuntimeError, BackendTransportError, PerdureError
 
@@ -67,7 +67,6 @@ def run_agent_task_stream(
     signal: CancelSignal | None = None,
     readiness: ReadinessPolicy | None = None,
     raise_errors: bool = False,
-    clock: Clock = system_clock,
 ) -> Events:
     """Yield the events of `task`, streamed by `backend` once what it needs to know is known.
 
@@ -76,21 +75,19 @@ def run_agent_task_stream(
     From the session on each event is stored before it is yielded. When `signal` fires the task
     ends as `aborted`, also if the backend hangs: in its start, its stream or its stop. Closing
     the generator ends the session as `aborted` in the store, and so does cancelling its reader.
-    `clock` dates events and sessions, and says what knowledge is stale.
 
     Raises ValidationError, at once, for a bad task.
     """
     check_task(task)
     requirements_of(task)
     asked = input or AgentBackendInput(task=task)
-    calls = Calls(None, signal, clock=clock)
+    policy = readiness or ReadinessPolicy()
+    calls = Calls(None, signal, clock=policy.clock)
     return _TaskStream(
         replace(asked, task=task),
         backend,
-        preflight=Preflight(
-            task, KnowledgeHooks.of(knowledge), readiness or ReadinessPolicy(), calls
-        ),
-        life=SessionLife(backend, session or SessionChoice(), clock=clock),
+        preflight=Preflight(task, KnowledgeHooks.of(knowledge), policy, calls),
+        life=SessionLife(backend, session or SessionChoice(), clock=policy.clock),
         raise_errors=raise_errors,
     ).events()
 

@@ -45,7 +45,6 @@ from perdure.agent.run_records import EvaluationRunRecord
 from perdure.agent.spec import check_task, manifest_of, requirements_of
 from perdure.agent.steps import ControlRunResult, ControlStep, Stop, budget_of
 from perdure.agent.words import checked_ids
-from perdure.core.effects import Clock, system_clock
 from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
@@ -95,15 +94,13 @@ async def run_agent_task(
     readiness: ReadinessPolicy | None = None,
     control: ControlOptions | None = None,
     durable: tuple[RunStore, str] | DurableContext | None = None,
-    clock: Clock = system_clock,
 ) -> AgentTaskRunResult:
     """Do `task` with `adapter`, once what it needs to know is known, and return how it ended.
 
     With `durable=(store, run_id)` each call of the user's code is a step of that durable run:
     called again after a crash, the task goes on where it was, and no recorded call is made a
     second time; events are told again, from the first. Its outcome is recorded with the run. A
-    worker's handler gives its own context instead. `clock` dates the steps, and says what
-    knowledge is stale.
+    worker's handler gives its own context instead.
 
     What the adapter raises becomes part of the result. What the provider raises, and
     `project_run_records`, is raised after the last event; so is UsageError for a bad task,
@@ -114,6 +111,7 @@ async def run_agent_task(
     budget_of(task.budget)
     given = control or ControlOptions()
     options = replace(given, scenario_id=given.scenario_id or task.id)
+    policy = readiness or ReadinessPolicy()
 
     async def work(context: DurableContext | None) -> AgentTaskRunResult:
         work = _TaskRun(
@@ -122,8 +120,8 @@ async def run_agent_task(
             preflight=Preflight(
                 task,
                 KnowledgeHooks.of(knowledge),
-                readiness or ReadinessPolicy(),
-                Calls(context, signal, clock=clock),
+                policy,
+                Calls(context, signal, clock=policy.clock),
             ),
             on_event=on_event,
             options=options,

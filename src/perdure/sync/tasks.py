@@ -8,7 +8,6 @@ from perdure.agent.events import AgentRuntimeEventSink
 from perdure.agent.hooks import ControlOptions
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.task import AgentTaskRunResult, run_agent_task
-from perdure.core.effects import Clock, system_clock
 from perdure.core.records import AgentTaskSpec
 from perdure.store.protocol import RunStore
 from perdure.sync.doors import SyncStore
@@ -25,7 +24,6 @@ def run_agent_task_sync(
     readiness: ReadinessPolicy | None = None,
     control: ControlOptions | None = None,
     durable: tuple[SyncStore, str] | None = None,
-    clock: Clock = system_clock,
 ) -> AgentTaskRunResult:
     """Do a task as `run_agent_task` does, and wait for how it ended.
 
@@ -44,7 +42,6 @@ def run_agent_task_sync(
             readiness=readiness,
             control=control,
             durable=opened,
-            clock=clock,
         )
 
     store, run_id = (None, "") if durable is None else (durable[0].open(), durable[1])
