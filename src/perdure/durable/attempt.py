@@ -308,15 +308,17 @@ async def patiently(call: Callable[[], Awaitable[T]], *, for_ms: float) -> T:
 
     After `for_ms` the last StoreError is raised, and at once one that no other try would mend.
     """
-    begun_ms, pause_ms = monotonic_ms(), _RETRY_MS
+    until_ms, longest_ms = monotonic_ms() + for_ms, _RETRY_MS
     while True:
         try:
             return await call()
         except StoreError as error:
-            if not error.retryable or monotonic_ms() + pause_ms > begun_ms + for_ms:
+            # Drawn before it is compared: no pause outlasts what is waited for.
+            pause_ms = jittered(longest_ms)
+            if not error.retryable or monotonic_ms() + pause_ms > until_ms:
                 raise
-        await asyncio.sleep(jittered(pause_ms) / 1_000)
-        pause_ms = min(2 * pause_ms, _RETRY_MAX_MS)
+        await asyncio.sleep(pause_ms / 1_000)
+        longest_ms = min(2 * longest_ms, _RETRY_MAX_MS)
 
 
 def started_at(attempt: Attempt) -> str:
