@@ -20,6 +20,7 @@ from perdure.testing import ERASURE_CASES, SCHEDULE_CASES, STORE_CASES, UPKEEP_C
 from perdure.turn.wire import events
 from perdure.web.app import create_app
 from perdure.web.dashboard import dashboard_routes
+from perdure.web.responses import REFUSALS, STATUS_OF
 from tests.docs.pages import PAGES, ROOT, prose_of, relative_name
 
 DOCS = ROOT / "docs"
@@ -165,6 +166,19 @@ def test_the_page_of_http_has_every_route_of_the_dashboard() -> None:
         path = re.sub("/static/.*", "/static/", getattr(route, "path", ""))
         for method in getattr(route, "methods", set()) - {"HEAD"}:
             assert f"{method} {path}" in page, f"{method} {path} is not described"
+
+
+def test_the_page_of_http_has_every_error_with_its_status() -> None:
+    section = (DOCS / "reference" / "http.md").read_text("utf-8").partition("\n## Errors\n")[2]
+    rows = re.findall(r"^\| (\d{3}) \| (.*) \|$", section, re.MULTILINE)
+    shown = {(int(status), code) for status, codes in rows for code in CODE.findall(codes)}
+    raised = {(status, code) for code, status in STATUS_OF.items()}
+    refused = {(status, code) for status, (code, _) in REFUSALS.items()}
+    told = {(int(status), code) for status, code in re.findall(r"(\d{3}) `(\w+)`", section)}
+    assert raised | refused <= shown | told
+    assert all(code not in STATUS_OF or STATUS_OF[code] == status for status, code in shown)
+    # What no request of the service gets stands beside the table.
+    assert not {"parked", "stopped"} & {code for _, code in shown}
 
 
 def test_the_page_of_the_wire_has_every_event() -> None:

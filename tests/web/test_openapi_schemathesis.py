@@ -19,11 +19,10 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
-from tests.web.asking import Answer, Service
+from tests.web.asking import Answer, Service, in_time
 from tests.web.routing import document_of, routed
 
 EXAMPLES, EXAMPLES_MANY = 15, 1_000
-HANG_S = 10.0
 DOCUMENT = document_of(routed())
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = [(path, method) for path, item in DOCUMENT["paths"].items() for method in item]
@@ -44,8 +43,7 @@ async def ask(service: Service, case: schemathesis.Case[Any]) -> Answer:
         target += f"?{query}"
     body = _body_of(sent)
     headers = [(name, str(value)) for name, value in sent["headers"].items()]
-    async with asyncio.timeout(HANG_S):
-        return await service.ask(sent["method"], target, body=body, headers=headers)
+    return await in_time(lambda: service.ask(sent["method"], target, body=body, headers=headers))
 
 
 def _body_of(sent: dict[str, Any]) -> bytes:
