@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from perdure.core.changes import (
     Change,
@@ -21,7 +22,7 @@ from perdure.core.changes import (
 from perdure.core.records import AttemptRecord, Claim, DeliveryRecord, Lease, SessionKey
 from perdure.errors import PerdureError
 from perdure.store.memory import MemoryStore
-from perdure.store.opening import open_store
+from perdure.store.memorydata import MemoryData
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.lab import snapshot
@@ -39,8 +40,22 @@ from perdure.testing.samples import (
 RUNS = ["a", "b", "chat:s:0", "chat:s:1", "chat:s:1~1"]
 KEYS = {"chat:s:0": (0, 0), "chat:s:1": (1, 0), "chat:s:1~1": (1, 1)}
 LENGTH_MS = 1_000
-HISTORIES = 25
-COMMANDS = 60
+HANDLES = 2
+
+
+async def _nothing() -> None:
+    pass
+
+
+class Place(NamedTuple):
+    """Where the other store is: what opens its handles, and what is let go of at the end.
+
+    All runs are compared behind each `looks_every` commands, and behind the last one.
+    """
+
+    open_handle: Callable[[ManualClock], Awaitable[RunStore]]
+    let_go: Callable[[], Awaitable[None]] = _nothing
+    looks_every: int = 1
 
 
 def plain(value: Any) -> Any:
@@ -59,14 +74,51 @@ def plain(value: Any) -> Any:
 
 
 class Twins:
-    """Two stores that are told the same, and the leases and deliveries that each has given."""
+    """Two stores that are told the same, and the leases and deliveries that each has given.
 
-    def __init__(self, memory: RunStore, sql: RunStore, chance: random.Random) -> None:
-        self.stores = (memory, sql)
-        self.chance = chance
+    Each has two handles; which of them is told is said before each command by `turn_to`.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.clock = ManualClock()
         self.leases: list[tuple[Lease, Lease]] = []
         self.deliveries: list[tuple[DeliveryRecord, DeliveryRecord]] = []
         self.seqs: dict[str, int] = {}
+        self._data = MemoryData()
+        self._place = place
+        self._handles: list[tuple[RunStore, RunStore]] = []
+
+    async def begin(self) -> None:
+        self._handles = [await self._open() for _ in range(HANDLES)]
+        self.turn_to(0, 0)
+
+    async def _open(self) -> tuple[RunStore, RunStore]:
+        memory = MemoryStore(self._data, clock=self.clock)
+        return memory, await self._place.open_handle(self.clock)
+
+    def turn_to(self, hand: int, seed: int) -> None:
+        """Let the next command be made by these handles, with dice of this seed."""
+        self._hand, self.chance = hand, random.Random(seed)
+        self.stores = self._handles[hand]
+
+    async def reopen(self) -> None:
+        """Close a handle of each store, and open another one."""
+        await self._close(self.stores)
+        self._handles[self._hand] = self.stores = await self._open()
+
+    async def end(self) -> None:
+        """Compare once more what new handles read, when nobody has kept anything in mind."""
+        for pair in self._handles:
+            await self._close(pair)
+        self.stores = await self._open()
+        await self.compare()
+        await self._close(self.stores)
+        await self._place.let_go()
+
+    @staticmethod
+    async def _close(pair: tuple[RunStore, RunStore]) -> None:
+        for store in pair:
+            await store.close()
 
     async def both(self, call: Callable[[RunStore, int], Awaitable[Any]]) -> tuple[Any, Any]:
         """Make a call on both stores, compare the answers, and return them."""
@@ -83,10 +135,6 @@ class Twins:
             assert plain(memory) == plain(sql)
         return memory, sql
 
-    async def step(self) -> None:
-        commands = (self.open, self.write, self.write, self.write, self.outside, self.sweep)
-        await self.chance.choice(commands)()
-
     def session(self, run_id: str) -> SessionKey | None:
         if run_id not in KEYS:
             return None
@@ -94,7 +142,7 @@ class Twins:
         owner_id = self.chance.choice(["ann", "ann", "ann", "bob", None])
         return SessionKey("s", turn_index, revision, owner_id)
 
-    async def open(self) -> None:
+    async def claim(self) -> None:
         chance, run_id = self.chance, self.chance.choice(RUNS)
         question = "another" if chance.random() < 0.05 else "What is left of it?"
         worker_id, retry = chance.choice(["w1", "w2"]), chance.random() < 0.4
@@ -226,19 +274,46 @@ async def _sorted_claims(store: RunStore) -> list[Claim]:
     return sorted(claims, key=lambda claim: claim.run.run_id)
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "file"])
-@pytest.mark.parametrize("seed", range(HISTORIES))
-async def test_both_stores_tell_the_same_history(tmp_path: Path, seed: int, scheme: str) -> None:
-    clock, chance = ManualClock(), random.Random(seed)
-    memory, url = MemoryStore(clock=clock), f"{scheme}:{tmp_path}/runs"
-    other = await open_store(url, clock=clock, durability="normal")
-    twins = Twins(memory, other, chance)
-    for _ in range(COMMANDS):
-        await twins.step()
-        clock.advance(chance.choice([0, 1, 100, 400, 1_500]))
-        await twins.compare()
-    await other.close()
-    again = await open_store(url, clock=clock, durability="normal")
-    twins.stores = (memory, again)
-    await twins.compare()
-    await again.close()
+COMMANDS = ["claim", "write", "write", "write", "outside", "outside", "sweep", "sweep", "reopen"]
+
+
+class Histories(RuleBasedStateMachine):
+    """Commands, each given to one of the handles of each store, and time that passes behind it.
+
+    What a command is about is thrown with dice of its seed, so that a history that fails shrinks
+    to few commands. All commands are one rule: a history without any claims would be an empty one.
+    """
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self._twins = Twins(place)
+        self._looks_every = place.looks_every
+        self._commands = 0
+
+    @initialize()
+    def begin(self) -> None:
+        self._runner.run(self._twins.begin())
+
+    @rule(
+        command=st.sampled_from(COMMANDS),
+        hand=st.integers(0, HANDLES - 1),
+        seed=st.integers(0, 2**32 - 1),
+        then_ms=st.sampled_from([0, 1, 100, 400, 1_500]),
+    )
+    def tell(self, command: str, hand: int, seed: int, then_ms: int) -> None:
+        async def told() -> None:
+            self._twins.turn_to(hand, seed)
+            await getattr(self._twins, command)()
+            self._twins.clock.advance(then_ms)
+            self._commands += 1
+            if self._commands % self._looks_every == 0:
+                await self._twins.compare()
+
+        self._runner.run(told())
+
+    def teardown(self) -> None:
+        try:
+            self._runner.run(self._twins.end())
+        finally:
+            self._runner.close()
