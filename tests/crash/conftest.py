@@ -14,21 +14,29 @@ from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
+from perdure.store.sql.d1.address import TOKEN_VARIABLE
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import NewLab
 from perdure.testing.lab import StoreLab
 from tests.contract.test_stores import postgres_lab
+from tests.store.d1_server import TOKEN, D1Server
 from tests.store.postgres_server import PostgresServer
 
 NewUrl = Callable[[str], str]
 
 
 @pytest.fixture
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> NewUrl:
-    """Return what makes the address of a fresh store: "sqlite", "file" or "postgresql"."""
+def new_url(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> NewUrl:
+    """Return what makes the address of a fresh store: "sqlite", "file", "postgresql" or "d1"."""
     numbers = count(1)
 
     def fresh(scheme: str) -> str:
+        if scheme == "d1":
+            d1: D1Server = request.getfixturevalue("d1")
+            monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+            return d1.url(d1.clean())
         if scheme == "postgresql":
             server: PostgresServer = request.getfixturevalue("postgres")
             return server.new_store()

@@ -1,9 +1,10 @@
 """One of many workers that contend for runs, are late, die and get frozen; it notes each call.
 
-    python -m tests.crash.contending_process URL LOG SEED FIRST
+    python -m tests.crash.contending_process URL LOG SEED FIRST OFFSET_MS
 
-It works from run number FIRST on. Each call of the store has two lines of JSON in LOG, one before
-and one after it, in moments of the machine's monotonic clock.
+It works from run number FIRST on, with a clock that is wrong by OFFSET_MS. Each call of the store
+has two lines of JSON in LOG, one before and one after it, in moments of the machine's monotonic
+clock.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from perdure.core.changes import CompleteStep, EndRun
 from perdure.core.records import Lease
 from perdure.errors import LeaseHeldError, LeaseLostError, RunNotFoundError, StoreError
 from perdure.testing.samples import manifest, row
+from tests.crash.wrong_clock import set_clock
 
 LEASE_MS = 300
 STEPS = 4
@@ -161,4 +163,5 @@ async def main(url: str, path: str, seed: int, first: int) -> None:
 
 
 if __name__ == "__main__":
+    set_clock(int(sys.argv[5]))
     asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ from tests.turn.stage import until
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 8
+HOURS_MS = 3 * 60 * 60 * 1_000
+OFFSETS_MS = (0, LEASE_MS, -LEASE_MS, HOURS_MS, -HOURS_MS)
+STORES = ["sqlite", "file", "postgresql", pytest.param("d1", marks=pytest.mark.node)]
 FREEZE_S = LEASE_MS / 1_000 * 1.5
 PATIENCE_S = 30.0
 
@@ -36,10 +40,11 @@ class Chaos(NamedTuple):
 
 
 class Crowd:
-    """Workers on one store; whoever dies is replaced."""
+    """Workers on one store, with clocks wrong by `offsets_ms` in turn; whoever dies is replaced."""
 
-    def __init__(self, url: str, folder: Path, seed: int) -> None:
+    def __init__(self, url: str, folder: Path, seed: int, offsets_ms: Sequence[int]) -> None:
         self._url = url
+        self._offsets_ms = cycle(offsets_ms)
         self._folder = folder
         self._dice = random.Random(seed)
         self._workers: list[asyncio.subprocess.Process] = []
@@ -49,6 +54,7 @@ class Crowd:
         log = self._folder / f"{self._started}.log"
         self._started += 1
         arguments = [self._url, str(log), str(self._dice.randrange(2**32)), str(self._first())]
+        arguments.append(str(next(self._offsets_ms)))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.crash.contending_process", *arguments, cwd=ROOT
         )
@@ -163,9 +169,11 @@ async def last_looks(url: str, runs: Sequence[str]) -> Mapping[str, Call]:
     return looks
 
 
-async def contend(url: str, folder: Path, *, seconds: float, seed: int) -> Counter[str]:
+async def contend(
+    url: str, folder: Path, *, seconds: float, seed: int, offsets_ms: Sequence[int] = (0,)
+) -> Counter[str]:
     """Let a crowd contend; check each history; return how often each thing happened."""
-    crowd = Crowd(url, folder, seed)
+    crowd = Crowd(url, folder, seed, offsets_ms)
     try:
         for _ in range(WORKERS):
             await crowd.hire()
@@ -206,14 +214,22 @@ def _outcome(call: Noted) -> str:
 async def test_the_calls_of_workers_that_are_killed_and_frozen_are_one_history(
     tmp_path: Path, new_url: NewUrl, scheme: str
 ) -> None:
-    happened = await contend(new_url(scheme), tmp_path, seconds=5, seed=random.randrange(2**32))
+    # The clock of PostgreSQL is its own; elsewhere the one that is ahead would take everything.
+    offsets_ms = OFFSETS_MS if scheme == "postgresql" else (0,)
+    happened = await contend(
+        new_url(scheme),
+        tmp_path,
+        seconds=5,
+        seed=random.randrange(2**32),
+        offsets_ms=offsets_ms,
+    )
     assert happened["end answered"] >= 3, happened
     assert happened["kills"] + happened["freezes"] >= 4, happened
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("scheme", ["sqlite", "file", "postgresql"])
+@pytest.mark.parametrize("scheme", STORES)
 async def test_the_calls_of_many_are_one_history_for_a_minute(
     tmp_path: Path,
     new_url: NewUrl,
@@ -225,3 +241,14 @@ async def test_the_calls_of_many_are_one_history_for_a_minute(
     record_property("happened", dict(happened))
     assert happened["takeovers"] >= 20, happened
     assert happened["complete lost"] >= 5, happened
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("scheme", STORES)
+async def test_the_calls_of_many_whose_clocks_differ_are_one_history(
+    tmp_path: Path, new_url: NewUrl, scheme: str, record_property: Any
+) -> None:
+    happened = await contend(new_url(scheme), tmp_path, seconds=60, seed=0, offsets_ms=OFFSETS_MS)
+    record_property("happened", dict(happened))
+    assert happened["takeovers"] >= 20, happened
+    assert happened["end answered"] >= 20, happened

@@ -14,7 +14,7 @@ from perdure.store.sql.d1.address import TOKEN_VARIABLE
 from tests.crash.conftest import NewUrl
 from tests.crash.killing import Point, When
 from tests.crash.matrix import Kill, survive, trace
-from tests.store.d1_server import ACCOUNT, DATABASES, TOKEN, D1Server
+from tests.store.d1_server import DATABASES, TOKEN, D1Server
 
 NewStore = Callable[[], str]
 
@@ -67,7 +67,7 @@ def makers(
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
 
     def clean(name: str) -> str:
-        return f"d1:{ACCOUNT}/{d1.clean(name)}?base_url={d1.base_url}"
+        return d1.url(d1.clean(name))
 
     return [partial(clean, name) for name in DATABASES[:AT_ONCE]]
 

@@ -49,6 +49,10 @@ class D1Server:
     def api(self, database: str = DATABASES[0], *, token: str = TOKEN) -> D1Api:
         return D1Api(ACCOUNT, database, token, base_url=self.base_url)
 
+    def url(self, database: str) -> str:
+        """Return the address of a store; the token is one of the environment."""
+        return f"d1:{ACCOUNT}/{database}?base_url={self.base_url}"
+
     def binding(self, database: str = DATABASES[0]) -> BridgedBinding:
         bridged = BridgedBinding(f"{self.origin}/binding/{database}")
         self._bridged.append(bridged)
