@@ -326,12 +326,9 @@ def memory(turns: int) -> list[Alone]:
 
 def after_a_kill(rounds: int) -> list[Alone]:
     found: list[Alone] = []
-    for scheme in ("sqlite", "file"):
-        waited: list[float] = []
-        for _ in range(rounds):
-            with tempfile.TemporaryDirectory() as folder:
-                place = restart.place(Path(folder), scheme, with_locks=True)
-                waited.append(restart.measure(place).since_kill_ms)
+    for scheme in restart.SCHEMES:
+        with restart.places(scheme, with_locks=True) as new_place:
+            waited = [restart.measure(new_place()).since_kill_ms for _ in range(rounds)]
         name = f"kill -9 to the first new frame, {scheme}"
         how = "a served chat, restart of Python included, default lease"
         found.append(Alone(name, statistics.median(waited), "ms", how, "≤ 1 s"))
