@@ -1,4 +1,4 @@
-"""The packages of tests/node, installed when a test first asks for them."""
+"""The packages of tests/node, and others that few tests need, fetched when a test asks for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,9 +37,15 @@ def give_up(reason: str) -> None:
     pytest.skip(reason)
 
 
-def _install() -> None:
+@contextmanager
+def _only_one() -> Iterator[None]:
     with (NODE_TESTS / "package.json").open() as only_one:
         fcntl.flock(only_one, fcntl.LOCK_EX)
+        yield
+
+
+def _install() -> None:
+    with _only_one():
         installed = NODE_TESTS / "node_modules" / ".package-lock.json"
         wanted = NODE_TESTS / "package-lock.json"
         if installed.exists() and installed.stat().st_mtime >= wanted.stat().st_mtime:
@@ -59,3 +69,27 @@ def python_wheel(name: str, version: str) -> Path:
         if done.returncode:
             give_up(f"{name} cannot be fetched: {done.stderr}")
     return next(folder.glob(pattern))
+
+
+def npm_package(name: str, version: str) -> Path:
+    """Return the folder of a package that few tests need, fetched once; none of its scripts run."""
+    if shutil.which("npm") is None:
+        give_up("needs npm")
+    folder = NODE_TESTS / "node_modules" / ".packages" / f"{Path(name).name}-{version}"
+    with _only_one():
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+                _unpack(f"{name}@{version}", Path(fresh))
+                (Path(fresh) / "package").rename(folder)
+    return folder
+
+
+def _unpack(package: str, folder: Path) -> None:
+    command = ["npm", "pack", "--silent", "--pack-destination", str(folder), package]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        give_up(f"{package} cannot be fetched: {done.stderr}")
+    (packed,) = folder.glob("*.tgz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")

