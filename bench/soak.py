@@ -6,9 +6,9 @@ Two services share one store. Clients hold short conversations without a pause: 
 the services for a turn and reads it to its end, by the other one where the first is gone. The
 second is killed (kill -9) every so many seconds, and started again; the first lives to the end.
 Frames are deleted a minute after their turn, runs after two, by the services themselves. Every half
-minute a line tells the memory of the first, the files' sizes, and how many turns ended. It ends with an error if a turn
-did not end, or if, in the last third of at least six minutes, something is a quarter over what it
-was in the second. It stops by itself.
+minute a line tells the memory of the first, the files' sizes, and how many turns ended. It ends
+with an error if a turn did not end, or if, in the last third of at least six minutes, something is
+a quarter over what it was in the second. It stops by itself.
 """
 
 from __future__ import annotations
