@@ -18,16 +18,17 @@ class Alarm:
         self._loop = asyncio.get_running_loop()
         self._due_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        """When the timer goes off: in Pyodide it cannot be asked."""
 
     def set(self, delay_ms: float) -> None:
         """Ring in `delay_ms`, and not before, whatever it was set to."""
         due_s = self._due_s = self._loop.time() + delay_ms / 1_000
-        timer = self._timer
-        if timer is not None and timer.when() > due_s:
-            timer.cancel()
-            timer = None
-        if timer is None:
-            self._timer = self._loop.call_at(due_s, self._look)
+        if self._timer is not None and self._timer_s > due_s:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._start(due_s)
 
     def clear(self) -> None:
         """Do not ring."""
@@ -45,7 +46,11 @@ class Alarm:
         if due_s is None:
             return
         if due_s > self._loop.time():
-            self._timer = self._loop.call_at(due_s, self._look)
+            self._start(due_s)
             return
         self._due_s = None
         self._ring()
+
+    def _start(self, due_s: float) -> None:
+        self._timer_s = due_s
+        self._timer = self._loop.call_at(due_s, self._look)

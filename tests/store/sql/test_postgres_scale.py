@@ -42,6 +42,16 @@ def test_claims_lists_sweeps_and_deliveries_stay_as_cheap_as_they_are(
 async def test_writes_and_renewals_move_the_row_of_a_run_in_place(
     postgres: PostgresServer,
 ) -> None:
+    # While anybody's snapshot of the database is open, the server's own analyzer's too, no old
+    # version can make room for a new one: then it is looked at again.
+    shares = [await share_in_place(postgres)]
+    while shares[-1] <= 0.9 and len(shares) < 3:
+        shares.append(await share_in_place(postgres))
+    assert shares[-1] > 0.9, shares
+
+
+async def share_in_place(postgres: PostgresServer) -> float:
+    """Write and renew in a new store, and return which share of updates was made in place."""
     url = postgres.new_store()
     address = read_address(url)
     store = await open_store(url)
@@ -58,4 +68,4 @@ async def test_writes_and_renewals_move_the_row_of_a_run_in_place(
         (row,) = connection.execute(sql.encode(), (address.schema,)).fetchall()
     updated, in_place = row
     assert updated >= 2 * STEPS * len(leases)
-    assert in_place / updated > 0.9
+    return float(in_place / updated)
