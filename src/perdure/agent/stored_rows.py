@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-from perdure.agent.kept_runs import is_there_for, keep_entry, keep_run, kept_name
+from perdure.agent.kept_runs import has_ended, keep_entry, keep_run, kept_name, run_for
 from perdure.agent.runtime_run import RuntimeRunRow
 from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.core.wire import from_wire, to_wire
@@ -39,7 +39,7 @@ class DurableRunRows:
         Raises RunNotFoundError for an id whose row belongs to another owner.
         """
         run_id = row_run_id(row.workspace_id, row.id)
-        if not await is_there_for(self._store, run_id, self._owner_id):
+        if not has_ended(await run_for(self._store, run_id, self._owner_id)):
             task = AgentTaskSpec(row.task_id, "Keep the row of a run of an agent")
             manifest = RunManifest("agent-runs", task)
             await keep_run(self._store, run_id, manifest, session=self._session(run_id))
@@ -50,7 +50,7 @@ class DurableRunRows:
         """Return the row of the workspace's run, or None."""
         run_id = row_run_id(workspace_id, id)
         try:
-            await is_there_for(self._store, run_id, self._owner_id)
+            await run_for(self._store, run_id, self._owner_id)
             events = (await self._store.read_details(run_id)).events
         except RunNotFoundError:
             return None

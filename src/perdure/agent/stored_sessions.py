@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
-from perdure.agent.kept_runs import is_there_for, keep_run, kept_name
+from perdure.agent.kept_runs import has_ended, keep_run, kept_name, run_for
 from perdure.agent.sessions import RuntimeSession
 from perdure.agent.stream_events import (
     ReasoningDeltaEvent,
@@ -21,7 +22,7 @@ from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, SessionK
 from perdure.core.secret import Secret
 from perdure.core.wire import from_wire, to_wire
 from perdure.durable.erasing import erase_session, stop_for_good
-from perdure.errors import RunNotFoundError, UsageError
+from perdure.errors import RunNotFoundError, SessionBusyError, UsageError
 from perdure.store.protocol import RunStore
 
 RUN_PREFIX: Final = "agent-session:"
@@ -37,10 +38,14 @@ Entry = dict[str, Any]
 
 
 class _Place(NamedTuple):
-    """Where the log of a session is: a run, and how the keys of its events begin."""
+    """Where the log of a session is: a run, and how the keys of its events begin.
+
+    One that is not `is_ready` has a run of its own that is not there yet, or not ended.
+    """
 
     run_id: str
     keys: str
+    is_ready: bool
 
 
 class DurableSessionStore:
@@ -167,15 +172,15 @@ class DurableSessionStore:
         beside = self._beside
         # Whoever was given the run by name has it; where an owner is named too, it must be that.
         if beside is not None and await self._has_run(beside):
-            return _Place(beside, f"{RUN_PREFIX}{canonical_hash(session_id)[:16]}:")
+            return _Place(beside, f"{RUN_PREFIX}{canonical_hash(session_id)[:16]}:", True)
         run_id = stored_name(session_id)
-        await is_there_for(self._store, run_id, self._owner_id)
-        return _Place(run_id, "entry:")
+        run = await run_for(self._store, run_id, self._owner_id)
+        return _Place(run_id, "entry:", has_ended(run))
 
     async def _has_run(self, run_id: str) -> bool:
         if self._owner_id is None:
             return await self._store.read_run(run_id) is not None
-        return await is_there_for(self._store, run_id, self._owner_id)
+        return await run_for(self._store, run_id, self._owner_id) is not None
 
     async def _entries(self, place: _Place) -> list[tuple[int, Entry]]:
         try:
@@ -188,29 +193,34 @@ class DurableSessionStore:
 
     async def _try_append(self, log: _Log, entry: Entry) -> bool:
         """Write an entry under the next number; return whether nobody else has it."""
-        key = f"{log.place.keys}{log.next:010d}"
+        if not log.place.is_ready:
+            await self._make_ready(log)
         try:
-            is_ours, _ = await self._store.emit_event(log.place.run_id, key, entry)
-        except RunNotFoundError:
-            log.place = _Place(stored_name(log.session_id), "entry:")
-            await self._take_place(log.session_id, 0)
-            key = f"{log.place.keys}{log.next:010d}"
-            is_ours, _ = await self._store.emit_event(log.place.run_id, key, entry)
+            is_ours, _ = await self._store.emit_event(log.place.run_id, log.key, entry)
+        except RunNotFoundError:  # Somebody deleted it.
+            await self._make_ready(log)
+            is_ours, _ = await self._store.emit_event(log.place.run_id, log.key, entry)
         if is_ours:
             log.next += 1
         return is_ours
+
+    async def _make_ready(self, log: _Log) -> None:
+        """Give the log a run of its own, which has ended or is ended by another process now."""
+        is_ready = await self._take_place(log.session_id, 0)
+        log.place = _Place(stored_name(log.session_id), "entry:", is_ready)
 
     async def _kept(self, log: _Log, session: RuntimeSession) -> None:
         """Take note of the session; one that is taken up again is in use again."""
         is_again = log.session is not None and session.status == "active"
         log.session = session
         if is_again and log.place.run_id != self._beside:
-            await self._take_place(session.id, log.next)
+            with suppress(SessionBusyError):  # Another use, just now, stands for this one too.
+                await self._take_place(session.id, log.next)
 
-    async def _take_place(self, session_id: str, turn_index: int) -> None:
-        """Begin and end a run that stands for a use of the session, the first one for its log."""
+    async def _take_place(self, session_id: str, turn_index: int) -> bool:
+        """Keep a run that stands for a use of the session, the first one for its log."""
         later = kept_name(f"{USE_PREFIX}{turn_index}:", session_id)
-        await keep_run(
+        return await keep_run(
             self._store,
             later if turn_index else stored_name(session_id),
             RunManifest("agent-sessions", AgentTaskSpec(session_id, _INTENT)),
@@ -232,6 +242,11 @@ class _Log:
         self.next = 1
         self.session: RuntimeSession | None = None
         self.shared: dict[str, JsonValue] = {}
+
+    @property
+    def key(self) -> str:
+        """The key of the next entry."""
+        return f"{self.place.keys}{self.next:010d}"
 
     def skip(self) -> None:
         """Go behind an entry that somebody else has written."""

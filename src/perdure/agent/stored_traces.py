@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final, cast
 
-from perdure.agent.kept_runs import entry_key, is_there_for, keep_entry, keep_run, kept_name
+from perdure.agent.kept_runs import entry_key, keep_entry, keep_run, kept_name, run_for
 from perdure.core.identity import stored_id
 from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.core.wire import from_wire, to_wire
@@ -131,7 +131,7 @@ class DurableTraceStore:
     # Writing.
 
     async def _begin(self, log: _Log, run: TraceRun) -> None:
-        await is_there_for(self._store, log.name, self._owner_id)
+        await run_for(self._store, log.name, self._owner_id)
         owner_id = self._owner_id
         await keep_run(
             self._store,
@@ -215,7 +215,7 @@ class DurableTraceStore:
     async def _read(self, name: str) -> _Log:
         log = _Log(name)
         try:
-            await is_there_for(self._store, name, self._owner_id)
+            await run_for(self._store, name, self._owner_id)
             events = (await self._store.read_details(name)).events
         except RunNotFoundError:
             return log
@@ -242,7 +242,7 @@ class DurableTraceStore:
 
     async def _model_calls(self, run_id: str) -> list[TraceSpan]:
         try:
-            await is_there_for(self._store, run_id, self._owner_id)
+            await run_for(self._store, run_id, self._owner_id)
             usage = (await self._store.read_details(run_id)).usage
         except RunNotFoundError:
             return []
