@@ -12,16 +12,20 @@ from perdure.agent.cancel import CancelSignal
 from perdure.agent.hooks import ControlOptions
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.readiness import score_knowledge_readiness
 from perdure.agent.steps import ControlDecision
 from perdure.agent.task import AgentTaskRunResult, run_agent_task
 from perdure.core.records import AgentTaskSpec, JsonValue, Retry, RunRecord
 from perdure.core.secret import Secret
-from perdure.durable.runner import emit_event
+from perdure.core.wire import to_wire
+from perdure.durable.context import DurableContext
+from perdure.durable.runner import emit_event, run_durable
 from perdure.durable.steps import current_step
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.protocol import RunStore
 from perdure.testing.replaying import check_replay
+from perdure.testing.samples import manifest
 from tests.agent.robots import Climber, Librarian, Sink
 
 COLOUR = KnowledgeRequirement("colour", "the colour of the ladder", fallback_policy="block")
@@ -103,6 +107,47 @@ async def test_answers_may_come_from_outside_by_an_event(store: RunStore) -> Non
     assert result.status == "completed"
     assert result.user_answers == {"question_colour": "red", "question_key": Secret("sesame")}
     assert "questions_end" in sink.types
+
+
+ANSWERED = {"question_colour": "red", "question_key": Secret("sesame")}
+
+
+@pytest.mark.parametrize(("key", "warns"), [(Secret("sesame").recorded(), False), ("sesame", True)])
+async def test_an_event_gives_credentials_in_either_form_and_plain_ones_are_told(
+    store: RunStore, caplog: pytest.LogCaptureFixture, key: JsonValue, warns: bool
+) -> None:
+    policy = ReadinessPolicy(answers_event="answers")
+    work = asyncio.ensure_future(
+        run_agent_task(TASK, Climber(), readiness=policy, durable=(store, "run"))
+    )
+    await until_it_waits(store)
+    await emit_event(store, "run", "answers", {"question_colour": "red", "question_key": key})
+    assert (await work).user_answers == ANSWERED
+    assert ("plain credentials (['question_key']" in caplog.text) is warns
+    assert "sesame" not in caplog.text
+
+
+@pytest.mark.parametrize("key", [Secret("sesame").recorded(), "sesame"])
+async def test_a_replay_reads_credentials_as_records_have_them_now_and_had_them_before(
+    store: RunStore, key: JsonValue
+) -> None:
+    async def record(context: DurableContext) -> None:
+        readiness = to_wire(score_knowledge_readiness("climb", [COLOUR, KEY], now_ms=0))
+        answers = {"question_colour": "red", "question_key": key}
+        called = {"atMs": 0, "durationMs": 0.0, "cut": None}
+        await context.step("readiness", lambda: {**called, "value": readiness}, kind="readiness")
+        await context.step("questions", lambda: {**called, "value": answers})
+        raise ConnectionError
+
+    async def go_on(context: DurableContext) -> AgentTaskRunResult:
+        return await run_agent_task(TASK, Climber(), knowledge=librarian, durable=context)
+
+    librarian = Librarian("asked again")
+    whole: Any = {"run_id": "run", "manifest": manifest()}
+    with pytest.raises(ConnectionError):
+        await run_durable(store, task=record, **whole)
+    assert (await run_durable(store, task=go_on, **whole)).result.user_answers == ANSWERED
+    assert not librarian.executed["answer"]
 
 
 async def test_a_task_whose_questions_nobody_answers_in_time_is_blocked(store: RunStore) -> None:

@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 from perdure.core.jsonvalue import encode_value
-from perdure.core.secret import Secret
+from perdure.core.secret import Secret, redacted, secret_of
 from perdure.core.wire import to_wire
 from perdure.errors import NotSerializableError
 
@@ -43,3 +43,23 @@ def test_secrets_are_equal_if_their_texts_are() -> None:
     assert Secret("a") != "a"
     assert len({Secret("a"), Secret("a")}) == 1
     assert not Secret("")
+
+
+def test_its_recorded_form_is_json_that_leads_back_to_it() -> None:
+    kept = json.loads(json.dumps(Secret(HIDDEN).recorded()))
+    assert secret_of(kept) == Secret(HIDDEN)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["text", None, 7, [], {}, {"$secret": 1}, {"$secret": "x", "more": 1}, {"secret": "x"}],
+)
+def test_what_only_looks_like_a_recorded_secret_stays_as_it_is(value: object) -> None:
+    assert secret_of(value) is value
+    assert redacted({"a": (value,)}) == {"a": [value]}
+
+
+def test_who_looks_at_a_recorded_value_sees_no_secret_at_any_depth() -> None:
+    value = {"a": [{"b": Secret(HIDDEN).recorded()}, "c"]}
+    assert redacted(value) == {"a": [{"b": "[redacted]"}, "c"]}
+    assert HIDDEN in json.dumps(value)

@@ -44,7 +44,7 @@ from perdure.agent.spec import requirements_of
 from perdure.agent.words import checked_ids
 from perdure.core.effects import Clock, system_clock
 from perdure.core.records import AgentTaskSpec, JsonValue
-from perdure.core.secret import Secret
+from perdure.core.secret import Secret, secret_of
 from perdure.core.wire import from_wire
 from perdure.errors import AwaitEventTimeoutError, UsageError, ValidationError
 from perdure.observe.credentials import mask_text
@@ -64,6 +64,7 @@ class ReadinessPolicy:
     of this name (`emit_event(store, run_id, name, {question id: answer})`), for as long as
     `answers_timeout_ms` says (None: for ever), without holding its lease. What such an event has
     beside texts by the ids of the questions is left out, and a warning in the log names the keys.
+    A credential is best sent as `Secret(text).recorded()`, which no page shows.
     `clock` says what knowledge is stale, and dates the events, sessions and steps of the task.
     """
 
@@ -218,14 +219,26 @@ class Preflight:
             answers = await self._wait_for_answers()
         else:
             answers = await self.calls.value("questions", lambda: self._answers_of(ask))
-        return wrap_answers(answers, self.questions)
+        # Records of older versions have the credentials as texts: they become a Secret here.
+        known = {key: secret_of(each) for key, each in answers.items()}
+        return wrap_answers(cast("dict[str, Answer]", known), self.questions)
 
     async def _answers_of(self, ask: AnswerQuestions) -> dict[str, JsonValue]:
-        """Return the answers as texts: a later attempt needs the credentials among them too."""
-        answers = _mapping(await resolve(ask(self.questions, self._task)), "answer_questions")
-        return {key: each.reveal() if isinstance(each, Secret) else each for key, each in answers}
+        """Return the answers as they are recorded: a later attempt needs the credentials too."""
+        given = _mapping(await resolve(ask(self.questions, self._task)), "answer_questions")
+        credentials = self._credentials
+        answers: dict[str, JsonValue] = {}
+        for key, each in given:
+            is_text = key in credentials and isinstance(each, str)
+            answer = Secret(each) if is_text else each
+            answers[key] = answer.recorded() if isinstance(answer, Secret) else answer
+        return answers
 
-    async def _wait_for_answers(self) -> dict[str, Answer]:
+    @property
+    def _credentials(self) -> set[str]:
+        return {each.id for each in self.questions if each.answer_type == "credential"}
+
+    async def _wait_for_answers(self) -> dict[str, JsonValue]:
         """Return the payload of the event, as far as it answers what was asked.
 
         An event cannot be corrected, so what does not belong to a question is left out.
@@ -243,12 +256,18 @@ class Preflight:
             return {}
         given = cast("Mapping[str, JsonValue]", payload)
         asked = {question.id for question in self.questions}
-        answers: dict[str, Answer] = {
-            key: each for key, each in given.items() if key in asked and isinstance(each, str)
+        answers = {
+            key: each
+            for key, each in given.items()
+            if key in asked and isinstance(secret_of(each), str | Secret)
         }
         if strays := sorted(given.keys() - answers.keys()):
             keys = mask_text(", ".join(strays))
             logger.warning("the event %r has what answers no question: %.400s", name, keys)
+        plain = sorted(key for key in self._credentials if isinstance(answers.get(key), str))
+        if plain:
+            advice = "who sees the event sees them: send Secret(text).recorded()"
+            logger.warning("the event %r has plain credentials (%s; %s)", name, plain, advice)
         return answers
 
     async def _acquire(self) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
+
+from perdure.core.secret import redacted
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _CONTROLS_OF_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -30,14 +32,8 @@ _COLOURS: Final[Mapping[str, str]] = {
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """Print one line for a program: ASCII, so that no text can break it."""
-    print(json.dumps(record, separators=(",", ":"), default=_plain))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return dict(cast("Mapping[str, Any]", value))
-    raise TypeError(f"a {type(value).__name__} is no JSON")
+    """Print one line for a program, without secrets: ASCII, so that no text can break it."""
+    print(json.dumps(redacted(record), separators=(",", ":")))
 
 
 def as_json(record: Any, **more: Any) -> dict[str, Any]:
@@ -99,8 +95,8 @@ def _escaped(character: str) -> str:
 
 
 def shortened(value: Any, room: int = 60) -> str:
-    """Return a stored value as JSON, cut to `room` characters."""
-    text = json.dumps(value, ensure_ascii=False, default=_plain)
+    """Return a stored value as JSON, without secrets, cut to `room` characters."""
+    text = json.dumps(redacted(value), ensure_ascii=False)
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hmac
-from typing import Final, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Final, NoReturn, cast
+
+from perdure.core.records import JsonValue
 
 REDACTED: Final = "[redacted]"
 """What stands where something was left out."""
+_TAG: Final = "$secret"
+"""The only key of an object that is a secret in a record."""
 
 
 class Secret:
@@ -25,6 +30,14 @@ class Secret:
     def reveal(self) -> str:
         """Return the text itself; hand it to nobody but who needs it."""
         return self._text
+
+    def recorded(self) -> dict[str, JsonValue]:
+        """Return the form in which a record keeps the text: `{"$secret": text}`.
+
+        It is plain JSON, and no protection by itself: the dashboard and the command line show
+        `[redacted]` in its place, and `secret_of` reads it.
+        """
+        return {_TAG: self._text}
 
     def __repr__(self) -> str:
         return f"Secret({REDACTED!r})"
@@ -51,3 +64,24 @@ class Secret:
 
     def _data(self) -> bytes:
         return self._text.encode("utf-8", "surrogatepass")
+
+
+def secret_of(value: JsonValue) -> JsonValue:
+    """Return the Secret whose recorded form `value` is, and any other value as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    members = cast("Mapping[str, JsonValue]", value)
+    text = members.get(_TAG)
+    return Secret(text) if isinstance(text, str) and len(members) == 1 else members
+
+
+def redacted(value: JsonValue) -> JsonValue:
+    """Return a recorded value for who looks at it: `[redacted]` for each secret in it."""
+    if isinstance(secret_of(value), Secret):
+        return REDACTED
+    if isinstance(value, Mapping):
+        members = cast("Mapping[str, JsonValue]", value)
+        return {key: redacted(item) for key, item in members.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(item) for item in cast("Sequence[JsonValue]", value)]
+    return value

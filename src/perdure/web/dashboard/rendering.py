@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from perdure.core import effects
 from perdure.core.records import RunRecord
+from perdure.core.secret import redacted
 from perdure.core.wording import id_of, length_text, note_of, when
 from perdure.errors import PerdureError, RunNotFoundError
 from perdure.web.dashboard.access import Viewer
@@ -113,19 +114,13 @@ def is_piece(request: Request) -> bool:
 
 
 def pretty(value: Any) -> str:
-    """Return a stored value as people read it; what is very long is cut."""
+    """Return a stored value as people read it, without secrets; what is very long is cut."""
     if isinstance(value, str):
         text = value
     else:
-        text = json.dumps(value, ensure_ascii=False, indent=2, default=_plain)
+        text = json.dumps(redacted(value), ensure_ascii=False, indent=2)
     rest = len(text) - SHOWN_MAX
     return text if rest <= 0 else f"{text[:SHOWN_MAX]}…\n({rest:,} characters more)"
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return dict(cast("Mapping[str, Any]", value))
-    raise TypeError(f"a {type(value).__name__} is no JSON")
 
 
 def amount(value: int | None) -> str:

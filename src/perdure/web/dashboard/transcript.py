@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from perdure.core.frames import DELTA_KINDS, Frame, fold_parts
 from perdure.core.records import JsonValue, RunRecord, StepRecord
+from perdure.core.secret import redacted
 from perdure.core.transitions import TERMINAL_STATES
 from perdure.store.protocol import RunStore
 from perdure.turn.ending import answer_of
@@ -90,5 +91,5 @@ def lines_of(frames: Sequence[Frame]) -> list[Line]:
 
 def _told(data: Mapping[str, JsonValue]) -> str:
     shown = {name: value for name, value in data.items() if value is not None}
-    text = json.dumps(shown, ensure_ascii=False)
+    text = json.dumps(redacted(shown), ensure_ascii=False)
     return text if len(text) <= TEXT_SHOWN else f"{text[: TEXT_SHOWN - 1]}…"
