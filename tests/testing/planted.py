@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from perdure.core import draft, transitions
-from perdure.core.changes import AppendFrames, Change, CompleteStep, EndRun, Release
+from perdure.core.changes import AppendFrames, Change, CompleteStep, EndRun, Release, SettleUsage
 from perdure.core.draft import LEAVING
 from perdure.core.records import Claim, EventRecord, Lease, RunManifest, RunRecord, Written
 from perdure.errors import LeaseLostError, StoreUnavailableError
@@ -173,6 +173,16 @@ class DeletesLiveRuns(BrokenStore):
         return self._data.runs.pop(self._stored(run_id), None) is not None
 
 
+class DeletesForStrangers(BrokenStore):
+    """Who has no run of that name deletes one of another tenant."""
+
+    async def delete(self, run_id: str, *, frames_only: bool = False) -> bool:
+        if self.known(self._stored(run_id)) is not None:
+            return await super().delete(run_id, frames_only=frames_only)
+        theirs = next((one for one in self._data.runs if one.endswith(f"/{run_id}")), "")
+        return self._data.runs.pop(theirs, None) is not None
+
+
 class FindsNoLapsedLease(BrokenStore):
     """What a dead worker held is never due, and nobody may take it by its name."""
 
@@ -249,6 +259,14 @@ class OutcomeWithoutResults(Attempt):
         return answer, delivery, EndRun("completed", outcome_text=outcome)
 
 
+class SettlesNoCalls(Worker):
+    """What a call has cost is lost: its intent is recorded, and nothing behind it."""
+
+    def write(self, lease: Lease, *changes: Change) -> Any:
+        kept = (change for change in changes if not isinstance(change, SettleUsage))
+        return super().write(lease, *kept)
+
+
 def playing(attempt_class: type[Attempt]) -> type[Worker]:
     """Return a worker whose attempts are of this class."""
     return type(f"Worker{attempt_class.__name__}", (Worker,), {"attempt": attempt_class})
@@ -315,6 +333,7 @@ STORES = (
     TakesWhatIsOver,
     KeepsFailedFailed,
     DeletesLiveRuns,
+    DeletesForStrangers,
     FindsNoLapsedLease,
     ForgetsToWake,
 )
@@ -327,7 +346,12 @@ ATTEMPTS = (
     ForgetsWhatItSaid,
     OutcomeWithoutResults,
 )
-WORKERS = (TakesLostAnswersForFailures, CountsNobodysStrikes, SettlesBeforeItTells)
+WORKERS = (
+    TakesLostAnswersForFailures,
+    CountsNobodysStrikes,
+    SettlesBeforeItTells,
+    SettlesNoCalls,
+)
 RARE: Mapping[type, int] = {
     broken_stores.FencesByTheEpochAlone: 6_814,
     broken_stores.CountsNoStrikes: 1_289,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 
 import pytest
 
 from perdure.core.records import Claim
-from perdure.testing.simulator import Cast, Checks, first_violation, simulate
+from perdure.testing.simulator import Cast, Checks, checks, first_violation, schedule, simulate
 from perdure.testing.simulator.__main__ import main
 from tests.testing.planted import PLANTED, Planted
 
@@ -55,6 +57,14 @@ def test_clocks_that_are_wrong_cost_nothing_else_in_any_schedule(begin: int) -> 
 def test_a_planted_fault_is_found(planted: Planted) -> None:
     assert planted.seed in range(SCHEDULES)
     assert first_violation((planted.seed, *range(SCHEDULES)), planted.cast) is not None
+
+
+def test_each_invariant_is_broken_by_a_planted_fault() -> None:
+    # One that nothing breaks may be one that cannot fail.
+    sources = inspect.getsource(checks), inspect.getsource(schedule)
+    rules = {rule for text in sources for rule in re.findall(r'Violation\(\s*"(\w+)"', text)}
+    found = (first_violation((one.seed, *range(SCHEDULES)), one.cast) for one in PLANTED)
+    assert {violation.rule for _, violation in filter(None, found)} == rules
 
 
 def test_there_are_enough_planted_faults() -> None:

@@ -213,9 +213,8 @@ class Checks:
         texts = [text for at, text in sorted(data.step_texts.items()) if at > 0]
         if json.loads(data.outcome_text)["results"] != json.loads(f"[{','.join(texts)}]"):
             raise Violation("I1", "the outcome is made of other results than the recorded ones")
-        if any(usage.state == "intended" for usage in data.usage.values()):
-            ended = {epoch for epoch, one in data.attempts.items() if one.ended_at is not None}
-            if any(epoch not in ended for epoch, _ in data.usage):
+        for (epoch, _), usage in data.usage.items():
+            if epoch == data.run.epoch and usage.state == "intended":
                 raise Violation("I10", "a call of the attempt that ended was not settled")
 
     def _look_at_frames(self, data: RunData) -> None:
