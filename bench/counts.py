@@ -101,7 +101,7 @@ async def _count(side: str, asked: Asked) -> dict[str, float]:
         stack.enter_context(_sqlite_counted(counts))
         stack.enter_context(_postgres_counted(counts))
         stack.enter_context(_flushes_counted(counts))
-        spent, switches, written = time.process_time(), _switches(), _written()
+        spent, switches, bytes_before = time.process_time(), _switches(), written()
         if side == "perdure":
             store = await perdure_side.opened(asked)
             await perdure_side.run(store, "run", perdure_side.task_of(asked.size))
@@ -119,7 +119,7 @@ async def _count(side: str, asked: Asked) -> dict[str, float]:
     return {
         "statements": counts["statements"],
         "commits": commits,
-        "bytes_written": _written() - written,
+        "bytes_written": written() - bytes_before,
         "switches": switches,
         "cpu_us": spent * 1e6,
     }
@@ -199,7 +199,7 @@ def _switches() -> int:
     return used.ru_nvcsw + used.ru_nivcsw
 
 
-def _written() -> int:
+def written() -> int:
     """Return how many bytes this process has handed to the system to be written."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
