@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from perdure.agent.adapter import KnowledgeHooks
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.session_life import SessionChoice
@@ -280,6 +281,42 @@ async def test_bb_4_a_failing_hook_of_the_backend_ends_the_stream_too(hook: str)
     final = final_of(events)
     assert final.error is not None
     assert (final.reason, final.error.kind) == ("no box", "session")
+
+
+@pytest.mark.parametrize("place", ["backend", "start", "knowledge", "store", "stop"])
+async def test_7_3_an_error_that_cannot_say_what_it_is_ends_the_stream_too(place: str) -> None:
+    class SpeechlessError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    class Broken(InMemoryRuntimeSessionStore):
+        async def get(self, session_id: str) -> RuntimeSession | None:
+            raise SpeechlessError
+
+    def fail(*_: Any) -> Any:
+        raise SpeechlessError
+
+    backends = {
+        "backend": Played(SpeechlessError()),
+        "start": Played(start=fail),
+        "stop": Played(OFF, stop=fail),
+    }
+    store = Broken() if place == "store" else InMemoryRuntimeSessionStore()
+    provider = KnowledgeHooks(build_readiness=fail) if place == "knowledge" else None
+    events = await read(
+        run_agent_task_stream(
+            TASK,
+            backends.get(place) or Played(),
+            knowledge=provider,
+            session=SessionChoice(store, "s-1", resume=True),
+        )
+    )
+    final = final_of(events)
+    assert final.status == "failed"
+    if place == "stop":
+        assert "could not be stopped" in repr(events)
+    else:
+        assert final.reason.endswith("SpeechlessError")
 
 
 @pytest.mark.parametrize("task", [TASK._replace(id=""), TASK._replace(intent="")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perdure.core.records import RunRecord
-from perdure.core.wording import length_text, moment_of, note_of, when
+from perdure.core.wording import error_text, length_text, moment_of, note_of, when
 
 NOW = "2026-01-31T09:05:07.042Z"
 LATER = "2026-01-31T09:06:07.042Z"
@@ -69,3 +69,13 @@ def test_a_moment_is_told_from_another_one() -> None:
     assert when(NOW, LATER) == "1m ago"
     assert when(LATER, NOW) == "in 1m"
     assert when(None, NOW) is None
+
+
+def test_an_error_that_says_nothing_or_fails_to_is_told_by_its_type() -> None:
+    class SpeechlessError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    assert error_text(OSError("the disk is full")) == "the disk is full"
+    assert error_text(TimeoutError()) == "TimeoutError"
+    assert error_text(SpeechlessError()).endswith("SpeechlessError")

@@ -18,6 +18,7 @@ from perdure.core.effects import Clock, monotonic_ms, system_clock
 from perdure.core.observing import Told
 from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.core.wire import to_wire
+from perdure.core.wording import error_text
 from perdure.durable.context import DurableContext
 from perdure.errors import StepFailedError, UsageError
 
@@ -47,7 +48,7 @@ class Called:
         error = self.error
         if isinstance(error, StepFailedError):
             return error.original_message
-        return str(error) or type(error).__qualname__
+        return "" if error is None else error_text(error)
 
 
 class Calls:

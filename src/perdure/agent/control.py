@@ -37,6 +37,7 @@ from perdure.agent.words import (
 )
 from perdure.core.effects import iso_time
 from perdure.core.records import JsonValue, Retry, StepKind
+from perdure.core.wording import error_text
 from perdure.errors import ValidationError
 
 
@@ -244,7 +245,7 @@ class ControlLoop:
                     raise ValidationError(f"get_action_cost_usd returned {cost!r:.40}")
                 found["costUsd"] = cost
             except Exception as error:
-                found["costError"] = str(error) or type(error).__qualname__
+                found["costError"] = error_text(error)
         return found
 
     async def _look(self) -> None:
@@ -338,7 +339,7 @@ class ControlLoop:
         try:
             return count()
         except Exception as error:
-            raise self._broken("stop-policy", str(error) or type(error).__qualname__) from error
+            raise self._broken("stop-policy", error_text(error)) from error
 
     def _broken(self, phase: Phase, message: str) -> Ended:
         self._note(phase, message)
@@ -348,12 +349,11 @@ class ControlLoop:
         self._errors.append(ControlRuntimeError(phase, self._index, message))
 
     async def _tell(self, step: ControlStep) -> None:
-        for listener in (self._hooks.on_step, self._options.on_step):
-            if listener is not None:
-                try:
-                    await resolve(listener(step))
-                except Exception as error:
-                    self._note("on-step", str(error) or type(error).__qualname__)
+        for listener in filter(None, (self._hooks.on_step, self._options.on_step)):
+            try:
+                await resolve(listener(step))
+            except Exception as error:
+                self._note("on-step", error_text(error))
 
     def _wall_ms(self) -> float:
         return self._calls.work_ms - self._begun_ms

@@ -17,6 +17,7 @@ from perdure.agent.readiness import MINIMUM_SCORE, decide_knowledge_readiness
 from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue
 from perdure.core.wire import to_wire
+from perdure.core.wording import error_text
 from perdure.errors import ValidationError
 from perdure.observe.credentials import mask_text
 
@@ -104,7 +105,7 @@ def blocking_knowledge_eval(
         try:
             emit("custom", _scored(decision, report.task_id, minimum_score))
         except Exception as error:
-            why = mask_text(str(error) or type(error).__qualname__)
+            why = mask_text(error_text(error))
             logger.warning("the readiness of a task could not be traced: %s", why)
     return objective_eval(
         id,

@@ -22,6 +22,7 @@ from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.core.records import JsonValue
 from perdure.core.wire import to_wire
+from perdure.core.wording import error_text
 from perdure.durable.context import DurableContext
 from perdure.errors import NotSerializableError, PerdureError
 from perdure.observe.credentials import mask_text
@@ -260,7 +261,7 @@ class LoopTrace:
             try:
                 await self._owed[0](store)
             except Exception as error:
-                self._note(str(error) or type(error).__qualname__)
+                self._note(error_text(error))
                 if _may_pass(error):
                     return
             self._owed.popleft()

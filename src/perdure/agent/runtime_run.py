@@ -17,6 +17,7 @@ from perdure.core.finite import is_finite
 from perdure.core.pricing import NANOS, ModelCall, PriceTable
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.wire import camel
+from perdure.core.wording import error_text
 from perdure.errors import RuntimeRunStateError, ValidationError
 from perdure.observe.credentials import mask_text
 from perdure.store.ledger import UsageSum
@@ -261,7 +262,7 @@ class RuntimeRun:
             elif isinstance(error, asyncio.CancelledError):
                 self.complete("cancelled")
             else:
-                self.complete("failed", error=str(error) or type(error).__qualname__)
+                self.complete("failed", error=error_text(error))
         try:
             await self.persist()
         except Exception as failure:

@@ -24,6 +24,7 @@ from perdure.agent.sessions import (
 )
 from perdure.agent.stream_events import RuntimeStreamEvent
 from perdure.core.effects import Clock, system_clock
+from perdure.core.wording import error_text
 from perdure.errors import SessionBusyError, SessionMismatchError, ValidationError
 from perdure.observe.credentials import mask_text
 
@@ -185,6 +186,6 @@ class SessionLife:
         try:
             await writing
         except Exception as error:
-            self.store_error = str(error) or type(error).__qualname__
+            self.store_error = error_text(error)
             why = mask_text(self.store_error)
             logger.warning("the store of a session failed at its end: %s", why)

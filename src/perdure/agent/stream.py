@@ -42,6 +42,7 @@ from perdure.agent.stream_events import (
 from perdure.agent.task import BLOCKED_PREFIX
 from perdure.core.effects import iso_time
 from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.core.wording import error_text
 from perdure.errors import AgentRuntimeError, BackendTransportError, PerdureError
 
 COMPLETED: Final = "backend completed"
@@ -329,7 +330,7 @@ class _TaskStream:
 
 
 def _failed(kind: Any, error: Exception) -> _Ending:
-    reason = str(error) or type(error).__qualname__
+    reason = error_text(error)
     if isinstance(error, BackendTransportError):
         told = StreamError(
             kind="transport", message=reason, status=error.status, body=error.body or None

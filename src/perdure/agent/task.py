@@ -46,6 +46,7 @@ from perdure.agent.spec import check_task, manifest_of, requirements_of
 from perdure.agent.steps import ControlRunResult, ControlStep, Stop, budget_of
 from perdure.agent.words import checked_ids
 from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
+from perdure.core.wording import error_text
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
 from perdure.errors import DurableRunError, StepFailedError, StoreError
@@ -179,7 +180,7 @@ class _TaskRun:
             records = await self._run_records(control)
         except Exception as error:
             if not _goes_on(error):
-                reason = str(error) or type(error).__qualname__
+                reason = error_text(error)
                 await self._emit(TaskEnd(self._task, "failed", reason))
             raise
         status = status_of(control)
@@ -292,7 +293,7 @@ class _TaskRun:
         try:
             await resolve(self._on_event(event))
         except Exception as error:
-            message = str(error) or type(error).__qualname__
+            message = error_text(error)
             logger.warning("the sink of a task failed at %s: %s", event.type, mask_text(message))
             self._sink_errors.append(f"{event.type}: {message}")
 

@@ -16,6 +16,7 @@ from perdure.core.jsonvalue import encode_value
 from perdure.core.lengths import check_length
 from perdure.core.limits import FRAME_BYTES_MAX
 from perdure.core.records import Effect, JsonValue
+from perdure.core.wording import error_text
 from perdure.errors import NotSerializableError, ToolError, UsageError
 
 logger = logging.getLogger("perdure.agent")
@@ -204,7 +205,7 @@ class Tool:
         logger.warning("the tool %r failed: %r", self.name, error, exc_info=error)
         if isinstance(error, NotSerializableError) and not self.shows_errors:
             return ToolOutcome.failed("tool_failed", f"the tool {self.name!r} has no usable result")
-        told = str(error) or type(error).__name__
+        told = error_text(error)
         if not self.shows_errors:
             told = f"the tool {self.name!r} failed"
         return ToolOutcome.failed("tool_failed", told)

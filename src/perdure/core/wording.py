@@ -1,4 +1,4 @@
-"""How people are told of runs and moments, and how they name a moment or a length of time."""
+"""How people are told of runs, moments and errors, and how they name a moment or a length."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ _UNITS: Final = {
 _TOLD: Final = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000))
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?Z?)?", re.ASCII)
+
+
+def error_text(error: BaseException) -> str:
+    """Return what an error says, or the name of its type where it says nothing or fails to."""
+    try:
+        said = str(error)
+    except Exception:  # Of code that is not ours; the error that is told of is what counts.
+        said = ""
+    return said or type(error).__qualname__
 
 
 def length_ms(text: str) -> int:

@@ -13,6 +13,7 @@ from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import TURN_LOG_BYTES_MAX
 from perdure.core.recordjson import outcome_to_json
 from perdure.core.records import DeliveryRecord, JsonValue, RunOutcome, StepRecord
+from perdure.core.wording import error_text
 from perdure.errors import (
     AgentRuntimeError,
     BackendTimeoutError,
@@ -74,7 +75,7 @@ def failure_of(error: BaseException, *, expose: bool) -> Failure:
     if isinstance(told, PerdureError):
         message = str(told) if expose else f"{summary_of(told)} Its reference is {ref}."
         return Failure(told.code, message, told.retryable, ref)
-    message = str(error) if expose else f"Something went wrong. Its reference is {ref}."
+    message = error_text(error) if expose else f"Something went wrong. Its reference is {ref}."
     return Failure("internal", message, True, ref)
 
 
