@@ -1,10 +1,11 @@
 """How far Perdure is from the smallest program that keeps its own promise, not only the disk's.
 
-    python -m bench.floor_with_fences [--store postgres] [--rounds 5] [--steps 1000] [--runs 1000]
+    python -m bench.floor_with_fences [--store postgres|sqlite] [--rounds 5] [--steps 1000]
+                                      [--runs 1000]
 
 Three sides in turn (A B C A B C), in one process: the floor, the floor with leases, fences and the
-whole journal in Perdure's own tables, and Perdure. Medians, and the medians of paired ratios; of
-runs, ratios of rates.
+whole journal in Perdure's own tables, and Perdure. Medians, and the medians of paired ratios of
+times; the ratio of two rates is one through it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Final, NamedTuple
 
 import perdure
 from bench.fenced_postgres import FencedPostgres
+from bench.fenced_sqlite import FencedSqlite
+from bench.floor import Floor
 from bench.postgres_floor import PostgresFloor
 from bench.sides.asked import AT_ONCE
 from bench.steps import Lowest, Measured, many, measured, run
@@ -49,7 +52,20 @@ async def _on_postgres(url: str) -> AsyncIterator[tuple[list[Lowest], perdure.Ru
         await floor.close()
 
 
-OPENED: Final = {"postgres": _on_postgres}
+@asynccontextmanager
+async def _on_sqlite(folder: str) -> AsyncIterator[tuple[list[Lowest], perdure.RunStore]]:
+    floors: list[Lowest] = [
+        Floor(f"{folder}/floor.db", synchronous="full"),
+        FencedSqlite(f"{folder}/fenced.db", synchronous="full"),
+    ]
+    store = await perdure.open_store(f"sqlite:{folder}/perdure.db", durability="full")
+    yield floors, store
+    await store.close()
+    for floor in floors:
+        await floor.close()
+
+
+OPENED: Final = {"postgres": _on_postgres, "sqlite": _on_sqlite}
 
 
 async def compare(options: argparse.Namespace, place: str) -> None:
