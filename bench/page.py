@@ -163,7 +163,9 @@ def loads(known: Mapping[str, Sequence[Loaded]]) -> str:
         base: Loaded | None = None
         for row in rows:
             ratio = ""
-            if base is not None and base.turns == row.turns and base.side != row.side:
+            is_other = base is not None and base.turns == row.turns and base.side != row.side
+            # A short look may find that nothing was taken of the processor.
+            if base is not None and is_other and base.cpu_percent:
                 ratio = f" **{row.cpu_percent / base.cpu_percent:.1f}×**"
             base = base or row
             lines.append(
