@@ -42,7 +42,7 @@ docs: $(VENV)/.dev  ## Build the documentation as a website (SITE_REPOSITORY=htt
 	@$(BIN)/python -m docs.site
 
 campaign: $(VENV)/.dev faults node  ## Run the tests that take minutes
-	@$(BIN)/python -m pytest -n $(WORKERS) -m campaign --timeout 1800 -o faulthandler_timeout=1900 \
+	@$(BIN)/python -m pytest -n $(WORKERS) -m campaign --timeout 1800 \
 	  -o faulthandler_timeout=1860 $(ARGS)
 
 bench: $(VENV)/.dev  ## Measure beside the floor and the peers, write docs/performance.md (QUICK=1)
