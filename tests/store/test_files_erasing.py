@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from perdure.core.records import SessionKey
 from perdure.store.files import FileStore
+from perdure.store.filetombstones import Tombstones
 from perdure.testing.samples import completed, finish, hold
 from tests.store.file_folders import start
 
@@ -44,10 +46,13 @@ async def test_whoever_opens_the_folder_next_ends_an_erasure(folder: Path, survi
     assert await ids(store) == ["other-0"]
     assert list(await store.erasure().find_sessions("olga")) == ["other"]
     assert await store.erasure().remove_session("s") is None
+    if survived == TURNS:  # Nothing was left to end: the index goes with the next erasure.
+        await store.erasure().scrub()
     await store.close()
     assert list((folder / "erasing").iterdir()) == []
     assert len(list((folder / "runs").iterdir())) == 1
-    assert len(list((folder / "sessions").iterdir())) == 1
+    # Behind the tombstone the log of the session is empty, and the session is no more.
+    assert len([log for log in (folder / "sessions").glob("*/log") if log.stat().st_size]) == 1
     assert b"s-0" not in (folder / "index").read_bytes()
 
 
@@ -73,3 +78,24 @@ async def test_a_refused_erasure_leaves_no_tombstone(folder: Path) -> None:
     assert list((folder / "erasing").iterdir()) == []
     assert await ids(store) == ["other-0"]
     await store.close()
+
+
+async def test_nobody_comes_to_a_session_before_its_tombstone_is_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    def remove(tombstones: Tombstones, key: tuple[str, str]) -> None:
+        (log,) = [path for path in (folder / "sessions").glob("*/log") if not path.stat().st_size]
+        with pytest.raises(BlockingIOError), log.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(log.stat().st_ino)
+        true_remove(tombstones, key)
+
+    true_remove = Tombstones.remove
+    monkeypatch.setattr(Tombstones, "remove", remove)
+    store = FileStore(folder)
+    assert await store.erasure().remove_session("s") == TURNS
+    await store.close()
+    assert len(held) == 1
+    assert len(list((folder / "sessions").iterdir())) == 1

@@ -17,7 +17,7 @@ from perdure.core.records import RunRecord
 from perdure.errors import RunNotFoundError, StoreBusyError, StoreCorruptError
 from perdure.store.entry import Opening
 from perdure.store.fileentries import Delete
-from perdure.store.filelog import FileLog, locked, open_for_reading
+from perdure.store.filelog import FileLog, flush, locked, open_for_reading
 from perdure.store.fileruns import FileRuns, FolderOptions, remove_log
 from perdure.store.filetombstones import Tombstone, Tombstones
 from perdure.store.sessiondata import Places, SessionData
@@ -80,21 +80,17 @@ class FileData(FileRuns):
         if key is None:
             yield None
             return
-        patience_ms = self.options.patience_ms
-        while True:
-            path = self._session_file(key).log.path
-            with locked(path, create=True, patience_ms=patience_ms) as descriptor:
+        path, patience_ms = self._session_file(key).log.path, self.options.patience_ms
+        with locked(path, create=True, patience_ms=patience_ms) as descriptor:
+            assert descriptor is not None
+            try:
                 self._catch_up_session(key, descriptor)
                 if (tombstone := self.tombstones.of(key)) is not None:
-                    # The log goes with the session: what comes next has one of its own.
-                    self.bury(tombstone)
-                    continue
-                try:
-                    yield descriptor
-                finally:
-                    if descriptor is not None and os.fstat(descriptor).st_size == 0:
-                        remove_log(path)
-                return
+                    self.bury(tombstone, descriptor)
+                yield descriptor
+            finally:
+                if os.fstat(descriptor).st_size == 0:
+                    remove_log(path)
 
     def session(self, key: tuple[str, str]) -> SessionData | None:
         """Return the session as it stands in its log now."""
@@ -162,10 +158,16 @@ class FileData(FileRuns):
         self.session(key)
         return self._session_file(key).data
 
-    def bury(self, tombstone: Tombstone) -> list[str]:
-        """Delete a session with its turns; return which there were. The caller holds its lock."""
+    def bury(self, tombstone: Tombstone, descriptor: int) -> list[str]:
+        """Delete a session with its turns; return which there were. The caller holds its lock.
+
+        The log is emptied and not removed: without it nobody would be kept out, and the tombstone
+        has yet to go. What comes next writes a log of its own, with another name, into the file.
+        """
         removed = [turn for turn in tombstone.turns if self._bury_turn(tombstone.key, turn)]
-        remove_log(self._session_file(tombstone.key).log.path)
+        os.ftruncate(descriptor, 0)
+        if self.options.durable:
+            flush(descriptor)
         self._forget_session(tombstone.key)
         self.tombstones.remove(tombstone.key)
         return removed

@@ -33,7 +33,8 @@ class FileErasing:
         """Return the ids of the turns that were deleted; None if there is no such session."""
         if self._data.kept_session(key) is None:
             return None
-        with self._data.session_locked(key):
+        with self._data.session_locked(key) as descriptor:
+            assert descriptor is not None
             if not is_theirs(self._data.kept_session(key), owner_id):
                 return None
             turns = [stored_id for _, _, stored_id in self._data.places_of(key)]
@@ -41,7 +42,7 @@ class FileErasing:
                 self._check(key, stored_id, queued=queued)
             tombstone = Tombstone(key, turns)
             self._data.tombstones.put(tombstone)
-            return self._data.bury(tombstone)
+            return self._data.bury(tombstone, descriptor)
 
     def _check(self, key: tuple[str, str], stored_id: str, *, queued: bool) -> None:
         run = self._data.peek(stored_id)

@@ -57,9 +57,8 @@ class Tombstones:
         return [found for path in paths if (found := self._read(path)) is not None]
 
     def remove(self, key: tuple[str, str]) -> None:
-        """Forget it, once nothing of the session can come back after a power cut."""
-        parent = os.path.dirname(self._path)
-        self._flush(os.path.join(parent, "runs"), os.path.join(parent, "sessions"))
+        """Forget it, once nothing of the turns can come back after a power cut."""
+        self._flush(os.path.join(os.path.dirname(self._path), "runs"))
         os.unlink(self._path_of(key))
 
     def _flush(self, *folders: str) -> None:
