@@ -13,7 +13,7 @@ from bench import counts, page
 from bench.load import OURS, RAW
 from bench.loaded import Loaded
 from bench.picture import bars
-from bench.soak import Seen, grown
+from bench.soak import LOG_MB, Seen, grown
 from bench.suite import Compared, Comparison, Figure, Places, plan
 
 ROOT = Path(__file__).parent.parent.parent
@@ -117,3 +117,10 @@ def test_what_levels_off_is_told_from_what_grows() -> None:
     leaking = [each._replace(memory_mb=10 + 5 * at) for at, each in enumerate(seen)]
     assert grown(leaking) == ["memory_mb grew from 82.5 to 132.5"]
     assert not grown(seen[:6]), "too short to tell"
+
+
+def test_the_log_of_a_soak_may_be_as_long_as_the_store_lets_it() -> None:
+    seen = [Seen(at / 2, at, 50, 5, 8 + at / 2, 5_000) for at in range(30)]
+    assert not grown(seen)
+    endless = [each._replace(log_mb=3 * LOG_MB * at / 30) for at, each in enumerate(seen)]
+    assert grown(endless) == [f"log_mb grew from {1.45 * LOG_MB:.1f} to {2.45 * LOG_MB:.1f}"]

@@ -17,6 +17,7 @@ from perdure.errors import (
 )
 from perdure.store.sql.sqlite_connection import (
     PAGE_BYTES,
+    WAL_BYTES_KEPT,
     Durability,
     check_library,
     check_path,
@@ -106,6 +107,24 @@ def test_only_the_writer_copies_the_log_into_the_file(tmp_path: Path) -> None:
     assert setting(reader, "query_only") == 1
     for connection in (reader, renewer, writer):
         connection.close()
+
+
+def test_a_log_that_a_reader_let_grow_is_cut_when_the_reader_has_left(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    log = path.with_name("runs.db-wal")
+    writer, reader = connect_writer(str(path), "normal"), connect_reader(str(path))
+    writer.execute("CREATE TABLE bulk (content BLOB)")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM bulk").fetchall()
+    for _ in range(4):
+        writer.execute("INSERT INTO bulk VALUES (zeroblob(?))", (WAL_BYTES_KEPT // 3,))
+    assert log.stat().st_size > WAL_BYTES_KEPT
+    reader.execute("COMMIT")
+    for _ in range(2):  # The first copies the log into the file, the second begins it anew.
+        writer.execute("INSERT INTO bulk VALUES (NULL)")
+    assert log.stat().st_size <= WAL_BYTES_KEPT
+    reader.close()
+    writer.close()
 
 
 def test_patience_ends_with_a_busy_store(tmp_path: Path) -> None:

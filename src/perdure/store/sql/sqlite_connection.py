@@ -36,7 +36,9 @@ Durability = Literal["full", "normal"]
 VERSION_MIN: Final = (3, 35, 0)
 PATIENCE_MS: Final = 10_000
 """How long a write waits for the write lock of another process."""
-WAL_BYTES_KEPT: Final = 64 * 1024 * 1024
+WAL_BYTES_KEPT: Final = 32 * 1024 * 1024
+"""A log that a reader, a large write or a slow copy let grow longer is cut to this when it begins
+anew: more than it needs even with pages of SQLite's default size, so that none is cut in vain."""
 PAGE_BYTES: Final = 2_048
 """A commit writes whole pages: half the default makes the common one, of four pages, cheaper."""
 CHECKPOINT_PAGES: Final = 4_096
