@@ -124,6 +124,23 @@ async def make_no_room_for_a_run(path: str) -> None:
     await store.close()
 
 
+async def make_no_room_for_a_tombstone(path: str, session_id: str) -> None:
+    """Erase a session where a file may hold a part of a tombstone, then where there is room."""
+    store = FileStore(path)
+    await store.open()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        await store.erasure().remove_session(session_id)
+    except StoreFullError:
+        say("full")
+    say(len(await store.list_runs(session_id=session_id)))
+    say(len(list((Path(path) / "erasing").iterdir())))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    say(await store.erasure().remove_session(session_id))
+    await store.close()
+
+
 async def read_and_write(path: str) -> None:
     """Read a run where nothing can be written, and try to write."""
     store = FileStore(path)

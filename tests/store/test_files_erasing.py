@@ -80,6 +80,17 @@ async def test_a_refused_erasure_leaves_no_tombstone(folder: Path) -> None:
     await store.close()
 
 
+async def test_an_erasure_that_finds_no_room_for_its_tombstone_leaves_all_as_it_was(
+    folder: Path,
+) -> None:
+    child = start("make_no_room_for_a_tombstone", folder, "s")
+    out, _ = child.communicate(timeout=30)
+    assert out.split() == ["full", f"{TURNS}", "0", f"{TURNS}"]
+    store = FileStore(folder)
+    assert await ids(store) == ["other-0"]
+    await store.close()
+
+
 async def test_nobody_comes_to_a_session_before_its_tombstone_is_gone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

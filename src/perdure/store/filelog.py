@@ -114,7 +114,7 @@ class FileLog:
         if os.fstat(file).st_size != self.size:
             os.ftruncate(file, self.size)
         try:
-            _write_all(file, data, self.size)
+            write_all(file, data, self.size)
         except BaseException:
             os.ftruncate(file, self.size)
             raise
@@ -224,7 +224,8 @@ def _read_all(file: int, start: int) -> bytes:
     return b"".join(pieces)
 
 
-def _write_all(file: int, data: bytes, start: int) -> None:
+def write_all(file: int, data: bytes, start: int) -> None:
+    """Write at `start`, all of it: where there is little room, the system writes only a part."""
     view = memoryview(data)
     while view:
         written = os.pwrite(file, view, start)

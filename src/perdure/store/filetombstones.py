@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from perdure.errors import StoreCorruptError
-from perdure.store.filelog import flush, flush_folder, opened
+from perdure.store.filelog import flush, flush_folder, opened, write_all
 
 FOLDER: Final = "erasing"
 """Where they stand in the folder of a store; it is there from the first erasure on."""
@@ -36,10 +36,15 @@ class Tombstones:
         with suppress(FileExistsError):
             os.mkdir(self._path)
         path = self._path_of(tombstone.key)
-        with opened(path + _NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
-            os.write(file, json.dumps(tombstone).encode("ascii"))
-            if self._durable:
+        try:
+            with opened(path + _NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+                write_all(file, json.dumps(tombstone).encode("ascii"), 0)
+                # Whatever is promised: an empty one behind a power cut would be damage, not loss.
                 flush(file)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(path + _NEW)
+            raise
         os.rename(path + _NEW, path)
         self._flush(self._path, os.path.dirname(self._path))
 
