@@ -43,6 +43,10 @@ ON CONFLICT DO NOTHING
 """
 _INTEGER: Final = re.compile(r"\bINTEGER\b")
 _TEXT: Final = re.compile(r"\bTEXT\b")
+_TABLE: Final = re.compile(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)")
+_CHECKED: Final = re.compile(
+    r"^  (\w+) TEXT( NOT NULL(?: DEFAULT '\w+')?)\s+CHECK \(\1 IN (\([^)]+\))\)", re.MULTILINE
+)
 
 
 def migration_sql(schema: str, missing: list[Migration], now: str) -> Iterator[str]:
@@ -50,14 +54,15 @@ def migration_sql(schema: str, missing: list[Migration], now: str) -> Iterator[s
     yield f'CREATE SCHEMA IF NOT EXISTS "{schema}"'
     yield _REFUSE.format(schema=schema)
     yield _LIVENESS.format(schema=schema)
-    for statement in split_statements(DURABLE_SCHEMA_SQL):
+    is_new = bool(missing) and missing[0].number == own_migrations()[0].number
+    for statement in split_statements(DURABLE_SCHEMA_SQL) if is_new else ():
         # This index would forbid the updates in place that every heartbeat is.
         if "idx_durable_runs_lease_expires" not in statement:
-            yield _translated(statement, schema)
+            yield from _translated(statement, schema)
     for migration in missing:
         for statement in split_statements(migration.sql):
-            yield _translated(statement, schema)
-    if missing and missing[0].number == own_migrations()[0].number:
+            yield from _translated(statement, schema)
+    if is_new:
         yield f'ALTER TABLE "{schema}".durable_runs SET (fillfactor = 60)'
     for migration in missing:
         values = ", ".join(f"'{part}'" for part in (migration.name, migration.sha256, now))
@@ -67,7 +72,17 @@ def migration_sql(schema: str, missing: list[Migration], now: str) -> Iterator[s
         )
 
 
-def _translated(statement: str, schema: str) -> str:
+def _translated(statement: str, schema: str) -> Iterator[str]:
+    """Yield the statement in PostgreSQL's words, behind what it stands on."""
+    if (table := _TABLE.match(statement)) is not None:
+        for column, _, values in _CHECKED.findall(statement):
+            domain = (
+                f'CREATE DOMAIN {table[1]}_{column} AS TEXT COLLATE "C" CHECK (VALUE IN {values})'
+            )
+            yield qualified(domain, schema)
+        # The server reads the CHECK of a table anew for each statement that writes a row, that of a
+        # domain once, and only where the column itself is written.
+        statement = _CHECKED.sub(rf"  \1 {table[1]}_\1\2", statement)
     if statement.startswith("INSERT OR IGNORE INTO durable_schema_info"):
         statement = _VERSION_1.strip()
     elif statement.startswith(("CREATE TABLE", "ALTER TABLE")):
@@ -75,7 +90,7 @@ def _translated(statement: str, schema: str) -> str:
         statement = _TEXT.sub('TEXT COLLATE "C"', statement)
         # Seqs and sums are exact up to what JSON's numbers hold, as in SQLite.
         statement = _INTEGER.sub("BIGINT", statement)
-    return qualified(statement.rstrip(";"), schema)
+    yield qualified(statement.rstrip(";"), schema)
 
 
 async def prepare_schema(
