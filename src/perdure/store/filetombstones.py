@@ -62,9 +62,13 @@ class Tombstones:
         return [found for path in paths if (found := self._read(path)) is not None]
 
     def remove(self, key: tuple[str, str]) -> None:
-        """Forget it, once nothing of the turns can come back after a power cut."""
+        """Forget it, once nothing of the turns can come back after a power cut.
+
+        Nor may it come back itself: it would take the session that began meanwhile.
+        """
         self._flush(os.path.join(os.path.dirname(self._path), "runs"))
         os.unlink(self._path_of(key))
+        self._flush(self._path)
 
     def _flush(self, *folders: str) -> None:
         if self._durable:
