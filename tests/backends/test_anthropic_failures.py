@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from contextlib import aclosing
 
 import pytest
@@ -189,7 +190,19 @@ async def test_a_failure_keeps_no_key(server: ModelServer) -> None:
     _, within = await ask_in_vain(backend_of(server))
     for failure in (at_the_door, within):
         assert KEY not in failure.body + str(failure)
-        assert "[secret]" in failure.body
+        assert "[redacted]" in failure.body
+
+
+async def test_a_key_that_stands_where_a_code_or_an_id_belongs_is_not_told(
+    server: ModelServer,
+) -> None:
+    echo = f'{{"error": {{"type": "{KEY}"}}}}'.encode()
+    server.will(
+        refusal(401, echo, request_id=KEY), reply(wire(begun(), refused(KEY, "no such key")))
+    )
+    for _ in range(2):
+        _, failure = await ask_in_vain(backend_of(server))
+        assert KEY not in "".join(traceback.format_exception(failure))
 
 
 async def test_a_reader_that_leaves_ends_the_call_upstream(server: ModelServer) -> None:

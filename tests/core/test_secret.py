@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import pickle
+from dataclasses import asdict, replace
 
 import pytest
 
+from perdure.agent.sessions import new_session
 from perdure.core.jsonvalue import encode_value
 from perdure.core.secret import Secret, redacted, secret_of
 from perdure.core.wire import to_wire
@@ -35,6 +38,13 @@ def test_it_is_not_stored_or_pickled_by_accident() -> None:
         encode_value(Secret(HIDDEN), name="value")
     with pytest.raises(TypeError):
         pickle.dumps(Secret(HIDDEN))
+
+
+def test_a_copy_of_what_has_one_shows_no_more() -> None:
+    session = replace(new_session("played", session_id="s"), resume_token=Secret(HIDDEN))
+    for copied in (asdict(session), copy.copy(Secret(HIDDEN)), copy.deepcopy(session)):
+        assert HIDDEN not in repr(copied)
+    assert asdict(session)["resume_token"] == Secret(HIDDEN)
 
 
 def test_secrets_are_equal_if_their_texts_are() -> None:

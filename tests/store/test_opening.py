@@ -85,6 +85,23 @@ async def test_an_address_that_is_no_file_says_why(url: str, reason: str) -> Non
         await open_store(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://me:hunter2@db/shop",
+        "postgresql+asyncpg://me:p/a@hunter2@db/shop",
+        "bogus:runs?password=hunter2",
+        "sqlite://me:hunter2@db/shop",
+        "sqlite:runs.db?key=hunter2",
+    ],
+)
+async def test_a_refused_address_keeps_its_password(url: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        await open_store(url)
+    assert "hunter2" not in str(refused.value)
+    assert url.partition(":")[0] in str(refused.value)
+
+
 async def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="durability"):
         await open_store(f"sqlite:{tmp_path}/runs.db", durability=cast(Any, "most"))

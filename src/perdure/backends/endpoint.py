@@ -14,6 +14,7 @@ from perdure.backends.provider_error import read_error
 from perdure.backends.retry import BackendRetry, RetryReserve, retry_after_ms
 from perdure.core import billing
 from perdure.core.effects import random_float, system_clock
+from perdure.core.secret import REDACTED
 from perdure.errors import BackendTimeoutError, BackendTransportError, UsageError
 
 try:
@@ -150,7 +151,7 @@ class Endpoint:
                 self._reserve.answered(tries=tries)
                 return answer
             except BackendTransportError as failure:
-                failure.body = self.quote(failure.body)
+                self.hide_secrets(failure)
                 is_over = not failure.retryable or tries >= self.retry.tries_max
                 if is_over or not self._reserve.take():
                     raise
@@ -172,8 +173,13 @@ class Endpoint:
         Where there was more stands an ellipsis behind them.
         """
         for secret in self._secrets:
-            words = words.replace(secret, "[secret]")
+            words = words.replace(secret, REDACTED)
         return words if len(words) <= BODY_CHARS_MAX else f"{words[:BODY_CHARS_MAX]}…"
+
+    def hide_secrets(self, failure: BackendTransportError) -> None:
+        """Take what the provider gave back of our secrets out of a failure: text and body."""
+        failure.args = tuple(self.quote(text) for text in failure.args)
+        failure.body = self.quote(failure.body)
 
     def lost(self, error: httpx2.RequestError, *, status: int = 0) -> BackendTransportError:
         """Return the failure that stands for `error` of the HTTP client."""
@@ -277,7 +283,7 @@ class Answer:
         """The id by which the provider finds this call, if it gave one."""
         headers = self._response.headers
         id = headers.get("request-id", headers.get("x-request-id", ""))
-        return id if _REQUEST_ID.fullmatch(id) else None
+        return id if _REQUEST_ID.fullmatch(id) and self._endpoint.quote(id) == id else None
 
     @property
     def should_retry(self) -> bool | None:

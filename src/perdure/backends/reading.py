@@ -61,7 +61,7 @@ async def read_answer(
             for frame in reader.close():
                 yield frame
         except BackendTransportError as failure:
-            failure.body = endpoint.quote(failure.body)
+            endpoint.hide_secrets(failure)
             # What a failed answer used is billed as well.
             for frame in reader.usage_so_far():
                 yield frame

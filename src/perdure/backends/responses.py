@@ -119,7 +119,7 @@ class OpenAIResponsesBackend:
             for frame in reader.ending():
                 yield frame
         except BackendTransportError as failure:
-            failure.body = self._endpoint.quote(failure.body)
+            self._endpoint.hide_secrets(failure)
             if not reader.is_over:
                 # What a failed answer used is billed as well.
                 for frame in reader.usage_so_far():

@@ -57,7 +57,7 @@ async def open_store(
     if scheme == "d1" and colon:
         return await _open_d1(url, settings)
     raise UsageError(
-        f"{url!r:.80} is not the address of a store; known are memory:, sqlite:PATH (also "
+        f"{_shown(url)!r} is not the address of a store; known are memory:, sqlite:PATH (also "
         "sqlite:///PATH), file:PATH, postgresql://HOST/DATABASE and d1:ACCOUNT_ID/DATABASE_ID"
     )
 
@@ -151,17 +151,27 @@ def path_of(url: str) -> str | None:
     return _path(scheme, rest) if scheme in _FORMS and colon else None
 
 
+def _shown(url: str) -> str:
+    """Return an address for an error: without user, password and query, which may be secrets."""
+    place = url.partition("?")[0]
+    scheme, slashes, rest = place.partition("//")
+    return f"{scheme}{slashes}{rest.rpartition('@')[2]}"[:80]
+
+
 def _path(scheme: str, rest: str) -> str:
     """Return the path of what stands behind the scheme."""
     if "?" in rest:
         raise UsageError(
-            f"'{scheme}:{rest:.80}' has a query, which is not understood: settings are arguments "
-            "of open_store"
+            f"{_shown(f'{scheme}:{rest}')!r} has a query, which is not understood: settings are "
+            "arguments of open_store"
         )
     if not rest.startswith("//"):
         return rest
     host, slash, path = rest[2:].partition("/")
     if host or not slash:
-        raise UsageError(f"'{scheme}:{rest:.80}' names the host {host!r}: write {_FORMS[scheme]}")
+        raise UsageError(
+            f"{_shown(f'{scheme}:{rest}')!r} names the host {host.rpartition('@')[2]!r}: "
+            f"write {_FORMS[scheme]}"
+        )
     # The two schemes differ here by custom: of `file:`, all that follows the host is the path.
     return f"/{path}" if scheme == "file" else path
