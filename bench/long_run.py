@@ -1,9 +1,9 @@
 """Whether a step of a long run costs more than one of its beginning: time, and bytes to the disk.
 
-    python -m bench.long_run [--rounds 3] [--steps 10000] [--store sqlite|file|memory]
+    python -m bench.long_run [--rounds 10] [--steps 10000] [--store sqlite|file|postgres|memory]
 
-Durability full. One run, marked as it goes: the last hundredth and the first one, in pairs of
-rounds, behind steps that warm the process up.
+Durability full. One run of many steps; between its last hundreds a new run does its first hundred,
+in turn: both are measured in a warm process, in a database of one size, in the same weather.
 """
 
 from __future__ import annotations
@@ -11,62 +11,85 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import perdure
 from bench.counts import written
-from bench.sides.asked import WARM_STEPS, Asked, result
-from bench.sides.perdure_side import opened, run, task_of
+from bench.sides.asked import result
+from bench.sides.perdure_side import run
+from bench.stage import empty
+
+CHUNK: Final = 100
+"""Steps that are looked at together."""
 
 
-class Mark(NamedTuple):
-    """Where a run was, when, and what its process had handed to the system by then."""
-
+class Spent(NamedTuple):
     wall_s: float
     bytes_written: int
 
 
-async def marked(asked: Asked) -> tuple[float, float]:
-    """Return how the last hundredth of a run's steps stands to the first: in time, in bytes."""
-    part = max(1, asked.size // 100)
-    marks: list[Mark] = []
+class Growth(NamedTuple):
+    """How the last steps of a run stand to the first ones of others; medians of pairs.
 
-    async def task(context: perdure.DurableContext) -> None:
-        for index in range(asked.size):
-            if index in (0, part, asked.size - part):
-                marks.append(Mark(time.perf_counter(), written()))
-            await context.step("small", partial(result, index))
-        marks.append(Mark(time.perf_counter(), written()))
+    No bytes where it is a server that writes them, or nobody.
+    """
 
-    store = await opened(asked)
-    await run(store, "warm", task_of(WARM_STEPS + part))
-    await run(store, "run", task)
-    await store.close()
-    first, last = ([b - a for a, b in zip(*pair, strict=True)] for pair in (marks[:2], marks[2:]))
-    return last[0] / first[0], last[1] / first[1] if first[1] else 1.0
+    in_time: float
+    in_bytes: float | None
+    rounds: list[float]
+
+
+async def _steps(context: perdure.DurableContext, count: int) -> Spent:
+    wall, size = time.perf_counter(), written()
+    for index in range(count):
+        await context.step("small", partial(result, index))
+    return Spent(time.perf_counter() - wall, written() - size)
+
+
+async def measure(scheme: str, steps: int, rounds: int) -> Growth:
+    """Pair the last `rounds` hundreds of a run of `steps` with the first hundreds of others."""
+    late: list[Spent] = []
+    early: list[Spent] = []
+    async with empty(scheme) as url:
+        store = await perdure.open_store(url)
+
+        async def short(context: perdure.DurableContext) -> None:
+            early.append(await _steps(context, CHUNK))
+
+        async def long(context: perdure.DurableContext) -> None:
+            await _steps(context, steps - rounds * CHUNK)
+            for index in range(rounds):
+                await run(store, f"short-{index}", short)
+                late.append(await _steps(context, CHUNK))
+
+        await run(store, "long", long)
+        await store.close()
+    in_time = [last.wall_s / first.wall_s for last, first in zip(late, early, strict=True)]
+    size: float | None = None
+    if scheme in ("sqlite", "file"):
+        size = statistics.median(
+            last.bytes_written / first.bytes_written
+            for last, first in zip(late, early, strict=True)
+        )
+    return Growth(statistics.median(in_time), size, in_time)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--store", choices=("sqlite", "file", "memory"), default="sqlite")
+    parser.add_argument(
+        "--store", choices=("sqlite", "file", "postgres", "memory"), default="sqlite"
+    )
     options = parser.parse_args()
-    found: list[tuple[float, float]] = []
-    for _ in range(options.rounds):
-        with tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder:
-            place = str(Path(folder))
-            asked = Asked("steps", options.store, place, options.steps, 0, "full")
-            found.append(asyncio.run(marked(asked)))
-    in_time, in_bytes = (statistics.median(column) for column in zip(*found, strict=True))
-    print(f"{options.store}: the last steps of {options.steps:,} beside the first ones")
-    print(f"time {in_time:.2f} x, bytes {in_bytes:.2f} x; rounds {[round(a, 2) for a, _ in found]}")
+    found = asyncio.run(measure(options.store, options.steps, options.rounds))
+    print(f"{options.store}: the last steps of {options.steps:,} beside the first ones of others")
+    told = "" if found.in_bytes is None else f", bytes {found.in_bytes:.2f} x"
+    print(f"time {found.in_time:.2f} x{told}; rounds {[round(a, 2) for a in found.rounds]}")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.alone import Alone
+from bench.budget import BUDGET, Bound, Measured
 from bench.counts import Counted
+from bench.figure import Alone, promise, promises
 from bench.loaded import Loaded
 from bench.picture import bars
-from bench.suite import FLOOR, OURS, Compared, Comparison, Figure
+from bench.suite import FLOOR, OURS, Compared, Comparison, Figure, plan
 
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "performance.md"
@@ -68,6 +69,19 @@ def load(path: Path = RESULTS) -> Results:
     return Results(plain["machine"], plain["taken_on"], compared, alone, counted, loads)
 
 
+def keep(results: Results, path: Path = RESULTS) -> Results:
+    """Return what is stored with these figures in the place of older ones of the same names."""
+    known = load(path)
+    compared = {one.comparison.name: one for one in [*known.compared, *results.compared]}
+    order = [comparison.name for comparison in plan()]
+    figures = {one.name: one for one in [*known.alone, *results.alone]}
+    return known._replace(
+        compared=sorted(compared.values(), key=lambda one: order.index(one.comparison.name)),
+        alone=list(figures.values()),
+        counted=results.counted or known.counted,
+    )
+
+
 def keep_load(name: str, rows: Sequence[Loaded]) -> None:
     """Keep the rows of one load beside the other results, and show them in the page."""
     known = load()
@@ -79,6 +93,7 @@ def keep_load(name: str, rows: Sequence[Loaded]) -> None:
 def rendered(page: str, results: Results) -> str:
     """Return the page with its measured parts made anew."""
     page = _replaced(page, "where", _where(results))
+    page = _replaced(page, "budget", budget(Measured(results.compared, results.alone)))
     page = _replaced(page, "compared", comparisons(results.compared))
     page = _replaced(page, "counted", counts(results.counted))
     page = _replaced(page, "loads", loads(results.loads))
@@ -109,12 +124,15 @@ def comparisons(compared: Sequence[Compared]) -> str:
         if any(figure.side == side for one in compared for figure in one.figures)
     ]
     names = {figure.side: _name(figure) for one in compared for figure in one.figures}
-    head = ["work", *(names[side] for side in sides), "the budget's gate; goal"]
+    head = ["work", *(names[side] for side in sides), "own CPU above the floor", "durability"]
     rows = [
         [
             f"{one.comparison.title} ({one.comparison.unit})",
             *(_cell(one, side) for side in sides),
-            _gate(one.comparison),
+            _own_cpu(one),
+            promises(
+                one.comparison.store, one.durability, tuple(each.side for each in one.figures)
+            ),
         ]
         for one in compared
     ]
@@ -122,8 +140,38 @@ def comparisons(compared: Sequence[Compared]) -> str:
 
 
 def alone(figures: Sequence[Alone]) -> str:
-    rows = [[one.name, f"{_short(one.value)} {one.unit}", one.how, one.budget] for one in figures]
-    return _table(["what", "figure", "how", "budget"], rows)
+    rows = [
+        [one.name, f"{_short(one.value)} {one.unit}", one.how, one.durability] for one in figures
+    ]
+    return _table(["what", "figure", "how", "durability"], rows)
+
+
+def budget(measured: Measured) -> str:
+    """Return each bound with its figure, and whether it is met; a figure may be missing."""
+    rows: list[list[str]] = []
+    for bound in BUDGET:
+        found = bound.find(measured)
+        told = (
+            ("not measured", "", "")
+            if found is None
+            else (
+                f"{_exact(found.value)} {bound.unit}",
+                bound.verdict(found.value),
+                found.durability,
+            )
+        )
+        figure, verdict, durability = told
+        bounds = (_bound(bound, bound.gate), _bound(bound, bound.goal))
+        rows.append([bound.work, figure, *bounds, verdict, durability])
+    return _table(["work", "figure", "gate", "goal", "verdict", "durability"], rows)
+
+
+def _bound(bound: Bound, value: float | None) -> str:
+    return "" if value is None else f"{'≥' if bound.at_least else '≤'} {value:,g} {bound.unit}"
+
+
+def _exact(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.2f}"
 
 
 def counts(rows: Sequence[Counted]) -> str:
@@ -131,6 +179,7 @@ def counts(rows: Sequence[Counted]) -> str:
     if not rows:
         return "Not counted yet: `make bench` does it."
     head = ["a durable step", "statements", "commits", "bytes written", "switches", "CPU"]
+    head.append("durability")
     lines = [
         [
             f"{one.side}, {one.store}",
@@ -139,6 +188,7 @@ def counts(rows: Sequence[Counted]) -> str:
             _short(one.bytes_written),
             _short(one.switches),
             f"{_short(one.cpu_us)} µs",
+            promise(one.store),
         ]
         for one in rows
     ]
@@ -157,6 +207,7 @@ def loads(known: Mapping[str, Sequence[Loaded]]) -> str:
         "CPU",
         "a token",
         "memory",
+        "durability",
     ]
     lines: list[list[str]] = []
     for name, rows in known.items():
@@ -178,6 +229,7 @@ def loads(known: Mapping[str, Sequence[Loaded]]) -> str:
                     f"{_short(row.cpu_percent)} %{ratio}",
                     f"{_short(row.cpu_us_a_token)} µs",
                     f"{_short(row.memory_mb)} MiB",
+                    promise(row.store) if row.store else "stores nothing",
                 ]
             )
     return _table(head, lines)
@@ -198,11 +250,9 @@ def _cell(one: Compared, side: str) -> str:
     return shown if side == FLOOR else f"**{figure.ratio:.2f}×** ({shown})"
 
 
-def _gate(comparison: Comparison) -> str:
-    if comparison.gate is None:
-        return ""
-    sign = "≥" if comparison.more_is_better else "≤"
-    return f"{sign} {comparison.gate}×; {comparison.goal}×"
+def _own_cpu(one: Compared) -> str:
+    ours = next((each.own_cpu_us for each in one.figures if each.side == OURS), None)
+    return "" if ours is None else f"{_short(ours)} µs"
 
 
 def _short(value: float) -> str:

@@ -13,19 +13,19 @@ _ROW: Final = 22
 _LEFT: Final = 110
 _WIDTH: Final = 720
 _RIGHT: Final = 90
-_COLORS: Final = {OURS: "#0f766e", FLOOR: "#94a3b8"}
-_OTHER: Final = "#cbd5e1"
 _STYLE: Final = (
     "text{font:13px system-ui,sans-serif;fill:#334155}"
     ".title{font-weight:600}"
-    "@media (prefers-color-scheme: dark){text{fill:#cbd5e1}}"
+    f".{OURS}{{fill:#0f766e}}.{FLOOR}{{fill:#94a3b8}}.other{{fill:#cbd5e1}}"
+    "@media (prefers-color-scheme: dark){text{fill:#cbd5e1}"
+    f".{OURS}{{fill:#2dd4bf}}.{FLOOR}{{fill:#94a3b8}}.other{{fill:#475569}}}}"
 )
 
 
 def bars(compared: Sequence[Compared]) -> str:
     """Return an SVG picture with a group of bars for each comparison."""
-    top = 8
-    parts: list[str] = []
+    parts = [_text(0, 14, "How many times the floor each side needs, on a logarithmic scale")]
+    top = 8 + _ROW
     longest = max(_times(one, figure) for one in compared for figure in one.figures)
     for one in compared:
         parts.append(_text(0, top + 14, one.comparison.title, "title"))
@@ -61,13 +61,17 @@ def _bar(one: Compared, figure: Figure, top: int, longest: float) -> list[str]:
     full = _WIDTH - _LEFT - _RIGHT
     # The floor has a bar, too: a tenth of the scale stands for one.
     share = 0.1 + 0.9 * max(0.0, math.log(times) / math.log(longest)) if longest > 1 else 0.1
-    color = _COLORS.get(figure.side, _OTHER)
+    kind = figure.side if figure.side in (OURS, FLOOR) else "other"
     return [
         _text(8, top + 14, figure.side),
         f'<rect x="{_LEFT}" y="{top + 3}" width="{full * share:.1f}" height="{_ROW - 7}" '
-        f'rx="3" fill="{color}"/>',
-        _text(_LEFT + full * share + 6, top + 14, f"{times:.2f}×"),
+        f'rx="3" class="{kind}"/>',
+        _text(_LEFT + full * share + 6, top + 14, f"{_short(times)}×"),
     ]
+
+
+def _short(times: float) -> str:
+    return f"{times:,.0f}" if times >= 100 else f"{times:.1f}" if times >= 10 else f"{times:.2f}"
 
 
 def _text(x: float, y: float, content: str, kind: str = "") -> str:

@@ -1,35 +1,29 @@
-"""What a process of its own waits for, or takes: a token, a run to go on with, an import.
+"""What a process of its own waits for, or takes: a run to go on with, an import.
 
     python -m bench.processes [--rounds 10] [--store sqlite|file]
 
-Durability full. A token: a turn is silent, a reader in another process is at its end, and what is
-measured is from the moment the model says it until the reader has it. A run: until a new process
-stands behind 1,000 finished steps, from the start of Python and from opening the store. An import:
-resident memory.
+Durability full. A run: until a new process stands behind 1,000 finished steps, from the start of
+Python and from opening the store. An import: resident memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import perdure
 from bench.sides.perdure_side import Unfinished, run, task_of
-from perdure.core.frames import text, upstream_end
 
 ROOT: Final = Path(__file__).parent.parent
 STEPS: Final = 1_000
-TOKEN: Final = "the-token"
 _RESIDENT: Final = (
     "print(next(line.split()[1] for line in open('/proc/self/status') if line[:5] == 'VmRSS'))"
 )
@@ -37,58 +31,6 @@ _RESIDENT: Final = (
 
 def _python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
-
-
-async def first_token(url: str, rounds: int) -> list[float]:
-    """Return for each of `rounds` turns how many ms another process waited for its token."""
-    said: list[float] = []
-    may_say = asyncio.Event()
-
-    async def produce(_turn: perdure.Turn) -> AsyncIterator[perdure.Frame]:
-        await may_say.wait()
-        said.append(time.perf_counter())
-        yield text(TOKEN)
-        yield upstream_end("stop")
-
-    store = await perdure.open_store(url)
-    engine = perdure.ChatTurnEngine(store, produce=produce, recover=False)
-    took: list[float] = []
-    for index in range(rounds):
-        may_say.clear()
-        await engine.submit(perdure.ChatTurnIdentity("", f"s{index}", "ann", 0), "Hi")
-        reader = await asyncio.create_subprocess_exec(
-            *_python("-m", "bench.processes", "--read", f"s{index}", url),
-            cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert reader.stdout is not None
-        assert await reader.stdout.readline() == b"reading\n"
-        # It has read what there is, and waits at any moment between two looks.
-        await asyncio.sleep(random.uniform(0.2, 0.4))
-        may_say.set()
-        took.append((float(await reader.stdout.readline()) - said[-1]) * 1e3)
-        await reader.wait()
-    await engine.aclose()
-    await store.close()
-    return took
-
-
-async def read(session: str, url: str) -> None:
-    """Read a turn of another process; print when its token came, by the clock of the machine."""
-
-    async def nothing(_turn: perdure.Turn) -> AsyncIterator[perdure.Frame]:
-        raise AssertionError("a reader produces nothing")
-        yield
-
-    store = await perdure.open_store(url)
-    engine = perdure.ChatTurnEngine(store, produce=nothing, recover=False)
-    print("reading", flush=True)
-    async for frame in engine.read(perdure.ChatTurnIdentity("", session, "ann", 0)):
-        if TOKEN in str(frame):
-            print(time.perf_counter(), flush=True)
-            break
-    await engine.aclose()
-    await store.close()
 
 
 async def go_on(url: str, steps: int) -> None:
@@ -112,12 +54,12 @@ async def go_on(url: str, steps: int) -> None:
     await store.close()
 
 
-def resumed(url: str, rounds: int) -> tuple[list[float], list[float]]:
+def resumed(url: str, rounds: int, steps: int = STEPS) -> tuple[list[float], list[float]]:
     """Return how many ms each new process took: from its start, and from opening the store."""
 
     def once() -> tuple[float, float]:
         began = time.perf_counter()
-        command = _python("-m", "bench.processes", "--go-on", url)
+        command = _python("-m", "bench.processes", "--go-on", url, "--steps", str(steps))
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         reached, since_opening = map(float, done.stdout.split())
         return (reached - began) * 1e3, since_opening
@@ -149,13 +91,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--store", choices=("sqlite", "file"), default="sqlite")
-    parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--go-on", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.read:
-        asyncio.run(read(*options.read))
-    elif options.go_on:
-        asyncio.run(go_on(options.go_on, STEPS))
+    if options.go_on:
+        asyncio.run(go_on(options.go_on, options.steps))
     else:
         report(options.rounds, options.store)
 
@@ -165,8 +105,6 @@ def report(rounds: int, scheme: str) -> None:
         print(f"{name:<46}{statistics.median(ms):7.1f} ms, worst {max(ms):.1f}")
 
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder:
-        waited = asyncio.run(first_token(f"{scheme}:{Path(folder) / 'turns'}", rounds))
-        show(f"a token at a reader in another process, {scheme}", waited)
         whole, opened = resumed(f"{scheme}:{Path(folder) / 'runs'}", rounds)
         show(f"a new process behind {STEPS:,} steps, {scheme}", whole)
         show("the same, from opening the store", opened)

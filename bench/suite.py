@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -12,25 +13,29 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, NamedTuple
 
 import psycopg
 
 from bench.peers import PEERS, peer
+from perdure.store.sql.d1.address import TOKEN_VARIABLE
 from tests.engines.restate_server import running_restate
 from tests.node_packages import need_node_packages
+from tests.store.d1_server import TOKEN, D1Server, running_d1
 from tests.store.postgres_server import PostgresServer, running_server
 
 ROOT: Final = Path(__file__).parent.parent
 PATIENCE_S: Final = 600
 FLOOR: Final = "floor"
 OURS: Final = "perdure"
+_OWN: Final = (FLOOR, OURS)
 
 
 class Comparison(NamedTuple):
-    """One piece of work. `size` counts steps, runs or tokens; `gate` is the budget's ratio.
+    """One piece of work. `size` counts steps, runs or tokens.
 
-    With `more_is_better`, the figure is a rate, and the ratio has to be above the gate.
+    With `more_is_better`, the figure is a rate, and the ratio of a good one is above others.
     """
 
     name: str
@@ -40,15 +45,16 @@ class Comparison(NamedTuple):
     unit: str
     size: int
     sides: tuple[str, ...]
-    gate: float | None = None
-    goal: float | None = None
     more_is_better: bool = False
     pause_ms: float = 0
     quick_size: int = 20
 
 
 class Figure(NamedTuple):
-    """What one side needed: the median of all rounds, and the median of its paired ratios."""
+    """What one side needed: the median of all rounds, and the median of its paired ratios.
+
+    `own_cpu_us` is the processor time above the floor's, paired likewise.
+    """
 
     side: str
     version: str
@@ -58,6 +64,7 @@ class Figure(NamedTuple):
     ratio: float
     cpu_us: float | None = None
     p99_ms: float | None = None
+    own_cpu_us: float | None = None
 
 
 class Compared(NamedTuple):
@@ -69,88 +76,92 @@ class Compared(NamedTuple):
     figures: list[Figure]
 
 
-_SQLITE: Final = (FLOOR, OURS, "langgraph", "restate", "dbos")
-_POSTGRES: Final = (FLOOR, OURS, "langgraph", "absurd", "dbos")
-_OWN: Final = (FLOOR, OURS)
+_SIDES: Final = {
+    "sqlite": (FLOOR, OURS, "langgraph", "restate", "dbos"),
+    "postgres": (FLOOR, OURS, "langgraph", "absurd", "dbos"),
+    "file": (FLOOR, OURS),
+    "d1": (FLOOR, OURS),
+}
+STORES: Final = {"sqlite": "SQLite", "postgres": "PostgreSQL", "file": "files", "d1": "D1"}
+_D1_PART: Final = 10
+"""A request to D1 takes milliseconds: there a tenth of the work has to do."""
 
 
 def plan() -> list[Comparison]:
-    """Return the comparisons of the budget, gates and goals with them."""
-    on_sqlite = _of_runs("sqlite", "SQLite", _SQLITE, step_gate=1.5, rate_gates=(0.2, 0.35))
-    on_postgres = _of_runs(
-        "postgres", "PostgreSQL", _POSTGRES, step_gate=1.6, rate_gates=(0.15, 0.3)
-    )
-    return [*on_sqlite, *on_postgres, *_of_streams()]
+    """Return all comparisons, those of the workloads w1 to w5 on every store."""
+    runs = [one for store in STORES for one in _of_runs(store)]
+    streams = [one for store in STORES for one in _of_streams(store)]
+    return [*runs, *streams]
 
 
-def _of_runs(
-    store: str,
-    where: str,
-    sides: tuple[str, ...],
-    *,
-    step_gate: float,
-    rate_gates: tuple[float, float],
-) -> list[Comparison]:
-    one = Comparison("", "", "steps", store, "µs", 1_000, sides)
-    step = one._replace(
-        name=f"steps-{store}", title=f"A durable step, {where}", gate=step_gate, goal=1.25
+def _of_runs(store: str) -> list[Comparison]:
+    where, sides = STORES[store], _SIDES[store]
+    part = _D1_PART if store == "d1" else 1
+    steps, runs, long = 1_000 // part, 1_000 // part, 10_000 // part
+    step = Comparison(
+        f"steps-{store}", f"A durable step, {where}", "steps", store, "µs", steps, sides
     )
-    gate, goal = rate_gates
-    rate = one._replace(
+    rate = step._replace(
         name=f"runs-{store}",
-        title=f"Runs of 3 steps, 64 at once, {where}",
+        title=f"{runs:,} runs of 3 steps, 64 at once, {where}",
         work="runs",
         unit="runs/s",
-        size=500,
-        gate=gate,
-        goal=goal,
+        size=runs,
         more_is_better=True,
     )
-    resume = one._replace(
+    resume = step._replace(
         name=f"resume-{store}",
-        title=f"Going on behind 1,000 steps, {where}",
+        title=f"Going on behind {steps:,} steps, {where}",
         work="resume",
         unit="ms",
         sides=tuple(side for side in sides if side != "dbos"),
-        gate=3,
-        goal=1.5,
     )
-    long = one._replace(
+    growth = step._replace(
         name=f"steps-long-{store}",
-        title=f"A step of a run of 10,000, {where}",
-        size=10_000,
+        title=f"A step of a run of {long:,}, {where}",
+        size=long,
         sides=_OWN,
     )
-    return [step, rate, resume, long]
+    return [step, rate, resume, growth]
 
 
-def _of_streams() -> list[Comparison]:
-    fast = Comparison(
-        "stream-fast",
-        "A token of a turn without a pause, one reader, SQLite",
+def _of_streams(store: str) -> list[Comparison]:
+    """Those on SQLite have the short names."""
+    where, on = STORES[store], "" if store == "sqlite" else f"-{store}"
+    paced = Comparison(
+        f"stream-paced{on}",
+        f"A token of a turn at 1 ms each, all journaled, one reader, {where}",
         "stream",
-        "sqlite",
+        store,
         "µs",
-        2_000,
-        (*_OWN, "dbos"),
-    )
-    paced = fast._replace(
-        name="stream-paced",
-        title="A token of a turn at 1 ms each, all journaled, one reader, SQLite",
-        size=1_000,
-        gate=1.10,
-        goal=1.05,
+        1_000,
+        (*_OWN, "dbos") if store in ("sqlite", "postgres") else _OWN,
         pause_ms=1,
     )
-    return [paced, fast]
+    fast = paced._replace(
+        name=f"stream-fast{on}",
+        title=f"A token of a turn without a pause, one reader, {where}",
+        size=2_000,
+        pause_ms=0,
+    )
+    verbatim = fast._replace(
+        name=f"stream-verbatim{on}",
+        title=f"An event of another agent's, verbatim, without a pause, one reader, {where}",
+        work="verbatim",
+        sides=_OWN,
+    )
+    return [paced, fast, verbatim] if store in ("sqlite", "postgres") else [paced, fast]
 
 
 class Places:
-    """Hands out empty places: folders, databases of one server of our own, Restate's servers."""
+    """Hands out empty places: folders, databases of servers of our own, Restate's servers."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
+        self._starting = Lock()
+        self._d1_at_a_time = Lock()
         self._server: PostgresServer | None = None
+        self._d1: D1Server | None = None
         self._numbers = count(1)
 
     @contextmanager
@@ -166,16 +177,29 @@ class Places:
 
     @contextmanager
     def empty(self, store: str) -> Iterator[str]:
+        if store == "d1":
+            with self._d1_at_a_time:
+                yield self._empty_d1()
+            return
         if store != "postgres":
             with tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder:
                 yield folder
             return
-        if self._server is None:
-            self._server = self._stack.enter_context(running_server(flushes=True))
+        with self._starting:
+            if self._server is None:
+                self._server = self._stack.enter_context(running_server(flushes=True))
         name = f"bench_{next(self._numbers)}"
         self._execute(f'CREATE DATABASE "{name}"')
         yield f"{self._server.url.rsplit('/', 1)[0]}/{name}"
         self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def _empty_d1(self) -> str:
+        """Return the address of the one database, with our tables and no others."""
+        if self._d1 is None:
+            need_node_packages()
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="perdure-bench-"))
+            self._d1 = self._stack.enter_context(running_d1(Path(folder)))
+        return self._d1.url(self._d1.clean(self._d1.drop()))
 
     def _execute(self, sql: str) -> None:
         assert self._server is not None
@@ -207,7 +231,13 @@ def _ask(
     command += ["--store", comparison.store, "--place", place, "--size", str(size)]
     command += ["--pause-ms", str(comparison.pause_ms), "--durability", durability]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, TOKEN_VARIABLE: TOKEN},
+        timeout=PATIENCE_S,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"{side} failed at {comparison.name}:\n{done.stderr[-2_000:]}")
@@ -223,7 +253,13 @@ def _figure(
         answer["value"] / floor["value"] for answer, floor in zip(answers, floors, strict=True)
     ]
 
-    def median(key: str) -> float | None:
+    own = [
+        {"own_cpu_us": answer["cpu_us"] - floor["cpu_us"]}
+        for answer, floor in zip(answers, floors, strict=True)
+        if "cpu_us" in answer and "cpu_us" in floor
+    ]
+
+    def median(key: str, answers: Sequence[dict[str, float]] = answers) -> float | None:
         known = [answer[key] for answer in answers if key in answer]
         return statistics.median(known) if known else None
 
@@ -236,6 +272,7 @@ def _figure(
         statistics.median(ratios),
         median("cpu_us"),
         median("p99_ms"),
+        None if side == FLOOR else median("own_cpu_us", own),
     )
 
 

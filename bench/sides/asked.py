@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 AT_ONCE = 64
 """How many short runs are under way at a time."""
 WARM_STEPS = 30
+STORES = ("sqlite", "postgres", "file", "d1", "memory")
 
 
 class Asked(NamedTuple):
     """One measurement.
 
-    `place` is a folder for files, or the address of an empty PostgreSQL database. `size` counts
-    steps, runs or tokens, as the work says.
+    `place` is a folder for files, or the address of an empty database of PostgreSQL or D1. `size`
+    counts steps, runs or tokens, as the work says.
     """
 
     work: str
@@ -63,7 +64,7 @@ async def _alone(work: Work, asked: Asked) -> Answer:
 def _asked(works: list[str]) -> Asked:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=works)
-    parser.add_argument("--store", choices=("sqlite", "postgres", "file", "memory"), required=True)
+    parser.add_argument("--store", choices=STORES, required=True)
     parser.add_argument("--place", required=True)
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--pause-ms", type=float, default=0)
@@ -107,3 +108,15 @@ async def tokens(count: int, pause_ms: float) -> AsyncIterator[str]:
         if pause_ms:
             await asyncio.sleep(pause_ms / 1e3)
         yield f"tok{index % 1000:03d} "
+
+
+async def events(count: int, pause_ms: float) -> AsyncIterator[dict[str, Any]]:
+    """The same model behind another agent's server, whose events travel verbatim.
+
+    Each differs in more than its text, so that none can be joined with the one before.
+    """
+    index = 0
+    async for token in tokens(count, pause_ms):
+        part = {"id": "p1", "type": "text", "index": index}
+        index += 1
+        yield {"type": "message.part.updated", "data": {"delta": token, "part": part}}

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any, Protocol
 
+from bench.file_floor import FileFloor
 from bench.floor import Floor
-from bench.postgres_floor import PostgresFloor
-from bench.sides.asked import WARM_STEPS, Answer, Asked, answer, many, timed, tokens
+from bench.sides.asked import WARM_STEPS, Answer, Asked, answer, events, many, timed, tokens
 
 
-async def opened(asked: Asked) -> Floor | PostgresFloor:
+class AnyFloor(Protocol):
+    """What all floors do."""
+
+    async def run_steps(self, run_id: str, count: int) -> None: ...
+    async def replay(self, run_id: str) -> list[Any]: ...
+    async def close(self) -> None: ...
+
+
+async def opened(asked: Asked) -> AnyFloor:
+    # Each driver is a package of its own, which only its store needs.
     if asked.store == "postgres":
+        from bench.postgres_floor import PostgresFloor
+
         return await PostgresFloor.open(asked.place, synchronous=asked.durability)
+    if asked.store == "d1":
+        from bench.d1_floor import D1Floor
+
+        return await D1Floor.open(asked.place)
+    if asked.store == "file":
+        return FileFloor(asked.file("floor"), synchronous=asked.durability)
     return Floor(asked.file("floor.db"), synchronous=asked.durability)
 
 
@@ -47,5 +65,15 @@ async def stream(asked: Asked) -> Answer:
     return await timed(said, per=asked.size)
 
 
+async def verbatim(asked: Asked) -> Answer:
+    async def said() -> None:
+        async for event in events(asked.size, asked.pause_ms):
+            json.dumps(event)
+
+    await said()
+    return await timed(said, per=asked.size)
+
+
 if __name__ == "__main__":
-    answer({"steps": steps, "runs": runs, "resume": resume, "stream": stream})
+    works = {"steps": steps, "runs": runs, "resume": resume}
+    answer({**works, "stream": stream, "verbatim": verbatim})

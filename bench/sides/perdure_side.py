@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import perdure
-from bench.sides.asked import WARM_STEPS, Answer, Asked, answer, many, result, timed, tokens
+from bench.sides.asked import WARM_STEPS, Answer, Asked, answer, events, many, result, timed, tokens
 from perdure.core.frames import text, upstream_end
 
 MANIFEST = perdure.RunManifest("bench", perdure.AgentTaskSpec("bench", "Measure"))
@@ -22,6 +22,8 @@ async def opened(asked: Asked) -> perdure.RunStore:
         return await perdure.open_store("memory:")
     if asked.store == "postgres":
         return await perdure.open_store(asked.place, durability=durability, migrate=True)
+    if asked.store == "d1":
+        return await perdure.open_store(asked.place)
     return await perdure.open_store(f"{asked.store}:{asked.file('perdure')}", durability=durability)
 
 
@@ -75,13 +77,26 @@ async def resume(asked: Asked) -> Answer:
 
 
 async def stream(asked: Asked) -> Answer:
-    store = await opened(asked)
-
     async def produce(turn: perdure.Turn) -> AsyncIterator[perdure.Frame]:
         async for token in tokens(int(turn.user_message), asked.pause_ms):
             yield text(token)
         yield upstream_end("stop")
 
+    return await streamed(asked, produce)
+
+
+async def verbatim(asked: Asked) -> Answer:
+    async def produce(turn: perdure.Turn) -> AsyncIterator[Any]:
+        async for event in events(int(turn.user_message), asked.pause_ms):
+            yield event
+        yield upstream_end("stop")
+
+    return await streamed(asked, produce)
+
+
+async def streamed(asked: Asked, produce: Any) -> Answer:
+    """Stream one turn to one reader, behind a short one that warms up."""
+    store = await opened(asked)
     engine = perdure.ChatTurnEngine(store, produce=produce, recover=False)
 
     async def turn(session: str, count: int) -> None:
@@ -95,4 +110,5 @@ async def stream(asked: Asked) -> Answer:
 
 
 if __name__ == "__main__":
-    answer({"steps": steps, "runs": runs, "resume": resume, "stream": stream})
+    works = {"steps": steps, "runs": runs, "resume": resume}
+    answer({**works, "stream": stream, "verbatim": verbatim})
