@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from perdure.agent.adapter import AgentTaskContext
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.steps import Continue
 from perdure.agent.task import run_agent_task
-from perdure.core.records import AgentTaskSpec
+from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.errors import UsageError
 from tests.agent.robots import Climber, Librarian, Sink
 
@@ -20,6 +22,26 @@ CAVEAT = KnowledgeRequirement("wind", "the wind", acquisition_mode="search_web")
 
 def needing(requirement: KnowledgeRequirement) -> AgentTaskSpec:
     return TASK._replace(required_knowledge=[requirement])
+
+
+class Scout(Climber):
+    """While it is blocked it finds one piece of evidence after the other."""
+
+    def on_knowledge_blocked(self, *_: object) -> Continue:
+        return Continue({"climb": 0})
+
+    def get_evidence_ids(
+        self, action: JsonValue, result: JsonValue, context: AgentTaskContext
+    ) -> list[str]:
+        return [f"e{context.step_index + 1}"]
+
+
+async def test_bb_7_evidence_of_several_actions_counts_together() -> None:
+    needed = KnowledgeRequirement("map", "a map", importance="blocking", evidence_ids=("e1", "e2"))
+    scout = Scout(aim=1)
+    result = await run_agent_task(needing(needed), scout)
+    assert (result.status, scout.executed["decide"]) == ("completed", 1)
+    assert result.acquired_evidence_ids[:2] == ("e1", "e2")
 
 
 class Careless:

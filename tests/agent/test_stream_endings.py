@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import pytest
 
 from perdure.agent.adapter import KnowledgeHooks
+from perdure.agent.backend import IterableBackend
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.session_life import SessionChoice
@@ -317,6 +319,36 @@ async def test_7_3_an_error_that_cannot_say_what_it_is_ends_the_stream_too(place
         assert "could not be stopped" in repr(events)
     else:
         assert final.reason.endswith("SpeechlessError")
+
+
+class Kindless:
+    async def stream(self, *_: object) -> AsyncIterator[TextDeltaEvent]:
+        yield TextDeltaEvent(text="a")
+
+
+@pytest.mark.parametrize(
+    ("task", "backend", "input", "culprit"),
+    [
+        ({"id": "t", "intent": "i"}, Played(), None, "AgentTaskSpec"),
+        (TASK, object(), None, "no method stream"),
+        (TASK, Kindless(), None, "'Kindless' has no kind"),
+        (TASK, Played(), "Hello", "AgentBackendInput"),
+    ],
+)
+def test_7_1_what_is_no_task_backend_or_input_is_refused_at_once(
+    task: Any, backend: Any, input: Any, culprit: str
+) -> None:
+    with pytest.raises(ValidationError, match=culprit):
+        run_agent_task_stream(task, backend, input=input)
+
+
+@pytest.mark.parametrize("given", [list, partial(asyncio.sleep, 0)])
+async def test_9_1_a_stream_that_is_no_iterator_is_named_and_never_recoverable(given: Any) -> None:
+    backend = IterableBackend("played", lambda *_: given())
+    *_, error, _, _ = await read(run_agent_task_stream(TASK, backend))
+    assert isinstance(error, BackendErrorEvent)
+    assert "async iterator" in error.message
+    assert not error.recoverable
 
 
 @pytest.mark.parametrize("task", [TASK._replace(id=""), TASK._replace(intent="")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,7 +21,8 @@ from perdure.agent.task import run_agent_task
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.secret import Secret
 from perdure.core.wire import to_wire
-from perdure.errors import UsageError
+from perdure.errors import UsageError, ValidationError
+from perdure.store.memory import MemoryStore
 from tests.agent.robots import Climber, Librarian, Sink
 
 TASK = AgentTaskSpec("climb", "Climb the ladder", domain="ladders")
@@ -148,6 +149,22 @@ async def test_evidence_that_an_action_finds_opens_the_gate() -> None:
     assert result.acquired_evidence_ids == ("found",)
     assert fetcher.executed["decide"] == 1
     assert sink.types.count("readiness_end") == 2
+
+
+class Blind:
+    """Lacks two of the four methods that an adapter has."""
+
+    observe = Climber.observe
+    act = Climber.act
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_who_is_no_adapter_is_refused_before_anything_is_recorded(durable: bool) -> None:
+    store = MemoryStore()
+    where = (store, "climb:1") if durable else None
+    with pytest.raises(ValidationError, match=r"'Blind' is no AgentAdapter.*validate, decide"):
+        await run_agent_task(TASK, cast("Any", Blind()), durable=where)
+    assert await store.read_run("climb:1") is None
 
 
 class Polite(Climber):

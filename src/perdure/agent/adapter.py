@@ -17,6 +17,7 @@ from perdure.agent.knowledge import (
 )
 from perdure.agent.steps import ControlBudget, ControlStep
 from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.errors import ValidationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,16 @@ def optional_method(owner: object, name: str) -> Callable[..., Any] | None:
     """Return the method of `owner`, or None if it has none of this name."""
     method = getattr(owner, name, None)
     return cast("Callable[..., Any]", method) if callable(method) else None
+
+
+def check_methods(owner: object, role: str, names: Sequence[str]) -> None:
+    """Raise ValidationError if `owner` lacks one of the methods that its role asks for."""
+    missing = [name for name in names if optional_method(owner, name) is None]
+    if missing:
+        raise ValidationError(
+            f"{type(owner).__qualname__!r:.60} is no {role}: it has no method "
+            f"{', '.join(missing)} ({role} needs {', '.join(names)})"
+        )
 
 
 async def resolve(value: Any) -> Any:

@@ -80,7 +80,7 @@ def refreshed_report(
     """Return the report that follows from answers and new evidence, for who has no better way.
 
     A requirement whose question was answered (by more than white space) has the confidence that
-    it needs and is no longer stale; so has one all of whose evidence ids are among the new ones.
+    it needs and is no longer stale; so has one all of whose evidence ids are among those given.
     """
     answered = {each.requirement_id for each in questions if _says_something(answers.get(each.id))}
     new = set(evidence_ids)

@@ -285,7 +285,7 @@ class Preflight:
                 report,
                 questions=self.questions,
                 answers=self.user_answers,
-                evidence_ids=evidence_ids,
+                evidence_ids=self.acquired_evidence_ids,
                 now_ms=self.calls.now_ms,
             )
             return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from typing import Any, Final, TypeVar, cast
 
 from perdure.agent.calls import GRACE_MS, CutShort
 from perdure.agent.cancel import CancelSignal
-from perdure.errors import AgentRuntimeError
+from perdure.errors import AgentRuntimeError, UsageError
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ async def pumped(
     queue: asyncio.Queue[object] = asyncio.Queue(maxsize=1)
 
     async def pump() -> None:
-        await _drain(iterate(), queue)
+        await _drain(_checked(iterate()), queue)
 
     work = asyncio.ensure_future(pump())
     fired = asyncio.ensure_future(signal.wait())
@@ -40,6 +41,18 @@ async def pumped(
     finally:
         fired.cancel()
         await _leave(work, grace_ms)
+
+
+def _checked(events: object) -> AsyncIterator[object]:
+    """Return what a backend's `stream` gave, if one can iterate over it. Raises UsageError."""
+    if isinstance(events, AsyncIterable):
+        return cast("AsyncIterator[object]", events)
+    if inspect.iscoroutine(events):
+        events.close()
+    raise UsageError(
+        f"stream must return an async iterator, not {type(events).__qualname__!r:.60}: let it "
+        "`yield` its events, or make a backend of it by CallableBackend"
+    )
 
 
 async def _drain(events: AsyncIterator[object], queue: asyncio.Queue[object]) -> None:

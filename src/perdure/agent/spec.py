@@ -12,7 +12,9 @@ from perdure.errors import ValidationError
 
 
 def check_task(task: AgentTaskSpec) -> None:
-    """Raise ValidationError for a task without an id or intent, and for one that is no text."""
+    """Raise ValidationError for what is no task, and for one whose id or intent is no text."""
+    if not isinstance(cast("object", task), AgentTaskSpec):
+        raise ValidationError(f"task must be an AgentTaskSpec, not {task!r:.60}")
     for name, value in (("task.id", task.id), ("task.intent", task.intent)):
         if not isinstance(cast("object", value), str):
             raise ValidationError(f"{name} must be a text, not {value!r:.60}")

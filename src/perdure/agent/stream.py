@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Final, cast
 
-from perdure.agent.adapter import AgentKnowledgeProvider, KnowledgeHooks
+from perdure.agent.adapter import AgentKnowledgeProvider, KnowledgeHooks, check_methods
 from perdure.agent.backend import (
     AgentBackendContext,
     AgentBackendInput,
@@ -43,7 +43,12 @@ from perdure.agent.task import BLOCKED_PREFIX
 from perdure.core.effects import iso_time
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.wording import error_text
-from perdure.errors import AgentRuntimeError, BackendTransportError, PerdureError
+from perdure.errors import (
+    AgentRuntimeError,
+    BackendTransportError,
+    PerdureError,
+    ValidationError,
+)
 
 COMPLETED: Final = "backend completed"
 """The reason of a task that a backend has done."""
@@ -77,11 +82,16 @@ def run_agent_task_stream(
     ends as `aborted`, also if the backend hangs: in its start, its stream or its stop. Closing
     the generator ends the session as `aborted` in the store, and so does cancelling its reader.
 
-    Raises ValidationError, at once, for a bad task.
+    Raises ValidationError, at once, for a bad task, backend or input.
     """
     check_task(task)
     requirements_of(task)
-    asked = input or AgentBackendInput(task=task)
+    check_methods(backend, "AgentExecutionBackend", ("stream",))
+    if not isinstance(cast("object", getattr(backend, "kind", None)), str):
+        raise ValidationError(f"the backend {type(backend).__qualname__!r:.60} has no kind, a text")
+    asked = AgentBackendInput(task=task) if input is None else input
+    if not isinstance(cast("object", asked), AgentBackendInput):
+        raise ValidationError(f"input must be an AgentBackendInput, not {input!r:.60}")
     policy = readiness or ReadinessPolicy()
     calls = Calls(None, signal, clock=policy.clock)
     return _TaskStream(

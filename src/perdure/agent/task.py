@@ -14,6 +14,7 @@ from perdure.agent.adapter import (
     AgentTaskContext,
     ControlContext,
     KnowledgeHooks,
+    check_methods,
     optional_method,
     resolve,
 )
@@ -66,9 +67,9 @@ class AgentTaskRunResult:
     """What an agent task came to.
 
     `knowledge` is the report in force at the end, `decision` what the task's policy makes of it.
-    `questions` and `acquisition_plans` were asked and carried out, `open_questions` are those
-    that the report leaves. `sink_errors` are the failures of the event sink, which did not
-    disturb the task.
+    `questions` and `acquisition_plans` are those of the first report, put and carried out if
+    somebody was there to do it; `open_questions` those that the last one leaves. `sink_errors`
+    are the failures of the event sink, which did not disturb the task.
     """
 
     task: AgentTaskSpec
@@ -104,10 +105,11 @@ async def run_agent_task(
     worker's handler gives its own context instead.
 
     What the adapter raises becomes part of the result. What the provider raises, and
-    `project_run_records`, is raised after the last event; so is UsageError for a bad task,
+    `project_run_records`, is raised after the last event; so is UsageError for a bad task, adapter,
     budget or answer, and what `run_durable` raises. A failing sink is recorded in the result.
     """
     check_task(task)
+    check_methods(adapter, "AgentAdapter", ("observe", "validate", "decide", "act"))
     requirements_of(task)
     budget_of(task.budget)
     given = control or ControlOptions()
