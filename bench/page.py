@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from bench.budget import BUDGET, Bound, Measured
 from bench.counts import Counted
 from bench.figure import Alone, promise, promises
+from bench.gates import gates
 from bench.loaded import Loaded
 from bench.picture import bars
 from bench.suite import FLOOR, OURS, Compared, Comparison, Figure, plan
@@ -17,6 +18,7 @@ from bench.suite import FLOOR, OURS, Compared, Comparison, Figure, plan
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "performance.md"
 PICTURE: Final = ROOT / "docs" / "images" / "performance.svg"
+GATES: Final = ROOT / "docs" / "images" / "budget.svg"
 RESULTS: Final = ROOT / "bench" / "results.json"
 _BEGIN: Final = "<!-- measured: {} -->"
 _END: Final = "<!-- end -->"
@@ -102,6 +104,7 @@ def rendered(page: str, results: Results) -> str:
 
 def write(results: Results) -> None:
     PAGE.write_text(rendered(PAGE.read_text(), results))
+    GATES.write_text(gates(Measured(results.compared, results.alone)))
     PICTURE.write_text(bars([one for one in results.compared if len(one.figures) > 2]))
 
 

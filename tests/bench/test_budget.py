@@ -6,6 +6,7 @@ import pytest
 
 from bench import page
 from bench.budget import BUDGET, Bound, Measured
+from bench.gates import gates
 
 
 def test_every_gate_stands_on_the_page_with_its_figure_and_its_verdict() -> None:
@@ -73,3 +74,13 @@ def test_a_goal_without_a_gate_is_met_or_missed() -> None:
 
 def test_what_was_not_measured_is_said_to_be_so() -> None:
     assert page.budget(Measured([], [])).count("not measured") == len(BUDGET)
+
+
+def test_the_picture_tells_what_is_missed_from_what_is_met() -> None:
+    results = page.load()
+    measured = Measured(results.compared, results.alone)
+    found = [(bound, bound.find(measured)) for bound in BUDGET]
+    verdicts = [bound.verdict(figure.value) for bound, figure in found if figure is not None]
+    picture = gates(measured)
+    assert picture.count('class="missed"') == verdicts.count("**missed**")
+    assert picture.count('<rect class="met"') == len(verdicts) - verdicts.count("**missed**")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench import counts, page
+from bench.budget import Measured
+from bench.gates import gates
 from bench.load import OURS, RAW
 from bench.loaded import Loaded
 from bench.picture import bars
@@ -56,6 +58,7 @@ def test_the_page_shows_the_stored_results() -> None:
     assert page.rendered(page.PAGE.read_text(), results) == page.PAGE.read_text()
     several = [one for one in results.compared if len(one.figures) > 2]
     assert bars(several) == page.PICTURE.read_text()
+    assert gates(Measured(results.compared, results.alone)) == page.GATES.read_text()
 
 
 def test_results_are_read_as_they_were_stored(tmp_path: Path) -> None:
