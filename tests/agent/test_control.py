@@ -49,7 +49,7 @@ async def run(made: ControlHooks, **more: Any) -> ControlRunResult:
     return await run_agent_control_loop("climb", made, **more)
 
 
-async def test_it_stops_as_soon_as_no_eval_does_harm() -> None:
+async def test_5_2_r6_it_stops_as_soon_as_no_eval_does_harm() -> None:
     seen: list[int] = []
 
     def third(context: ControlContext) -> list[ControlEvalResult]:
@@ -61,7 +61,7 @@ async def test_it_stops_as_soon_as_no_eval_does_harm() -> None:
     assert (result.score, len(result.steps)) == (1, 2)
 
 
-async def test_it_asks_for_a_decision_when_there_is_nothing_to_validate() -> None:
+async def test_bb_6_it_asks_for_a_decision_when_there_is_nothing_to_validate() -> None:
     """An adapter without evals does not pass without having done anything."""
     made = hooks(validate=lambda context: [], decide=lambda context: Stop("enough", passed=True))
     result = await run(made)
@@ -72,7 +72,7 @@ async def test_it_asks_for_a_decision_when_there_is_nothing_to_validate() -> Non
     ("passed", "expected", "failure_class"),
     [(True, True, None), (None, False, None), (False, False, "unknown")],
 )
-async def test_a_stop_passes_only_if_it_says_so(
+async def test_5_2_r4d_a_stop_passes_only_if_it_says_so(
     passed: bool | None, expected: bool, failure_class: str | None
 ) -> None:
     result = await run(hooks(decide=lambda context: Stop("enough", passed=passed)))
@@ -81,7 +81,7 @@ async def test_a_stop_passes_only_if_it_says_so(
     assert result.score == 0.2
 
 
-async def test_success_on_the_last_allowed_step_is_success() -> None:
+async def test_5_2_r4j_success_on_the_last_allowed_step_is_success() -> None:
     made = hooks(
         should_stop=lambda context: StopDecision(
             stop=context.step_index == 2, passed=True, reason="two steps"
@@ -91,7 +91,7 @@ async def test_success_on_the_last_allowed_step_is_success() -> None:
     assert (result.passed, result.stopped_by, len(result.steps)) == (True, "stop-policy", 2)
 
 
-async def test_a_stop_policy_is_asked_once_for_each_state() -> None:
+async def test_bb_8_a_stop_policy_is_asked_once_for_each_state() -> None:
     asked: list[int] = []
 
     def should_stop(context: ControlContext) -> StopDecision:
@@ -102,7 +102,7 @@ async def test_a_stop_policy_is_asked_once_for_each_state() -> None:
     assert asked == [0, 1, 2, 3]
 
 
-async def test_the_steps_are_a_budget() -> None:
+async def test_5_2_r5_the_steps_are_a_budget() -> None:
     result = await run(hooks(), budget=ControlBudget(max_steps=3))
     assert (result.stopped_by, result.stop_cause) == ("budget", "steps")
     assert (result.failure_class, result.completed) == ("budget_exceeded", False)
@@ -112,7 +112,7 @@ async def test_the_steps_are_a_budget() -> None:
     assert [step.after_state for step in result.steps] == [0, 1, 2]
 
 
-async def test_the_cost_is_a_budget() -> None:
+async def test_5_2_r4b_the_cost_is_a_budget() -> None:
     made = hooks(get_action_cost_usd=lambda action, result, context: 0.4)
     result = await run(made, budget=ControlBudget(max_cost_usd=1))
     assert (result.stop_cause, result.failure_class) == ("cost", "budget_exceeded")
@@ -121,13 +121,13 @@ async def test_the_cost_is_a_budget() -> None:
     assert result.steps[0].action_outcome.cost_usd == 0.4
 
 
-async def test_nothing_is_done_without_any_money() -> None:
+async def test_5_2_r4b_nothing_is_done_without_any_money() -> None:
     result = await run(hooks(), budget=ControlBudget(max_cost_usd=0))
     assert (result.stop_cause, result.steps) == ("cost", ())
 
 
 @pytest.mark.parametrize("cost", [-1, float("nan"), float("inf"), "much"])
-async def test_a_cost_that_is_none_is_no_failure_of_the_action(cost: object) -> None:
+async def test_5_2_r4f_a_cost_that_is_none_is_no_failure_of_the_action(cost: object) -> None:
     made = hooks(get_action_cost_usd=lambda action, result, context: cost)
     result = await run(made, budget=ControlBudget(max_steps=1))
     assert result.spent_cost_usd == 0
@@ -136,7 +136,7 @@ async def test_a_cost_that_is_none_is_no_failure_of_the_action(cost: object) -> 
     assert result.steps[0].action_outcome.ok
 
 
-async def test_an_action_is_cut_off_when_the_time_is_up() -> None:
+async def test_bb_8_an_action_is_cut_off_when_the_time_is_up() -> None:
     cleaned: list[str] = []
 
     async def slow(action: JsonValue, context: ControlContext) -> None:
@@ -154,7 +154,7 @@ async def test_an_action_is_cut_off_when_the_time_is_up() -> None:
     assert not outcome.ok
 
 
-async def test_a_fired_signal_cuts_off_what_runs() -> None:
+async def test_5_2_r4a_a_fired_signal_cuts_off_what_runs() -> None:
     signal = CancelSignal()
 
     async def slow(context: ControlContext) -> None:
@@ -167,7 +167,7 @@ async def test_a_fired_signal_cuts_off_what_runs() -> None:
     assert result.final_evals == (FAR,)
 
 
-async def test_cancelling_the_caller_passes_through_and_cleans_up() -> None:
+async def test_1_2_r3_cancelling_the_caller_passes_through_and_cleans_up() -> None:
     cleaned = asyncio.Event()
     begun = asyncio.Event()
 
@@ -190,14 +190,14 @@ async def test_cancelling_the_caller_passes_through_and_cleans_up() -> None:
     ("broken", "phase"),
     [("observe", "observe"), ("validate", "validate"), ("decide", "decide")],
 )
-async def test_a_failure_ends_the_loop_with_a_result(broken: str, phase: str) -> None:
+async def test_5_2_r3_a_failure_ends_the_loop_with_a_result(broken: str, phase: str) -> None:
     result = await run(hooks(**{broken: failing}))
     assert (result.stopped_by, result.completed) == ("runtime-error", False)
     assert result.failure_class == "unknown"
     assert [(error.phase, error.message) for error in result.runtime_errors] == [(phase, "no line")]
 
 
-async def test_a_failing_stop_policy_ends_the_loop() -> None:
+async def test_5_2_r4c_a_failing_stop_policy_ends_the_loop() -> None:
     result = await run(hooks(should_stop=failing))
     assert [error.phase for error in result.runtime_errors] == ["stop-policy"]
     assert result.final_state == 0
@@ -207,14 +207,14 @@ async def test_a_failing_stop_policy_ends_the_loop() -> None:
     ("broken", "value"),
     [("decide", "go"), ("validate", None), ("validate", ["good"]), ("should_stop", True)],
 )
-async def test_what_a_hook_may_not_return_is_its_failure(broken: str, value: object) -> None:
+async def test_5_2_r3_what_a_hook_may_not_return_is_its_failure(broken: str, value: object) -> None:
     more: dict[str, Any] = {broken: lambda context: value}
     result = await run(hooks(**more))
     assert result.stopped_by == "runtime-error"
     assert broken in result.runtime_errors[0].message
 
 
-async def test_a_failed_action_is_a_step_and_the_loop_goes_on() -> None:
+async def test_5_2_r4f_a_failed_action_is_a_step_and_the_loop_goes_on() -> None:
     result = await run(hooks(act=failing), budget=ControlBudget(max_steps=2))
     assert result.stop_cause == "steps"
     outcomes = [step.action_outcome for step in result.steps]
@@ -224,7 +224,7 @@ async def test_a_failed_action_is_a_step_and_the_loop_goes_on() -> None:
     ]
 
 
-async def test_a_failed_action_ends_the_loop_if_it_is_told_to() -> None:
+async def test_5_2_r4f_a_failed_action_ends_the_loop_if_it_is_told_to() -> None:
     steps: list[ControlStep] = []
     result = await run(
         hooks(act=failing, on_step=steps.append), options=ControlOptions(action_failure="stop")
@@ -233,7 +233,7 @@ async def test_a_failed_action_ends_the_loop_if_it_is_told_to() -> None:
     assert steps == list(result.steps)
 
 
-async def test_a_failed_second_look_is_a_step_and_the_end() -> None:
+async def test_5_2_r4g_a_failed_second_look_is_a_step_and_the_end() -> None:
     def observe(context: ControlContext) -> str:
         if context.evals:
             raise ConnectionError("blind")
@@ -245,13 +245,13 @@ async def test_a_failed_second_look_is_a_step_and_the_end() -> None:
     assert len(steps) == 1
 
 
-async def test_a_failing_listener_is_noted_and_disturbs_nothing() -> None:
+async def test_5_2_r4i_a_failing_listener_is_noted_and_disturbs_nothing() -> None:
     result = await run(hooks(on_step=failing), budget=ControlBudget(max_steps=1))
     assert [error.phase for error in result.runtime_errors] == ["on-step"]
     assert result.stop_cause == "steps"
 
 
-async def test_the_same_action_over_and_over_is_not_performed_again() -> None:
+async def test_5_2_r4e_the_same_action_over_and_over_is_not_performed_again() -> None:
     policies = ControlStopPolicies(max_repeated_actions=3)
     made = hooks(decide=lambda context: Continue({"b": 1, "a": [2]}))
     result = await run(made, options=ControlOptions(policies))
@@ -259,7 +259,7 @@ async def test_the_same_action_over_and_over_is_not_performed_again() -> None:
     assert (len(result.steps), result.completed, result.passed) == (2, True, False)
 
 
-async def test_steps_without_progress_are_counted_in_a_row() -> None:
+async def test_5_2_r4h_steps_without_progress_are_counted_in_a_row() -> None:
     policies = ControlStopPolicies(max_no_progress_steps=2)
     states = iter([0, 0, 1, 1, 1])
     result = await run(
@@ -268,13 +268,13 @@ async def test_steps_without_progress_are_counted_in_a_row() -> None:
     assert (result.stop_cause, len(result.steps)) == ("no_progress", 4)
 
 
-async def test_a_failing_fingerprint_ends_the_loop_with_a_result() -> None:
+async def test_5_2_r4h_a_failing_fingerprint_ends_the_loop_with_a_result() -> None:
     policies = ControlStopPolicies(max_repeated_actions=3, action_fingerprint=failing)
     result = await run(hooks(), options=ControlOptions(policies))
     assert [error.phase for error in result.runtime_errors] == ["stop-policy"]
 
 
-async def test_hooks_may_be_async_and_see_how_the_loop_stands() -> None:
+async def test_1_2_r1_hooks_may_be_async_and_see_how_the_loop_stands() -> None:
     contexts: list[ControlContext] = []
 
     async def decide(context: ControlContext) -> Stop:
@@ -299,11 +299,11 @@ async def test_hooks_may_be_async_and_see_how_the_loop_stands() -> None:
         {"max_cost_usd": float("nan")},
     ],
 )
-def test_a_budget_out_of_range_is_refused(budget: dict[str, Any]) -> None:
+def test_5_1_a_budget_out_of_range_is_refused(budget: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(budget))):
         ControlBudget(**budget)
 
 
-async def test_a_loop_has_an_intent() -> None:
+async def test_3_1_a_loop_has_an_intent() -> None:
     with pytest.raises(ValidationError, match="intent"):
         await run_agent_control_loop("", hooks())

@@ -22,12 +22,12 @@ from perdure.errors import ValidationError
 from tests.agent.robots import Climber
 
 
-def test_who_measured_is_told() -> None:
+def test_5_1_who_measured_is_told() -> None:
     assert objective_eval("a", True).objective is True
     assert subjective_eval("a", False, detail="dull").objective is False
 
 
-def test_a_report_becomes_an_eval_that_names_what_blocks() -> None:
+def test_4_4_a_report_becomes_an_eval_that_names_what_blocks() -> None:
     gaps = [KnowledgeRequirement(name, name, fallback_policy="block") for name in "xy"]
     result = blocking_knowledge_eval(score_knowledge_readiness("t", gaps))
     assert (result.id, result.passed, result.severity) == ("knowledge-ready", False, "critical")
@@ -37,13 +37,13 @@ def test_a_report_becomes_an_eval_that_names_what_blocks() -> None:
     assert result.metadata["knowledgeReadiness"]["taskId"] == "t"
 
 
-def test_a_ready_report_is_an_eval_that_passed() -> None:
+def test_4_4_a_ready_report_is_an_eval_that_passed() -> None:
     result = blocking_knowledge_eval(score_knowledge_readiness("t", []), id="mine")
     assert (result.id, result.passed, result.severity) == ("mine", True, "info")
     assert result.evidence is None
 
 
-def test_a_score_below_the_minimum_fails_without_blocking() -> None:
+def test_4_4_a_score_below_the_minimum_fails_without_blocking() -> None:
     short = KnowledgeRequirement("x", "x", current_confidence=0.5, fallback_policy="use_default")
     report = score_knowledge_readiness("t", [short])
     assert not blocking_knowledge_eval(report, minimum_score=0.8).passed
@@ -111,7 +111,7 @@ async def test_5_2_r3_an_eval_that_is_none_ends_the_loop_and_raises_nothing() ->
     assert "score of the eval 'mine'" in result.control.reason
 
 
-def test_the_score_of_several_is_their_mean_rounded_half_up() -> None:
+def test_5_2_r7_the_score_of_several_is_their_mean_rounded_half_up() -> None:
     assert mean_score([]) is None
     assert mean_score([objective_eval("a", True)]) is None
     assert mean_score([objective_eval("a", True, score=0.0005)]) == 0.001
@@ -119,7 +119,7 @@ def test_the_score_of_several_is_their_mean_rounded_half_up() -> None:
     assert mean_score([*scores, objective_eval("b", True)]) == 0.333
 
 
-def test_only_errors_do_harm() -> None:
+def test_5_2_r6_only_errors_do_harm() -> None:
     assert are_harmless([objective_eval("a", False), objective_eval("b", False, severity="info")])
     assert not are_harmless([objective_eval("a", False, severity="error")])
     assert are_harmless([objective_eval("a", True, severity="critical")])

@@ -26,7 +26,7 @@ def gap(
     )
 
 
-def test_one_question_for_each_gap_that_the_user_can_close() -> None:
+def test_4_3_r1_one_question_for_each_gap_that_the_user_can_close() -> None:
     gaps = [gap("a"), gap("b", "search_web"), gap("c", "search_web", "ask")]
     questions = user_questions_for_knowledge_gaps(gaps)
     assert [question.id for question in questions] == ["question_a", "question_c"]
@@ -35,7 +35,7 @@ def test_one_question_for_each_gap_that_the_user_can_close() -> None:
     assert questions[0].options is None
 
 
-def test_each_fallback_has_its_own_impact() -> None:
+def test_4_3_r1_each_fallback_has_its_own_impact() -> None:
     fallbacks: tuple[FallbackPolicy, ...] = ("block", "ask", "continue_with_caveat", "use_default")
     questions = user_questions_for_knowledge_gaps(
         [gap(fallback, "ask_user", fallback) for fallback in fallbacks]
@@ -43,7 +43,7 @@ def test_each_fallback_has_its_own_impact() -> None:
     assert len({question.impact_if_unknown for question in questions}) == 4
 
 
-def test_one_plan_for_each_way_in_order_of_appearance() -> None:
+def test_4_3_r2_one_plan_for_each_way_in_order_of_appearance() -> None:
     low = KnowledgeRequirement("z", "z", acquisition_mode="search_web", importance="low")
     gaps = [low, gap("a"), gap("b", "search_web"), gap("c", "not_available")]
     gaps.append(gap("d", "infer_low_confidence"))
@@ -58,19 +58,19 @@ def test_one_plan_for_each_way_in_order_of_appearance() -> None:
     assert [question.id for question in ask.questions or ()] == ["question_a"]
 
 
-def test_the_answer_to_a_question_for_a_credential_becomes_a_secret() -> None:
+def test_bb_3_the_answer_to_a_question_for_a_credential_becomes_a_secret() -> None:
     secret = KnowledgeRequirement("k", "the key", sensitivity="secret")
     questions = user_questions_for_knowledge_gaps([secret, gap("a")])
     answers = wrap_answers({"question_k": "open sesame", "question_a": "blue"}, questions)
     assert answers == {"question_k": Secret("open sesame"), "question_a": "blue"}
 
 
-def test_an_answer_that_was_not_asked_for_is_refused() -> None:
+def test_bb_7_an_answer_that_was_not_asked_for_is_refused() -> None:
     with pytest.raises(UsageError, match="question_b"):
         wrap_answers({"question_b": "x"}, user_questions_for_knowledge_gaps([gap("a")]))
 
 
-def test_answers_and_evidence_close_the_gaps_they_are_about() -> None:
+def test_bb_7_answers_and_evidence_close_the_gaps_they_are_about() -> None:
     proven = KnowledgeRequirement("p", "p", evidence_ids=("e1", "e2"), fallback_policy="block")
     requirements = [gap("a"), gap("b"), proven]
     report = score_knowledge_readiness("t", requirements, now_ms=NOW_MS)
@@ -88,7 +88,7 @@ def test_answers_and_evidence_close_the_gaps_they_are_about() -> None:
     assert after.readiness_score > report.readiness_score
 
 
-def test_an_answer_freshens_what_was_stale() -> None:
+def test_bb_7_an_answer_freshens_what_was_stale() -> None:
     stale = KnowledgeRequirement(
         "s", "s", current_confidence=1, valid_until="2020-01-01T00:00:00.000Z"
     )

@@ -96,7 +96,7 @@ def scored(*requirements: KnowledgeRequirement) -> KnowledgeReadinessReport:
 
 
 @pytest.mark.parametrize("vector", VECTORS.values(), ids=list(VECTORS))
-def test_the_vectors_of_the_contract_hold(vector: Vector) -> None:
+def test_appendix_b_the_vectors_of_the_contract_hold(vector: Vector) -> None:
     report = scored(*vector.requirements)
     decision = decide_knowledge_readiness(report)
     assert round(report.readiness_score, 4) == vector.score
@@ -108,12 +108,12 @@ def test_the_vectors_of_the_contract_hold(vector: Vector) -> None:
     assert list(decision.blocking_gap_ids) == vector.blocking
 
 
-def test_a_secret_is_asked_for_as_a_credential() -> None:
+def test_appendix_b_a_secret_is_asked_for_as_a_credential() -> None:
     questions = user_questions_for_knowledge_gaps(scored(E).blocking_missing_requirements)
     assert [question.answer_type for question in questions] == ["credential"]
 
 
-def test_confidences_are_clamped_and_what_is_no_number_counts_as_zero() -> None:
+def test_4_2_r1_confidences_are_clamped_and_what_is_no_number_counts_as_zero() -> None:
     odd = KnowledgeRequirement(
         "x", "x", confidence_needed=float("nan"), current_confidence=-3, evidence_ids=("e", "e")
     )
@@ -122,7 +122,7 @@ def test_confidences_are_clamped_and_what_is_no_number_counts_as_zero() -> None:
     assert requirement.evidence_ids == ("e",)
 
 
-def test_knowledge_is_stale_from_the_moment_on() -> None:
+def test_4_2_r2_knowledge_is_stale_from_the_moment_on() -> None:
     until = "2027-01-15T08:00:00.000Z"
     fresh = KnowledgeRequirement("x", "x", current_confidence=1, valid_until=until)
     assert scored(fresh).readiness_score == 0  # NOW_MS is that very moment.
@@ -130,7 +130,7 @@ def test_knowledge_is_stale_from_the_moment_on() -> None:
     assert before.readiness_score == 1
 
 
-def test_a_moment_without_a_zone_is_utc() -> None:
+def test_4_2_r2_a_moment_without_a_zone_is_utc() -> None:
     fresh = KnowledgeRequirement("x", "x", current_confidence=1, valid_until="2027-01-15T08:00:01")
     assert scored(fresh).readiness_score == 1
 
@@ -145,7 +145,7 @@ def test_a_moment_without_a_zone_is_utc() -> None:
         (("infer_low_confidence",), "continue_with_caveat"),
     ],
 )
-def test_the_first_way_that_closes_a_gap_is_recommended(
+def test_4_2_r7_the_first_way_that_closes_a_gap_is_recommended(
     modes: tuple[str, ...], action: str
 ) -> None:
     gaps = [
@@ -163,7 +163,7 @@ def test_the_first_way_that_closes_a_gap_is_recommended(
     assert scored(*gaps).recommended_action == action
 
 
-def test_the_bundle_has_the_evidence_of_the_call_first_and_each_once() -> None:
+def test_4_2_r9_the_bundle_has_the_evidence_of_the_call_first_and_each_once() -> None:
     requirement = KnowledgeRequirement("x", "x", evidence_ids=("b", "c"))
     known = Known(evidence_ids=("a", "b"), claim_ids=("k",), metadata={"m": 1})
     report = score_knowledge_readiness("task", [requirement], known=known, now_ms=NOW_MS)
@@ -172,7 +172,7 @@ def test_the_bundle_has_the_evidence_of_the_call_first_and_each_once() -> None:
     assert report.bundle.metadata == {"m": 1}
 
 
-def test_the_reason_of_a_caveat_names_both_numbers() -> None:
+def test_4_5_r3_the_reason_of_a_caveat_names_both_numbers() -> None:
     decision = decide_knowledge_readiness(scored(C), minimum_score=0.5)
     assert "0.250" in decision.reason
     assert "0.500" in decision.reason
@@ -211,11 +211,11 @@ def test_4_5_no_score_that_is_none_gets_past_the_gate(score: Any) -> None:
 
 
 @pytest.mark.parametrize("minimum", [-0.1, 1.1, float("nan"), float("inf"), "0.7", None])
-def test_a_minimum_outside_0_to_1_is_refused(minimum: Any) -> None:
+def test_4_5_r1_a_minimum_outside_0_to_1_is_refused(minimum: Any) -> None:
     with pytest.raises(ValidationError, match="minimum_score"):
         decide_knowledge_readiness(scored(), minimum_score=minimum)
 
 
-def test_a_report_comes_back_from_its_wire_form() -> None:
+def test_1_1_r4_a_report_comes_back_from_its_wire_form() -> None:
     report = scored(A, B, C, D, E, F, G)
     assert from_wire(KnowledgeReadinessReport, to_wire(report)) == report

@@ -22,7 +22,7 @@ def needing(*requirements: KnowledgeRequirement) -> AgentTaskSpec:
     return TASK._replace(required_knowledge=requirements)
 
 
-async def test_a_summary_has_numbers_and_no_contents() -> None:
+async def test_6_4_a_summary_has_numbers_and_no_contents() -> None:
     task = needing(COLOUR)._replace(inputs={"height": "canary"})
     librarian = Librarian("canary")
     summary = summarize_agent_task_run(await run_agent_task(task, Climber(), knowledge=librarian))
@@ -54,7 +54,7 @@ async def test_6_4_a_summary_has_the_names_of_the_contract_on_the_wire() -> None
     }
 
 
-async def test_a_summary_is_held_to_the_minimum_of_the_run() -> None:
+async def test_bb_5_a_summary_is_held_to_the_minimum_of_the_run() -> None:
     low = ReadinessPolicy(minimum_score=0)
     result = await run_agent_task(needing(CAVEAT), Climber(), readiness=low)
     assert summarize_agent_task_run(result).readiness_status == "ready"

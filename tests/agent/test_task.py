@@ -37,7 +37,7 @@ def needing(*requirements: KnowledgeRequirement) -> AgentTaskSpec:
     return TASK._replace(required_knowledge=requirements)
 
 
-async def test_a_ready_task_is_done_and_told_in_order() -> None:
+async def test_6_3_r1_a_ready_task_is_done_and_told_in_order() -> None:
     sink, climber = Sink(), Climber(aim=2)
     result = await run_agent_task(TASK, climber, on_event=sink)
     assert (result.status, result.control.passed, climber.rung) == ("completed", True, 2)
@@ -54,7 +54,7 @@ async def test_a_ready_task_is_done_and_told_in_order() -> None:
     assert result.knowledge.bundle.metadata == {"domain": "ladders"}
 
 
-async def test_the_readiness_eval_comes_first_and_the_context_has_the_task() -> None:
+async def test_6_3_r4_the_readiness_eval_comes_first_and_the_context_has_the_task() -> None:
     climber = Climber(aim=2)
     await run_agent_task(TASK, climber)
     last = climber.contexts[-1]
@@ -62,7 +62,7 @@ async def test_the_readiness_eval_comes_first_and_the_context_has_the_task() -> 
     assert [each.id for each in last.history[0].evals_before] == ["knowledge-ready", "high"]
 
 
-async def test_what_is_asked_and_acquired_opens_the_gate() -> None:
+async def test_4_7_r1_r2_what_is_asked_and_acquired_opens_the_gate() -> None:
     proven = KnowledgeRequirement(
         "proof",
         "a proof",
@@ -94,7 +94,7 @@ async def test_what_is_asked_and_acquired_opens_the_gate() -> None:
     assert result.knowledge.bundle.user_answers == {"question_colour": "red"}
 
 
-async def test_a_blocked_task_neither_decides_nor_acts() -> None:
+async def test_6_3_r5_r6_a_blocked_task_neither_decides_nor_acts() -> None:
     climber = Climber()
     result = await run_agent_task(needing(COLOUR), climber)
     assert result.status == "blocked"
@@ -113,7 +113,7 @@ class Stubborn(Climber):
         return StopDecision(stop=True, passed=True, reason="I say so")
 
 
-async def test_a_blocked_task_cannot_be_passed_by_its_stop_policy() -> None:
+async def test_bb_5_a_blocked_task_cannot_be_passed_by_its_stop_policy() -> None:
     result = await run_agent_task(needing(COLOUR), Stubborn())
     assert (result.status, result.control.passed) == ("blocked", False)
     assert (await run_agent_task(TASK, Stubborn())).status == "completed"
@@ -134,7 +134,7 @@ class Fetcher(Climber):
         return ["found"] if "fetch" in action else []
 
 
-async def test_evidence_that_an_action_finds_opens_the_gate() -> None:
+async def test_bb_7_evidence_that_an_action_finds_opens_the_gate() -> None:
     needed = KnowledgeRequirement(
         "map",
         "a map",
@@ -159,7 +159,7 @@ class Blind:
 
 
 @pytest.mark.parametrize("durable", [False, True])
-async def test_who_is_no_adapter_is_refused_before_anything_is_recorded(durable: bool) -> None:
+async def test_3_2_who_is_no_adapter_is_refused_before_anything_is_recorded(durable: bool) -> None:
     store = MemoryStore()
     where = (store, "climb:1") if durable else None
     with pytest.raises(ValidationError, match=r"'Blind' is no AgentAdapter.*validate, decide"):
@@ -174,14 +174,14 @@ class Polite(Climber):
         return Stop("Please tell me the colour first.", passed=True)
 
 
-async def test_a_blocked_task_is_blocked_in_whatever_words() -> None:
+async def test_bb_5_a_blocked_task_is_blocked_in_whatever_words() -> None:
     result = await run_agent_task(needing(COLOUR), Polite())
     assert (result.status, result.control.passed) == ("blocked", False)
     assert result.control.reason == "Please tell me the colour first."
 
 
 @pytest.mark.parametrize(("on_caveat", "status"), [("continue", "completed"), ("block", "blocked")])
-async def test_what_a_caveat_means_is_up_to_the_policy(on_caveat: Any, status: str) -> None:
+async def test_bb_5_what_a_caveat_means_is_up_to_the_policy(on_caveat: Any, status: str) -> None:
     policy = ReadinessPolicy(on_caveat=on_caveat)
     result = await run_agent_task(needing(CAVEAT), Climber(), readiness=policy)
     assert (result.status, result.decision.status) == (status, "caveat")
@@ -194,13 +194,13 @@ class Idle(Climber):
         return []
 
 
-async def test_a_task_without_evals_of_its_own_does_not_pass_by_itself() -> None:
+async def test_bb_6_a_task_without_evals_of_its_own_does_not_pass_by_itself() -> None:
     idle = Idle(aim=2)
     result = await run_agent_task(TASK, idle)
     assert (result.status, idle.executed["act"]) == ("completed", 2)
 
 
-async def test_credentials_are_secrets_from_their_entry_on() -> None:
+async def test_bb_3_credentials_are_secrets_from_their_entry_on() -> None:
     sink = Sink()
     librarian = Librarian("open sesame")
     result = await run_agent_task(needing(KEY), Climber(), knowledge=librarian, on_event=sink)
@@ -223,7 +223,7 @@ class Broken(Librarian):
 @pytest.mark.parametrize(
     ("provider", "error"), [(Wrong(), UsageError), (Broken(), ConnectionError)]
 )
-async def test_a_failing_provider_is_raised_after_the_last_event(
+async def test_4_7_r5_bb_4_a_failing_provider_is_raised_after_the_last_event(
     provider: Librarian, error: type[Exception]
 ) -> None:
     sink = Sink()
@@ -251,13 +251,13 @@ class Refreshing(Librarian):
         return score_knowledge_readiness(task.id, [])
 
 
-async def test_a_provider_may_build_and_refresh_the_report_itself() -> None:
+async def test_4_7_r3_a_provider_may_build_and_refresh_the_report_itself() -> None:
     provider = Refreshing()
     result = await run_agent_task(TASK, Climber(), knowledge=provider)
     assert (result.status, provider.executed["refresh"]) == ("completed", 1)
 
 
-async def test_a_broken_sink_does_not_disturb_the_task() -> None:
+async def test_bb_4_a_broken_sink_does_not_disturb_the_task() -> None:
     sink = Sink("task_start", "control_step")
     result = await run_agent_task(TASK, Climber(aim=1), on_event=sink)
     assert result.status == "completed"
@@ -267,7 +267,7 @@ async def test_a_broken_sink_does_not_disturb_the_task() -> None:
     )
 
 
-async def test_a_task_that_is_cancelled_before_it_begins_is_aborted() -> None:
+async def test_6_3_r9_a_task_that_is_cancelled_before_it_begins_is_aborted() -> None:
     signal, sink, climber = CancelSignal(), Sink(), Climber()
     signal.cancel("never mind")
     result = await run_agent_task(TASK, climber, signal=signal, on_event=sink)
@@ -281,7 +281,7 @@ class Sleeper(Climber):
         await asyncio.Event().wait()
 
 
-async def test_a_task_that_runs_out_of_time_has_failed() -> None:
+async def test_bb_5_a_task_that_runs_out_of_time_has_failed() -> None:
     """Only who cancels it aborts it."""
     task = TASK._replace(budget={"maxWallMs": 20})
     result = await run_agent_task(task, Sleeper())
@@ -294,7 +294,7 @@ class Recording(Climber):
         return [{"run_id": "r1"}, {"run_id": "r2", "scenario_id": "own"}]
 
 
-async def test_records_without_a_scenario_get_that_of_the_run() -> None:
+async def test_6_3_r12_records_without_a_scenario_get_that_of_the_run() -> None:
     options = ControlOptions(scenario_id="s")
     result = await run_agent_task(TASK, Recording(), control=options)
     assert [record["scenario_id"] for record in result.run_records] == ["s", "own"]
@@ -310,7 +310,7 @@ async def test_records_without_a_scenario_get_that_of_the_run() -> None:
         (TASK._replace(budget={"steps": 3}), "steps"),
     ],
 )
-async def test_a_bad_task_is_refused_before_anything_is_told(
+async def test_6_3_r11_a_bad_task_is_refused_before_anything_is_told(
     task: AgentTaskSpec, culprit: str
 ) -> None:
     sink = Sink()
@@ -319,13 +319,13 @@ async def test_a_bad_task_is_refused_before_anything_is_told(
     assert not sink.events
 
 
-async def test_requirements_may_be_given_in_wire_form() -> None:
+async def test_3_1_requirements_may_be_given_in_wire_form() -> None:
     wire = {"id": "colour", "description": "the colour", "fallbackPolicy": "block"}
     task = TASK._replace(required_knowledge=[wire])
     assert (await run_agent_task(task, Climber())).status == "blocked"
 
 
-async def test_a_loop_that_gets_nowhere_is_told_by_its_options() -> None:
+async def test_bb_8_a_loop_that_gets_nowhere_is_told_by_its_options() -> None:
     def harmful(context: AgentTaskContext) -> list[ControlEvalResult]:
         return [objective_eval("low", False, severity="error")]
 
@@ -351,7 +351,9 @@ class Forgetful(Climber):
 @pytest.mark.parametrize(
     ("found", "told"), [(OSError("no disk"), "no disk"), ("e1", "list of ids"), ([7], "7")]
 )
-async def test_an_action_whose_evidence_cannot_be_told_stays_done(found: object, told: str) -> None:
+async def test_bb_7_an_action_whose_evidence_cannot_be_told_stays_done(
+    found: object, told: str
+) -> None:
     sink, climber = Sink(), Forgetful(found)
     result = await run_agent_task(TASK, climber, on_event=sink)
     assert (result.status, climber.executed["act"]) == ("completed", 1)

@@ -14,7 +14,7 @@ NOW_MS = 1_700_000_000_000.0
 NOW_AS_DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
 
 
-def test_the_wait_doubles_up_to_its_ceiling() -> None:
+def test_appendix_b_the_wait_doubles_up_to_its_ceiling() -> None:
     retry = BackendRetry(jitter=0)
     waits = [retry.wait_ms(tries, chance=0.5) for tries in range(1, 8)]
     assert waits == [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]
@@ -24,13 +24,13 @@ def test_the_ceiling_holds_after_any_number_of_tries() -> None:
     assert BackendRetry(jitter=0).wait_ms(100_000, chance=0) == 30_000
 
 
-def test_the_jitter_is_full_unless_told() -> None:
+def test_bb_11_the_jitter_is_full_unless_told() -> None:
     assert BackendRetry().wait_ms(3, chance=0) == 4_000
     assert BackendRetry().wait_ms(3, chance=0.75) == 1_000
     assert BackendRetry(jitter=0.5).wait_ms(3, chance=1) == 2_000
 
 
-def test_what_the_provider_asks_for_is_waited_up_to_the_ceiling() -> None:
+def test_bb_11_what_the_provider_asks_for_is_waited_up_to_the_ceiling() -> None:
     retry = BackendRetry(backoff_max_ms=5_000)
     assert retry.wait_ms(1, chance=0.9, retry_after_ms=3_000) == 3_000
     assert retry.wait_ms(1, chance=0.9, retry_after_ms=0) == 0
@@ -50,12 +50,12 @@ def test_what_the_provider_asks_for_is_waited_up_to_the_ceiling() -> None:
         ({"reserve_max": -1}, "reserve_max"),
     ],
 )
-def test_a_policy_out_of_range_is_refused_by_name(values: dict[str, Any], name: str) -> None:
+def test_bb_11_a_policy_out_of_range_is_refused_by_name(values: dict[str, Any], name: str) -> None:
     with pytest.raises(UsageError, match=name):
         BackendRetry(**values)
 
 
-def test_retries_are_taken_from_a_reserve_that_answers_fill_up_again() -> None:
+def test_bb_11_retries_are_taken_from_a_reserve_that_answers_fill_up_again() -> None:
     reserve = RetryReserve(2)
     assert [reserve.take() for _ in range(3)] == [True, True, False]
     reserve.answered(tries=3)

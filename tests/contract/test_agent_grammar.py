@@ -52,13 +52,13 @@ async def stream_of(line: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("line", GRAMMAR)
-async def test_a_stream_keeps_to_the_line_of_its_course(line: str) -> None:
+async def test_appendix_b_a_stream_keeps_to_the_line_of_its_course(line: str) -> None:
     events = await stream_of(line)
     assert re.fullmatch(GRAMMAR[line], types(events)), types(events)
     assert final_of(events).status == STATUS.get(line, "completed")
 
 
 @pytest.mark.parametrize("line", GRAMMAR)
-async def test_no_line_fits_another_course(line: str) -> None:
+async def test_appendix_b_no_line_fits_another_course(line: str) -> None:
     told = types(await stream_of(line))
     assert [name for name, each in GRAMMAR.items() if re.fullmatch(each, told)] == [line]

@@ -75,14 +75,14 @@ KEYWORDS = {
 @pytest.mark.parametrize(
     ("module", "name"), [(module, name) for module in NAMES for name in NAMES[module].split()]
 )
-def test_the_name_is_there(module: str, name: str) -> None:
+def test_appendix_a_the_name_is_there(module: str, name: str) -> None:
     found = getattr(importlib.import_module(f"perdure.{module}"), name)
     if inspect.isfunction(found) or dataclasses.is_dataclass(found):
         assert inspect.getdoc(found)
 
 
 @pytest.mark.parametrize("place", KEYWORDS)
-def test_options_are_keyword_arguments(place: str) -> None:
+def test_appendix_a_options_are_keyword_arguments(place: str) -> None:
     module, _, name = place.rpartition(".")
     function = getattr(importlib.import_module(f"perdure.{module}"), name)
     known = inspect.signature(function).parameters.values()

@@ -43,7 +43,7 @@ class Tree:
 TREE = Tree((Leaf("a", passed=True), Leaf("b")), Blossom(5), {"snake_key": {"inner_key": None}})
 
 
-def test_names_are_camel_case_and_absent_values_are_left_out() -> None:
+def test_1_1_r1_r3_names_are_camel_case_and_absent_values_are_left_out() -> None:
     assert to_wire(TREE) == {
         "leaves": [{"leafId": "a", "pass": True, "weight": 1.0}, {"leafId": "b", "weight": 1.0}],
         "end": {"petals": 5, "type": "blossom"},
@@ -51,7 +51,7 @@ def test_names_are_camel_case_and_absent_values_are_left_out() -> None:
     }
 
 
-def test_what_went_out_comes_back_equal() -> None:
+def test_1_1_r4_what_went_out_comes_back_equal() -> None:
     assert from_wire(Tree, to_wire(TREE)) == TREE
     other = Tree((), Twig(), None, root=[1, {"a": 2}])
     assert from_wire(Tree, to_wire(other)) == other
@@ -64,7 +64,7 @@ def test_named_tuples_are_records_too() -> None:
     assert from_wire(AgentTaskSpec, wire) == spec
 
 
-def test_unknown_keys_are_ignored() -> None:
+def test_1_1_r4_unknown_keys_are_ignored() -> None:
     assert from_wire(Leaf, {"leafId": "a", "colour": "green", "weight": 2}) == Leaf("a", None, 2.0)
 
 

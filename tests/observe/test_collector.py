@@ -23,13 +23,13 @@ STREAM: list[dict[str, Any]] = [
 ]
 
 
-async def test_it_is_the_sink_of_a_task() -> None:
+async def test_11_3_r1_it_is_the_sink_of_a_task() -> None:
     collector = create_runtime_event_collector()
     await run_agent_task(AgentTaskSpec("t", "i"), Climber(), on_event=collector.on_event)
     assert [event["type"] for event in collector.events][::7] == ["task_start", "task_end"]
 
 
-def test_a_stream_is_summed_up() -> None:
+def test_11_3_r2_a_stream_is_summed_up() -> None:
     collector = create_runtime_stream_event_collector(telemetry_client())
     for event in STREAM:
         collector.on_event(event)
@@ -56,7 +56,7 @@ def test_a_credential_that_two_deltas_share_is_masked_in_the_whole() -> None:
     assert collector.summary().final_text == "the key is [redacted], keep it"
 
 
-def test_the_oldest_events_go_first_and_are_still_counted() -> None:
+def test_11_3_r4_the_oldest_events_go_first_and_are_still_counted() -> None:
     collector = create_runtime_stream_event_collector(events_max=2)
     for event in STREAM:
         collector.on_event(event)
@@ -64,7 +64,7 @@ def test_the_oldest_events_go_first_and_are_still_counted() -> None:
     assert collector.summary().event_count == 6
 
 
-def test_what_cannot_be_sanitised_is_kept_as_a_mark() -> None:
+def test_11_3_r4_what_cannot_be_sanitised_is_kept_as_a_mark() -> None:
     collector = create_runtime_event_collector()
     collector.on_event("nonsense")
     assert collector.events == [{"type": "unknown", "sanitizeError": True}]

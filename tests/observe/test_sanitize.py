@@ -144,14 +144,16 @@ def kind_of_event(event: Any) -> str:
 
 @pytest.mark.parametrize("event", EVERY, ids=kind_of_event)
 @pytest.mark.parametrize("options", [None, telemetry_log(), RuntimeTelemetryOptions()])
-def test_no_canary_leaves_by_default(event: Any, options: RuntimeTelemetryOptions | None) -> None:
+def test_appendix_b_no_canary_leaves_by_default(
+    event: Any, options: RuntimeTelemetryOptions | None
+) -> None:
     sent = json.dumps(sanitize_event(event, options))
     assert CANARY not in sent
     assert SECRET_WORDS not in sent
 
 
 @pytest.mark.parametrize("event", EVERY, ids=kind_of_event)
-def test_every_canary_leaves_with_all_switches_but_what_never_leaves(event: Any) -> None:
+def test_appendix_b_every_canary_leaves_with_all_switches_but_what_never_leaves(event: Any) -> None:
     sent = json.dumps(sanitize_event(event, ALL))
     assert CANARY in sent
     # Resume tokens, credentials, descriptions of secrets, states: no switch lets them out.
@@ -173,7 +175,7 @@ def test_every_canary_leaves_with_all_switches_but_what_never_leaves(event: Any)
         (STREAM_EVENTS[-1], ("text",), "include_text"),
     ],
 )
-def test_a_switch_opens_its_own_class_and_no_other(
+def test_11_1_a_switch_opens_its_own_class_and_no_other(
     event: Any, place: tuple[str, ...], switch: str
 ) -> None:
     def found(options: RuntimeTelemetryOptions) -> str:
@@ -188,7 +190,7 @@ def test_a_switch_opens_its_own_class_and_no_other(
         assert CANARY not in found(RuntimeTelemetryOptions(**others))
 
 
-def test_the_owner_of_a_task_reads_its_words_but_no_payloads() -> None:
+def test_bb_2_the_owner_of_a_task_reads_its_words_but_no_payloads() -> None:
     for event in STREAM_EVENTS[1:]:
         sent = sanitize_event(event, telemetry_client())
         assert (CANARY in json.dumps(sent)) == (
@@ -196,12 +198,12 @@ def test_the_owner_of_a_task_reads_its_words_but_no_payloads() -> None:
         )
 
 
-def test_a_question_for_a_credential_is_not_worded() -> None:
+def test_11_1_a_question_for_a_credential_is_not_worded() -> None:
     questions = sanitize_event(TASK_EVENTS[2], telemetry_client())["questions"]
     assert [("question" in question) for question in questions] == [True, False]
 
 
-def test_a_report_keeps_numbers_and_ids() -> None:
+def test_11_1_a_report_keeps_numbers_and_ids() -> None:
     sent = sanitize_knowledge_readiness_report(REPORT)
     assert sent["missingRequirementIds"] == ["need", "hidden"]
     assert sent["evidenceCount"] == 1
@@ -221,12 +223,12 @@ def test_the_reason_of_a_report_may_be_a_providers_words_and_leaves_as_such() ->
     assert (told["knowledge"]["reason"], told["decision"]["reason"]) == (CANARY, CANARY)
 
 
-def test_the_types_of_a_report_have_what_the_table_lets_out() -> None:
+def test_11_1_the_types_of_a_report_have_what_the_table_lets_out() -> None:
     assert SanitizedKnowledgeRequirement.__annotations__.keys() == REQUIREMENT_PART.keys()
     assert SanitizedKnowledgeReadinessReport.__annotations__.keys() == REPORT_PART.keys()
 
 
-def test_a_step_and_a_loop_keep_how_they_went() -> None:
+def test_11_2_r4_a_step_and_a_loop_keep_how_they_went() -> None:
     step = sanitize_event(TASK_EVENTS[3])["step"]
     assert (step["decisionType"], step["actionOk"], step["durationMs"]) == ("continue", True, 3)
     assert step["reason"] == "[redacted]"
@@ -235,7 +237,7 @@ def test_a_step_and_a_loop_keep_how_they_went() -> None:
     assert (control["pass"], control["stepCount"], control["runtimeErrorCount"]) == (True, 1, 0)
 
 
-def test_a_session_says_whether_it_has_a_token_and_no_more() -> None:
+def test_11_1_a_session_says_whether_it_has_a_token_and_no_more() -> None:
     assert sanitize_event(STREAM_EVENTS[0])["session"] == {
         "id": "s",
         "backend": "b",
@@ -245,14 +247,14 @@ def test_a_session_says_whether_it_has_a_token_and_no_more() -> None:
     }
 
 
-def test_absent_and_empty_inputs_are_told_apart() -> None:
+def test_11_1_absent_and_empty_inputs_are_told_apart() -> None:
     bare = sanitize_event(TaskStart(AgentTaskSpec("t", "i")))
     assert "inputs" not in bare["task"]
     empty = sanitize_event(TaskStart(AgentTaskSpec("t", "i", inputs={})))
     assert empty["task"]["inputs"] == "[redacted]"
 
 
-def test_an_unknown_type_keeps_only_the_common_part() -> None:
+def test_11_2_r12_an_unknown_type_keeps_only_the_common_part() -> None:
     event = {"type": "brand_new", "task": {"id": "t", "intent": "i"}, "payload": CANARY}
     assert sanitize_event(event, ALL) == {
         "type": "brand_new",
@@ -260,7 +262,7 @@ def test_an_unknown_type_keeps_only_the_common_part() -> None:
     }
 
 
-def test_free_texts_are_cut_in_a_log() -> None:
+def test_bb_2_free_texts_are_cut_in_a_log() -> None:
     options = RuntimeTelemetryOptions(include_text=True, text_characters_max=5)
     long = "far too long"
     event = {"type": "final", "status": "failed", "reason": long, "text": long}
@@ -268,7 +270,7 @@ def test_free_texts_are_cut_in_a_log() -> None:
     assert (sent["reason"], sent["text"]) == ("far t…", "far t…")
 
 
-def test_what_looks_like_a_credential_is_masked_in_the_last_pass() -> None:
+def test_bb_2_what_looks_like_a_credential_is_masked_in_the_last_pass() -> None:
     key = "sk-" + "proj-Ab12Cd34Ef56Gh78Ij90"
     event = {"type": "tool_call", "toolName": "n", "args": {"note": f"use {key}", "password": "x"}}
     assert sanitize_event(event, ALL)["args"] == {
@@ -277,7 +279,7 @@ def test_what_looks_like_a_credential_is_masked_in_the_last_pass() -> None:
     }
 
 
-def test_a_secret_is_redacted_wherever_it_stands() -> None:
+def test_bb_3_a_secret_is_redacted_wherever_it_stands() -> None:
     event = {"type": "tool_call", "args": {"a": [Secret(SECRET_WORDS)]}}
     assert sanitize_event(event, ALL)["args"] == {"a": ["[redacted]"]}
 

@@ -30,33 +30,33 @@ VALUES = st.recursive(
 )
 
 
-def test_the_vector_of_the_specification() -> None:
+def test_12_the_vector_of_the_specification() -> None:
     text = encode_server_sent_event({"type": "tick"}, id="a\nb", event="run", retry=1500.9)
     assert text == 'id: a b\nevent: run\nretry: 1500\ndata: {"type":"tick"}\n\n'
 
 
 @pytest.mark.parametrize("retry", [-1, float("nan"), float("inf")])
-def test_a_retry_that_is_no_length_is_left_out(retry: float) -> None:
+def test_12_r3_a_retry_that_is_no_length_is_left_out(retry: float) -> None:
     assert "retry" not in encode_server_sent_event("x", retry=retry)
 
 
-def test_an_empty_id_or_event_is_left_out() -> None:
+def test_12_r2_an_empty_id_or_event_is_left_out() -> None:
     assert encode_server_sent_event("x", id="", event="") == "data: x\n\n"
 
 
-def test_a_text_is_split_at_every_kind_of_line_end() -> None:
+def test_12_r4_r7_a_text_is_split_at_every_kind_of_line_end() -> None:
     text = encode_server_sent_event("a\r\nb\rc\nd")
     assert text == "data: a\ndata: b\ndata: c\ndata: d\n\n"
 
 
-def test_nul_in_an_id_does_not_make_a_parser_drop_it() -> None:
+def test_12_r7_nul_in_an_id_does_not_make_a_parser_drop_it() -> None:
     parser = SSEParser()
     [event] = parser.feed(encode_server_sent_event_bytes("x", id="a\0b"))
     assert event.id == "a b"
 
 
 @pytest.mark.parametrize("data", [float("nan"), {"x": float("inf")}, {"x": object()}, {1, 2}])
-def test_what_has_no_json_is_refused(data: Any) -> None:
+def test_12_r7_what_has_no_json_is_refused(data: Any) -> None:
     with pytest.raises(NotSerializableError):
         encode_server_sent_event(data)
 
@@ -75,7 +75,7 @@ def test_half_a_character_does_not_break_the_stream() -> None:
     assert event.data == "a\ufffdb"
 
 
-def test_a_readiness_report_is_an_event() -> None:
+def test_12_r5_a_readiness_report_is_an_event() -> None:
     report = score_knowledge_readiness("t", [KnowledgeRequirement("k", "the address of a user")])
     [shown] = SSEParser().feed(readiness_server_sent_event(report).encode())
     [logged] = SSEParser().feed(readiness_server_sent_event(report, telemetry_log()).encode())
@@ -85,7 +85,7 @@ def test_a_readiness_report_is_an_event() -> None:
     assert "address" not in logged.data
 
 
-def test_an_event_of_a_stream_shows_the_owner_its_text_and_a_log_nothing() -> None:
+def test_12_r6_an_event_of_a_stream_shows_the_owner_its_text_and_a_log_nothing() -> None:
     event = {"type": "text_delta", "text": "Hello"}
     assert "Hello" in runtime_stream_server_sent_event(event)
     assert "Hello" not in runtime_stream_server_sent_event(event, telemetry_log())

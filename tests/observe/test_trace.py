@@ -94,13 +94,13 @@ DECISION = {
         ),
     ],
 )
-def test_an_event_becomes_a_trace_event(event: Any, kind: str, payload: dict[str, Any]) -> None:
+def test_13_an_event_becomes_a_trace_event(event: Any, kind: str, payload: dict[str, Any]) -> None:
     traced = project({"task": TASK, "timestamp": STAMP, **event})
     assert (traced.kind, traced.payload) == (kind, {"phase": event["type"], **payload})
     assert traced.timestamp == STAMP_MS
 
 
-def test_deltas_and_unknown_types_take_no_id() -> None:
+def test_13_r1_deltas_and_unknown_types_take_no_id() -> None:
     bridge = create_trace_bridge(run_id="r", span_id="s")
     kinds = ("text_delta", "reasoning_delta", "task_start", "new_type", "readiness_start")
     traced = list(bridge.drain({"type": kind, "task": TASK} for kind in kinds))
@@ -109,7 +109,7 @@ def test_deltas_and_unknown_types_take_no_id() -> None:
 
 
 @pytest.mark.parametrize("stamp", [None, "soon", 7])
-def test_a_time_that_cannot_be_read_is_now(stamp: Any) -> None:
+def test_13_r2_a_time_that_cannot_be_read_is_now(stamp: Any) -> None:
     bridge = create_trace_bridge(run_id="r", now=lambda: 42)
     traced = bridge.project({"type": "task_start", "task": TASK, "timestamp": stamp})
     assert traced is not None
@@ -124,11 +124,11 @@ def test_words_are_redacted_without_their_switch() -> None:
     assert traced.payload["reason"] == "[redacted]"
 
 
-def test_two_one_shots_have_two_ids() -> None:
+def test_bb_16_two_one_shots_have_two_ids() -> None:
     event = {"type": "task_start", "task": TASK}
     assert project(event).event_id != project(event).event_id
 
 
-def test_a_bridge_needs_a_run() -> None:
+def test_13_a_bridge_needs_a_run() -> None:
     with pytest.raises(ValidationError):
         create_trace_bridge(run_id="")
