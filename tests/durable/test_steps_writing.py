@@ -8,12 +8,14 @@ from typing import TypeVar
 
 import pytest
 
-from perdure.core.records import Effect, Retry, StepKind
+from perdure.core.changes import BeginStep, Change, CompleteStep
+from perdure.core.records import Effect, Lease, Retry, StepKind, Written
 from perdure.durable.context import DurableContext
 from perdure.durable.steps import current_step, report_usage
 from perdure.errors import (
     UsageError,
 )
+from perdure.store.forwarding import ForwardingStore
 from perdure.store.protocol import RunStore
 from perdure.testing.samples import hold
 from tests.durable.handles import (
@@ -21,6 +23,7 @@ from tests.durable.handles import (
     Handles,
     Trouble,
     TroubledStore,
+    crash_after,
     run,
     steps_of,
     until,
@@ -78,6 +81,38 @@ async def test_open_steps_are_recorded_with_the_write_of_another(store: RunStore
     await run(TroubledStore(store, trouble), task)
     assert seen == ["running", "completed"]
     assert trouble.writes == 3
+
+
+class Heard(ForwardingStore):
+    """A store that notes which completions are said to end what was begun."""
+
+    def __init__(self, inner: RunStore) -> None:
+        super().__init__(inner)
+        self.begun: dict[str, bool] = {}
+
+    async def write(self, lease: Lease, *changes: Change) -> Written:
+        self.begun |= {
+            change.intent: change.is_begun for change in changes if isinstance(change, CompleteStep)
+        }
+        return await super().write(lease, *changes)
+
+
+async def test_a_store_is_told_whether_a_step_was_begun_before_it_is_completed(
+    store: RunStore,
+) -> None:
+    async def slow() -> None:
+        await until(lambda: _statuses(store, ["completed", "running"]))
+
+    async def task(context: DurableContext) -> None:
+        await context.step("interrupted", lambda: 1)
+        await context.step("slow", slow)
+        await context.step("tool", lambda: 1, kind="tool")
+        await context.step("short", lambda: 1)
+
+    await crash_after(store, BeginStep(0, "interrupted"))
+    heard = Heard(store)
+    await run(heard, task)
+    assert heard.begun == {"interrupted": True, "slow": True, "tool": True, "short": False}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ class BeginStep(NamedTuple):
 
 
 class CompleteStep(NamedTuple):
-    """Record the first result of a step, begun before or not; an earlier result stays."""
+    """Record the first result of a step, begun before or not; an earlier result stays.
+
+    `is_begun`: the writer knows of a record of it. That spares a store a try, and decides nothing.
+    """
 
     position: int
     intent: str
@@ -34,6 +37,7 @@ class CompleteStep(NamedTuple):
     effect: Effect | None = None
     started_at: str | None = None
     frames_to: int | None = None
+    is_begun: bool = False
 
 
 class FailStep(NamedTuple):

@@ -111,6 +111,7 @@ class StepScope:
     __slots__ = (
         "began_at",
         "holds_steps",
+        "is_begun",
         "owner",
         "spec",
         "tries",
@@ -124,6 +125,8 @@ class StepScope:
         self.spec = spec
         self.holds_steps = holds_steps
         self.tries = 0
+        self.is_begun = False
+        """A record of it is in the store, or on its way there."""
         self.began_at: str | None = None
         """When its execution began, on the store's clock."""
         self.usage_call: int | None = None
@@ -136,7 +139,8 @@ class StepScope:
         return StepCall(idempotency_key=key, tries=self.tries)
 
     def begun(self) -> BeginStep:
-        """Return the record that the body is about to run."""
+        """Return the record that the body is about to run, which is written now."""
+        self.is_begun = True
         spec = self.spec
         return BeginStep(
             spec.position, spec.intent, spec.kind, spec.input_hash, self.tries, spec.effect
@@ -155,6 +159,7 @@ class StepScope:
             spec.effect,
             self.began_at,
             frames_to,
+            self.is_begun,
         )
 
     def failed(self, error_text: str) -> FailStep:

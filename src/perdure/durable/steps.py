@@ -63,7 +63,8 @@ class Steps(Positions):
             if known is not None and await self.replayed(known, spec):
                 return cast(T, known.result)
             scope = StepScope(self, spec)
-            scope.tries = 0 if known is None else known.attempts
+            if known is not None:
+                scope.tries, scope.is_begun = known.attempts, True
             try:
                 attempt = await self.working(spec, known)
                 return await self._execute(attempt, scope, body)

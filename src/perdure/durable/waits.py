@@ -142,7 +142,14 @@ class Wait:
             raise failure_of(await self._steps.write_failure(attempt, failed))
         text = encode_value(None if event is None else event.payload, name="payload")
         begun_at = None if self._begun_ms is None else iso_time(self._begun_ms)
-        done = CompleteStep(spec.position, spec.intent, text, kind=spec.kind, started_at=begun_at)
+        done = CompleteStep(
+            spec.position,
+            spec.intent,
+            text,
+            kind=spec.kind,
+            started_at=begun_at,
+            is_begun=begun_at is not None,
+        )
         written = await self._steps.write(attempt, done)
         return written.steps[0].result
 

@@ -85,7 +85,8 @@ class HostedSteps(TurnSteps):
         if known is not None:
             self.replays(known, spec)
         scope = StepScope(self, spec)
-        scope.tries = 0 if known is None else known.attempts
+        if known is not None:
+            scope.tries, scope.is_begun = known.attempts, True
         self._calls.works(spec.position)
         return scope
 

@@ -83,7 +83,7 @@ def _complete(fence: Fence, step: CompleteStep) -> Statement:
         step.started_at,
         step.frames_to,
     )
-    return Statement("complete_step", values, True, "insert_step")
+    return Statement("complete_step", values, True, None if step.is_begun else "insert_step")
 
 
 def _begin(fence: Fence, step: BeginStep) -> Statement:

@@ -25,6 +25,7 @@ LEASE = Lease("run", 1, "token", "ann")
     ("changes", "is_fused"),
     [
         ([completed()], True),
+        ([completed()._replace(is_begun=True)], True),
         ([begun()], True),
         ([ended()], True),
         ([failed()], False),
@@ -32,7 +33,16 @@ LEASE = Lease("run", 1, "token", "ann")
         ([begun(1), completed()], False),
         ([], False),
     ],
-    ids=["complete", "begin", "end", "fail", "complete and end", "two steps", "nothing"],
+    ids=[
+        "complete",
+        "complete what was begun",
+        "begin",
+        "end",
+        "fail",
+        "complete and end",
+        "two steps",
+        "nothing",
+    ],
 )
 def test_a_hot_write_is_one_statement(changes: list[Change], is_fused: bool) -> None:
     assert (fusion_of(write_statements(LEASE, changes)) is not None) is is_fused
@@ -136,6 +146,17 @@ async def test_a_lost_lease_in_a_group_costs_the_others_nothing(store: RunStore,
     assert not any(isinstance(answer, BaseException) for answer in answers[:3] + answers[4:]), (
         answers
     )
+
+
+async def test_a_step_that_is_there_already_costs_the_others_of_a_group_nothing(
+    store: RunStore,
+) -> None:
+    leases = [await hold(store, f"run-{number}") for number in range(8)]
+    await store.write(leases[3], begun())
+    await store.write(leases[5], completed(result="first"))
+    answers = await asyncio.gather(*(store.write(lease, completed()) for lease in leases))
+    results = [answer.steps[0].result for answer in answers]
+    assert results == ["done"] * 5 + ["first"] + ["done"] * 2
 
 
 async def test_a_completed_step_that_comes_again_is_answered_with_the_first(

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
-from perdure.core.changes import BeginStep, Change
+from perdure.core.changes import BeginStep, Change, CompleteStep
 from perdure.errors import DivergenceError, LeaseLostError
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
@@ -20,6 +20,9 @@ from tests.store.sql.outsider import execute
 ROUNDS = 40
 PATIENCE_S = 20.0
 BEGIN = BeginStep(0, "intent-0")
+NEW = completed(0, "ours")
+KNOWN = NEW._replace(is_begun=True)
+new_or_known = pytest.mark.parametrize("change", [NEW, KNOWN], ids=["new", "known"])
 
 
 @asynccontextmanager
@@ -51,7 +54,7 @@ LOCKED = "UPDATE {}.durable_runs SET updated_at = updated_at WHERE run_id = 'run
 TAKEN = "UPDATE {}.durable_runs SET lease_holder_id = 'node' WHERE run_id = 'run'"
 
 
-@pytest.mark.parametrize("change", [completed(0, "ours"), BEGIN], ids=["complete", "begin"])
+@pytest.mark.parametrize("change", [NEW, KNOWN, BEGIN], ids=["new", "known", "begin"])
 async def test_a_lease_that_is_lost_while_a_write_waits_for_it_is_lost(
     store: RunStore, url: str, change: Change
 ) -> None:
@@ -63,34 +66,38 @@ async def test_a_lease_that_is_lost_while_a_write_waits_for_it_is_lost(
     assert await store.read_steps("run") == []
 
 
-async def test_a_result_that_is_stored_while_a_write_waits_stays(store: RunStore, url: str) -> None:
+@new_or_known
+async def test_a_result_that_is_stored_while_a_write_waits_stays(
+    store: RunStore, url: str, change: CompleteStep
+) -> None:
     lease = await hold(store)
-    intent = completed(0, "ours").intent
-    async with meanwhile(url, LOCKED, inserted(intent)):
-        writing = asyncio.ensure_future(store.write(lease, completed(0, "ours")))
+    async with meanwhile(url, LOCKED, inserted(change.intent)):
+        writing = asyncio.ensure_future(store.write(lease, change))
     assert (await writing).steps[0].result == "theirs"
     assert [step.result for step in await store.read_steps("run")] == ["theirs"]
 
 
+@new_or_known
 async def test_an_intent_that_differs_is_found_though_the_snapshot_is_older(
-    store: RunStore, url: str
+    store: RunStore, url: str, change: CompleteStep
 ) -> None:
     lease = await hold(store)
     before = await store.read_run("run")
     async with meanwhile(url, LOCKED, inserted("another intent")):
-        writing = asyncio.ensure_future(store.write(lease, completed(0, "ours")))
+        writing = asyncio.ensure_future(store.write(lease, change))
     with pytest.raises(DivergenceError):
         await writing
     assert await store.read_run("run") == before, "nothing of the write happened"
 
 
+@new_or_known
 async def test_a_stop_that_is_asked_for_while_a_write_waits_is_heard(
-    store: RunStore, url: str
+    store: RunStore, url: str, change: CompleteStep
 ) -> None:
     lease = await hold(store)
     stop = "UPDATE {}.durable_runs SET stop_requested_at = '2026' WHERE run_id = 'run'"
     async with meanwhile(url, stop):
-        writing = asyncio.ensure_future(store.write(lease, completed(0, "ours")))
+        writing = asyncio.ensure_future(store.write(lease, change))
     assert (await writing).stop_requested
 
 

@@ -95,6 +95,11 @@ def is_transient(error: BaseException) -> bool:
     )
 
 
+def is_taken(error: BaseException) -> bool:
+    """Return whether a row is there that was to be new; only shortcuts do not look first."""
+    return isinstance(error, errors.UniqueViolation)
+
+
 def is_lost(error: BaseException) -> bool:
     """Return whether the connection is gone, or is of no use any more."""
     if isinstance(error, errors.AdminShutdown | errors.CrashShutdown | errors.CannotConnectNow):

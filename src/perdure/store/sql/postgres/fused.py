@@ -12,6 +12,7 @@ from perdure.store.sql.database import RUN_COLUMNS, Refused, Row, Statement, Val
 Rows = list[list[Row]]
 
 _VALUE: Final = re.compile(r"\?(\d+)")
+_VALUES_AND_LOOK: Final = re.compile(r"VALUES \((.+)\)\nON CONFLICT DO NOTHING$", re.DOTALL)
 _SELECTED: Final = re.compile(r"^SELECT (.+)\nFROM")
 _IF_COMPLETED: Final = re.compile(
     r"CASE WHEN durable_steps\.status = 'completed'\s+THEN \S+(?:\s+ELSE (\S+))?\s+END"
@@ -41,8 +42,11 @@ class Fusion(NamedTuple):
 
 
 def fusion_of(statements: Sequence[Statement]) -> Fusion | None:
-    """Return the fusion that stands for the list, if there is one."""
-    fusion = _FUSIONS.get(statements[-1].name) if statements else None
+    """Return the fusion that stands for the list, if there is one; a shortcut's before others."""
+    if not statements:
+        return None
+    last = statements[-1]
+    fusion = _FUSIONS.get(last.shortcut or "") or _FUSIONS.get(last.name)
     if fusion is None or fusion.names != [statement.name for statement in statements]:
         return None
     return fusion
@@ -55,6 +59,7 @@ def fused_blocks(blocks: Mapping[str, str], schema: str) -> dict[str, str]:
     """Return the texts of all fusions by name, as blocks for any of PostgreSQL's dialects."""
     stored = "completed_at, started_at, kind, input_hash, effect"
     return {
+        "fenced_insert_step": _inserting(blocks),
         "fenced_complete_step": _fenced(blocks["fence"], blocks["complete_step"], stored, schema),
         "fenced_begin_step": _fenced(blocks["fence"], blocks["begin_step"], "step_index", schema),
         "fenced_end_run": _ending(blocks),
@@ -79,6 +84,18 @@ def _fenced(fence: str, change: str, stored: str, schema: str) -> str:
         f'ELSE "{schema}".perdure_refuse(1) END '
         f"RETURNING {stored}, (SELECT fence.stop_requested_at FROM fence)"
     )
+
+
+def _inserting(blocks: Mapping[str, str]) -> str:
+    """Return one statement for the shortcuts of a fence and of a step that nobody has begun.
+
+    No row: the lease is lost, or a stop was asked for. Where the step is there, it fails, so that
+    nothing is written, not even by the fence: an INSERT that looks first costs more each time.
+    """
+    step = _behind(blocks["insert_step"], _FENCE, _FENCE_WIDTH).replace("{now}", "fence.updated_at")
+    step = _VALUES_AND_LOOK.sub(r"SELECT \1 FROM fence", step)
+    fence = blocks["fence_unstopped"]
+    return f"WITH fence AS ({fence} RETURNING updated_at) {step} RETURNING completed_at"
 
 
 def _otherwise(case: re.Match[str]) -> str:
@@ -155,6 +172,11 @@ def _completed(statements: Sequence[Statement], row: Row | None) -> Rows | None:
     return [[(completed_at, stop_requested_at)], [step]]
 
 
+def _inserted(_: Sequence[Statement], row: Row | None) -> Rows | None:
+    """Return what the shortcuts answer: the moment, where all else is known."""
+    return None if row is None else [[row], [row]]
+
+
 def _begun(_: Sequence[Statement], row: Row | None) -> Rows | None:
     if row is None:
         return None
@@ -177,17 +199,19 @@ def _opened(_: Sequence[Statement], row: Row | None) -> Rows | None:
 
 
 _FUSIONS: Final[Mapping[str, Fusion]] = {
-    fusion.names[-1]: fusion
-    for fusion in (
-        Fusion(["fence", "complete_step"], "fenced_complete_step", _fenced_values, _completed),
-        Fusion(["fence", "begin_step"], "fenced_begin_step", _fenced_values, _begun),
-        Fusion(["fence", "close_attempt", "end_run"], "fenced_end_run", _end_values, _ended),
-        Fusion(
-            ["create_run", "open_attempt", "read_run"],
-            "find_or_create_run",
-            _opening_values,
-            _opened,
-        ),
-    )
+    "insert_step": Fusion(
+        ["fence", "complete_step"], "fenced_insert_step", _fenced_values, _inserted
+    ),
+    "complete_step": Fusion(
+        ["fence", "complete_step"], "fenced_complete_step", _fenced_values, _completed
+    ),
+    "begin_step": Fusion(["fence", "begin_step"], "fenced_begin_step", _fenced_values, _begun),
+    "end_run": Fusion(["fence", "close_attempt", "end_run"], "fenced_end_run", _end_values, _ended),
+    "read_run": Fusion(
+        ["create_run", "open_attempt", "read_run"],
+        "find_or_create_run",
+        _opening_values,
+        _opened,
+    ),
 }
-"""By the last statement of the list."""
+"""By the last statement of the list, or its shortcut."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from perdure.core.effects import monotonic_ms
-from perdure.store.sql.postgres.dialect import is_lost, is_transient
+from perdure.store.sql.postgres.dialect import is_lost, is_taken, is_transient
 from perdure.store.sql.postgres.line import Job, Line, answer, cut_off, meaning, refuse
 from perdure.store.sql.postgres.pipe import Outcome, Sent
 from perdure.store.sql.postgres.siding import Siding
@@ -121,7 +121,7 @@ class Lane:
                 return
         elif is_lost(outcome):
             self._lose(jobs, outcome)
-        elif len(jobs) == 1:
+        elif len(jobs) == 1 and not is_taken(outcome):
             self._refuse_alone(jobs[0], meaning(outcome))
         else:
             self._start(jobs, is_open=True)

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import psycopg
+
 from perdure.errors import StoreUnavailableError
 from perdure.store.sql.database import Refused, Statement
-from perdure.store.sql.postgres.dialect import is_lost, refused_index, translated
+from perdure.store.sql.postgres.dialect import is_lost, is_taken, refused_index, translated
 from perdure.store.sql.postgres.pipe import Connection, Outcome, Pipe, Sent
 from perdure.store.sql.postgres.silence import takes_long
 from perdure.store.sql.postgres.texts import Renderer, Rows, rows_of_each
@@ -96,7 +98,12 @@ class Line:
 
         Whoever is cancelled cuts the connection off.
         """
-        rows = rows_of_each(statements, await self._ask(statements, is_fused=True))
+        try:
+            rows = rows_of_each(statements, await self._ask(statements, is_fused=True))
+        except psycopg.Error as error:
+            if not is_taken(error):
+                raise
+            rows = None
         if rows is None:
             return await self._ask(statements, is_fused=False)
         return rows
