@@ -55,12 +55,15 @@ class Steps(Positions):
 
     def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
         """Return what the step at `spec.position` recorded, or execute `body` and record it."""
-        return self.watched(self._run(spec, body), spec.position)
+        return self._calls.watched(self._run(spec, body), spec.position)
 
     async def _run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
         try:
             known = self.history.get(spec.position)
-            if known is not None and await self.replayed(known, spec):
+            # Hardly anything else is done for each step of a long history.
+            if known is not None and self.replays(known, spec):
+                if known.error is not None:
+                    await self._relive(known)
                 return cast(T, known.result)
             scope = StepScope(self, spec)
             if known is not None:
@@ -83,18 +86,19 @@ class Steps(Positions):
 
         Raises DivergenceError for another step.
         """
-        if not self.replays(known, spec):
-            return False
-        if known.error is not None and self._is_abandoned(known):
+        is_completed = self.replays(known, spec)
+        if is_completed and known.error is not None:
             await self._relive(known)
-        return True
+        return is_completed
 
     async def _relive(self, known: StepRecord) -> None:
-        """Wait for the cancellation that came while the result of this step was recorded.
+        """Wait for the cancellation that came while the result of this step was recorded, if any.
 
         Whoever was cancelled kept it back, as he does now; but it may be what the asyncio task
         that waits for several steps went by.
         """
+        if not self._is_abandoned(known):
+            return
         self._calls.works(known.step_index)
         try:
             await asyncio.get_running_loop().create_future()
