@@ -61,6 +61,9 @@ def _compared(options: argparse.Namespace, places: suite.Places) -> list[suite.C
         print("D1 is left out, and Restate: they are packages of npm", file=sys.stderr)
         wanted = [one for one in wanted if one.store != "d1"]
         wanted = [one._replace(sides=_without(one, "restate")) for one in wanted]
+    if options.quick:
+        # What differs in its size alone shows nothing more.
+        wanted = list({(one.work, one.store): one for one in reversed(wanted)}.values())[::-1]
     if options.no_peers:
         wanted = [one._replace(sides=_without(one, *PEERS)) for one in wanted]
 
