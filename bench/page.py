@@ -205,37 +205,47 @@ def loads(known: Mapping[str, Sequence[Loaded]]) -> str:
     head = [
         "load",
         "served",
-        "first token",
+        "first token, 50 / 99 %",
         "next token, 50 / 99 / 100 %",
         "CPU",
-        "a token",
+        "tokens that came",
+        "CPU of a token",
         "memory",
         "durability",
     ]
     lines: list[list[str]] = []
     for name, rows in known.items():
-        base: Loaded | None = None
         for row in rows:
-            ratio = ""
-            is_other = base is not None and base.turns == row.turns and base.side != row.side
-            # A short look may find that nothing was taken of the processor.
-            if base is not None and is_other and base.cpu_percent:
-                ratio = f" **{row.cpu_percent / base.cpu_percent:.1f}×**"
-            base = base or row
-            lines.append(
-                [
-                    f"{name}: {row.turns:,} turns, {row.readers:,} more readers",
-                    row.side,
-                    f"{_short(row.first_p50_ms)}, p99 {_short(row.first_p99_ms)} ms",
-                    f"{_short(row.gap_p50_ms)} / {_short(row.gap_p99_ms)} / "
-                    f"{_short(row.gap_max_ms)} ms" + (" (bends)" if row.bends else ""),
-                    f"{_short(row.cpu_percent)} %{ratio}",
-                    f"{_short(row.cpu_us_a_token)} µs",
-                    f"{_short(row.memory_mb)} MiB",
-                    promise(row.store) if row.store else "stores nothing",
-                ]
-            )
+            other = rows[0] if rows[0].side != row.side and rows[0].turns == row.turns else None
+            lines.append(_load(name, row, other))
     return _table(head, lines)
+
+
+def _load(name: str, row: Loaded, other: Loaded | None) -> list[str]:
+    """Return a row of the loads, each figure with its ratio to the other side's."""
+
+    def beside(unit: str, *fields: str) -> str:
+        values = [getattr(row, field) for field in fields]
+        shown = f"{' / '.join(map(_short, values))} {unit}"
+        others = [0.0 if other is None else getattr(other, field) for field in fields]
+        # A short look may find that nothing was taken of the processor.
+        if not all(others):
+            return shown
+        ratios = [f"{value / base:.1f}" for value, base in zip(values, others, strict=True)]
+        return f"{shown} **{' / '.join(ratios)}×**"
+
+    gaps = beside("ms", "gap_p50_ms", "gap_p99_ms", "gap_max_ms")
+    return [
+        f"{name}: {row.turns:,} turns, {row.readers:,} more readers",
+        row.side,
+        beside("ms", "first_p50_ms", "first_p99_ms"),
+        gaps + (" (bends)" if row.bends else ""),
+        beside("%", "cpu_percent"),
+        f"{row.arrived_percent:.0f} %",
+        f"{_short(row.cpu_us_a_token)} µs",
+        f"{_short(row.memory_mb)} MiB",
+        promise(row.store) if row.store else "stores nothing",
+    ]
 
 
 def _name(figure: Figure) -> str:
