@@ -4,7 +4,8 @@
 
 Durability full. A turn is silent, a reader is at its end, and what is measured is from the moment
 the model says a token until the reader has it. Within a process that is one commit and what is
-ours: each round commits a row of the floor as well, on the same disk, and tells the difference.
+ours: each round commits a row of the floor as well, on the same disk, and tells the difference
+(on files the floor has to make a log first, so that ours seems less than it is).
 """
 
 from __future__ import annotations

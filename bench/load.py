@@ -2,7 +2,7 @@
 
     python -m bench.load [--turns 500] [--tokens-a-second 20] [--seconds 15] [--rounds 3]
                          [--store sqlite|file|memory|postgres] [--processes 1|2] [--readers 0]
-                         [--ramp 100 250 500 750 1000] [--save NAME]
+                         [--ramp 100 250 500 750 1000] [--save NAME | --all]
 
 Every turn is the long story of the scripted model, read by whoever asked for it; `--readers` come
 to live turns in addition, where there are two processes half of them to the one that does not
@@ -10,7 +10,8 @@ answer it. For each side: how long the first token took, how long one waited for
 what the servers took of a core while all turns were live. The readers are one process on the same
 machine: its share is told too. `--ramp` asks the service for more and more turns, until it bends:
 one in a hundred waits for the next token over twice the pace. It stops by itself after about
-2 x rounds x (10 + seconds) seconds. `--save` keeps the rows for docs/performance.md, under a name.
+2 x rounds x (10 + seconds) seconds. `--save` keeps the rows for docs/performance.md, under a name;
+`--all` measures all loads of that page, one after another, and keeps them.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bench import page
 from bench.loaded import Loaded
@@ -40,6 +41,18 @@ RAMP_MS: Final = 8
 SETTLE_S: Final = 1
 START_S: Final = 30
 _ACCEPTED: Final = (b"200", b"201")
+LOADS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "250 turns, SQLite": {"turns": 250},
+    "500 turns, SQLite": {"turns": 500},
+    "500 turns, two processes on one file": {"turns": 500, "processes": 2},
+    "two processes, readers on both": {"turns": 250, "processes": 2, "readers": 250},
+    "250 turns, PostgreSQL": {"turns": 250, "store": "postgres"},
+    "500 turns, PostgreSQL": {"turns": 500, "store": "postgres"},
+    "1,000 readers, SQLite": {"turns": 100, "readers": 1_000},
+}
+"""The loads of the page, by name."""
+BENDING: Final = "until it bends, SQLite"
+RAMP: Final = (100, 150, 200, 250, 300, 400, 500)
 RAW: Final = "straight from the generator"
 OURS: Final = "perdure serve"
 
@@ -207,7 +220,7 @@ def median_of(rows: Sequence[Loaded]) -> Loaded:
         for name, kind in Loaded.__annotations__.items()
         if kind == "float"
     }
-    return rows[0]._replace(**numbers)
+    return rows[0]._replace(rounds=len(rows), **numbers)
 
 
 def compared(asked: Asked, rounds: int) -> list[Loaded]:
@@ -231,6 +244,14 @@ def ramped(asked: Asked, steps: Sequence[int]) -> list[Loaded]:
     return rows
 
 
+def keep_all(asked: Asked, rounds: int) -> None:
+    """Measure the loads of the page at the pace and for the time of `asked`; keep each at once."""
+    for name, differences in LOADS.items():
+        print(name, flush=True)
+        page.keep_load(name, compared(asked._replace(**differences), rounds))
+    page.keep_load(BENDING, ramped(asked, RAMP))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -245,7 +266,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
     parser.add_argument("--readers", type=int, default=0)
     parser.add_argument("--ramp", type=int, nargs="+", metavar="TURNS")
-    parser.add_argument("--save", metavar="NAME")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--save", metavar="NAME")
+    kept.add_argument("--all", action="store_true")
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -257,6 +280,9 @@ def main() -> None:
         options.processes,
         options.readers,
     )
+    if options.all:
+        keep_all(asked, options.rounds)
+        return
     rows = ramped(asked, options.ramp) if options.ramp else compared(asked, options.rounds)
     print(page.loads({options.save or "this load": rows}))
     if options.save:

@@ -10,7 +10,8 @@ class Loaded(NamedTuple):
 
     The first token counts from the request, the model's own pause included; a gap is the wait for
     the next token. `arrived_percent`: of the tokens that the pace allows, how many came.
-    `client_percent` is what the readers themselves took of a core.
+    `client_percent` is what the readers themselves took of a core. `rounds`: of how many
+    measurements each figure is the median.
     """
 
     side: str
@@ -29,6 +30,7 @@ class Loaded(NamedTuple):
     memory_mb: float
     arrived_percent: float
     client_percent: float
+    rounds: int = 1
 
     @property
     def bends(self) -> bool:

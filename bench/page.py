@@ -236,7 +236,7 @@ def _load(name: str, row: Loaded, other: Loaded | None) -> list[str]:
 
     gaps = beside("ms", "gap_p50_ms", "gap_p99_ms", "gap_max_ms")
     return [
-        f"{name}: {row.turns:,} turns, {row.readers:,} more readers",
+        f"{name}: {row.turns:,} turns, {row.readers:,} more readers (rounds: {row.rounds})",
         row.side,
         beside("ms", "first_p50_ms", "first_p99_ms"),
         gaps + (" (bends)" if row.bends else ""),

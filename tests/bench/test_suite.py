@@ -12,7 +12,7 @@ import pytest
 from bench import counts, page
 from bench.budget import Measured
 from bench.gates import gates
-from bench.load import OURS, RAW
+from bench.load import BENDING, LOADS, OURS, RAW
 from bench.loaded import Loaded
 from bench.picture import bars
 from bench.soak import LOG_MB, Seen, grown
@@ -88,6 +88,10 @@ def test_a_load_shows_what_it_costs_beside_the_generator() -> None:
     told = page.loads({"few": [raw, ours], "many": [late]})
     assert "**3.0×**" in told
     assert told.count("(bends)") == 1
+
+
+def test_the_loads_of_the_page_are_those_that_are_measured_together() -> None:
+    assert set(page.load().loads) <= {*LOADS, BENDING}
 
 
 def test_a_load_runs_and_ends_by_itself() -> None:
