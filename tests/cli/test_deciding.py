@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perdure.agent.tool_approval import REQUEST_MARK, ApprovalRequest, request_to_json
-from perdure.core.records import EventRecord
+from perdure.core.records import EventRecord, JsonValue
 from perdure.store.protocol import RunStore
 from perdure.testing.samples import completed, hold
 from tests.cli.desk import Desk
@@ -11,14 +11,17 @@ from tests.cli.desk import Desk
 FIRST, SECOND = "approval:loop:1.1", "approval:loop:1.2"
 
 
-def asking(desk: Desk, *events: str) -> None:
+KEY = "sk-proj-0123456789abcdefghij"
+
+
+def asking(desk: Desk, *events: str, **more: JsonValue) -> None:
     """Begin a run that asks a human about so many calls."""
 
     async def begin(store: RunStore) -> None:
         lease = await hold(store, "run")
         for position, event in enumerate(events):
             asked = ApprovalRequest(
-                event, "c1", "refund", {"amount": 7}, "2026-01-31T09:05:07.042Z"
+                event, "c1", "refund", {"amount": 7, **more}, "2026-01-31T09:05:07.042Z"
             )
             await store.write(lease, completed(position, {REQUEST_MARK: request_to_json(asked)}))
 
@@ -71,3 +74,18 @@ def test_what_nobody_asked_is_not_decided(desk: Desk) -> None:
         assert told.code == 3
     assert answer_of(desk, "paid") is None
     assert desk.run("decide", "nobody").code == 3
+
+
+def test_no_secret_among_the_arguments_is_printed(desk: Desk) -> None:
+    asking(desk, FIRST, note=f"use {KEY}", login={"$secret": "hunter2"})
+
+    async def emit(store: RunStore) -> None:
+        await store.emit_event("run", "plain", {"note": f"use {KEY}"})
+
+    desk.work(emit)
+    told = [desk.run("decide", "run", *more) for more in ((), ("--json",))]
+    told += [desk.run("show", "run", *more) for more in (("--full",), ("--json",))]
+    for each in told:
+        assert "use [redacted]" in each.out
+        assert KEY not in each.out
+        assert "hunter2" not in each.out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from perdure.observe.credentials import mask_credentials, mask_text
+from perdure.observe.credentials import as_asked, mask_credentials, mask_text, shown
 
 # Put together from pieces, so that no scanner takes this file for a leak.
 LOOKALIKES = [
@@ -112,3 +112,26 @@ def test_what_stands_under_a_telling_key_is_masked_whole(key: str, value: object
 )
 def test_what_only_sounds_like_a_credential_passes(record: dict[str, object]) -> None:
     assert mask_credentials(record) == record
+
+
+KEY = "sk-proj-0123456789abcdefghij"
+ASKED = {"to": "Faro", "key": KEY, "rows": [{"password": "hunter2"}, f"use {KEY}"]}
+
+
+def test_who_looks_sees_neither_marked_secrets_nor_what_looks_like_a_credential() -> None:
+    assert shown({"a": {"$secret": "x"}, "b": [KEY], "c": 3}) == {
+        "a": "[redacted]",
+        "b": ["[redacted]"],
+        "c": 3,
+    }
+
+
+def test_what_is_given_back_as_it_was_shown_is_what_was_asked() -> None:
+    seen = shown(ASKED)
+    assert KEY not in str(seen)
+    assert as_asked(seen, ASKED) == ASKED
+    assert isinstance(seen, dict)
+    assert as_asked({**seen, "to": "Lagos"}, ASKED) == {**ASKED, "to": "Lagos"}
+    rows = [{"password": "[redacted]"}, "use none", 3]
+    assert as_asked({"rows": rows[:2]}, ASKED) == {"rows": [{"password": "hunter2"}, "use none"]}
+    assert as_asked({"rows": rows, "more": 1}, ASKED) == {"rows": rows, "more": 1}

@@ -24,12 +24,18 @@ from tests.web.dashboards import OWNER, Desk
 
 APPROVALS = f"{TURN}/approvals"
 EVENT = "approval:loop:1.1"
+KEY = "sk-proj-0123456789abcdefghij"
 PERSON = OWNER._replace(sees_values=False)
 
 
 @pytest.fixture
-def provider() -> StrictProvider:
-    return StrictProvider(calls(("c1", "degrees", {"city": "Faro"})), says("It is warm."))
+def asked_for() -> dict[str, str]:
+    return {"city": "Faro"}
+
+
+@pytest.fixture
+def provider(asked_for: dict[str, str]) -> StrictProvider:
+    return StrictProvider(calls(("c1", "degrees", asked_for)), says("It is warm."))
 
 
 @pytest.fixture
@@ -95,6 +101,24 @@ async def test_nobody_else_sees_a_call_or_decides_it(service: Service) -> None:
             assert (answer.status, answer.error["code"]) == (404, "not_found")
     assert (await service.ask("GET", APPROVALS, caller=None)).status == 401
     assert len(await asked(service)) == 1
+
+
+@pytest.mark.parametrize("asked_for", [{"city": f"Faro {KEY}"}])
+async def test_a_credential_in_a_call_is_shown_to_nobody_and_the_tool_gets_it(
+    service: Service, provider: StrictProvider
+) -> None:
+    [request] = await asked(service)
+    assert request["arguments"] == {"city": "Faro [redacted]"}
+    desk = dashboard(service)
+    assert KEY not in (await desk.show(f"/run?id={run_id_of(IDENTITY)}"))
+    decision = {"event": EVENT, "approved": True, "arguments": request["arguments"]}
+    decided = await service.ask("POST", APPROVALS, send=decision)
+    assert decided.json["accepted"] is True
+    assert KEY not in str(decided.json)
+    stream = (await service.ask("GET", STREAM)).body.decode()
+    [frame] = [line for line in stream.splitlines() if "tool_approval_request" in line]
+    assert KEY not in frame
+    assert KEY in provider.prompts[-1]["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize(

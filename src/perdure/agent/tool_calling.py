@@ -26,6 +26,7 @@ from perdure.core.observing import Told
 from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.durable.scope import current_step
 from perdure.errors import AwaitEventTimeoutError, StepFailedError, UnfinishedStepError
+from perdure.observe.credentials import shown
 
 REQUEST_FRAME: Final = "tool_approval_request"
 """The name of the `data` frame that says what a human is asked."""
@@ -203,7 +204,7 @@ class ToolBatch:
                 retry=Retry(),
             )
             requests.append(request_of(found[REQUEST_MARK]))
-            yield frames.data(REQUEST_FRAME, found[REQUEST_MARK])
+            yield frames.data(REQUEST_FRAME, shown(found[REQUEST_MARK]))
         for one, request in zip(planned, requests, strict=True):
             approval = await self._decision(one, request)
             self._apply(approval, one)

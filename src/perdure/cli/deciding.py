@@ -11,6 +11,7 @@ from perdure.cli.output import as_json, print_json, print_table
 from perdure.core.jsonvalue import encode_value
 from perdure.core.wording import when
 from perdure.errors import RunNotFoundError, UsageError
+from perdure.observe.credentials import shown
 from perdure.store.upkeep import upkeep_of
 
 
@@ -30,7 +31,7 @@ async def _list(options: argparse.Namespace) -> int:
             print_json(as_json(request))
     elif pending:
         rows = [
-            (one.event, one.tool, when(one.asked_at, now), encode_value(dict(one.arguments)))
+            (one.event, one.tool, when(one.asked_at, now), encode_value(shown(dict(one.arguments))))
             for one in pending
         ]
         print_table(("EVENT", "TOOL", "ASKED", "ARGUMENTS"), rows)
@@ -55,7 +56,7 @@ async def _decide(options: argparse.Namespace) -> int:
     elif decided.decision is None:
         print(f"{event} was not decided in time: that was a no")
     else:
-        print(f"{event} was decided before: {encode_value(decided.decision)}")
+        print(f"{event} was decided before: {encode_value(shown(decided.decision))}")
     return 0 if decided.accepted else NO
 
 

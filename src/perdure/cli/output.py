@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from perdure.core.secret import redacted
+from perdure.observe.credentials import mask_text, shown
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _CONTROLS_OF_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -33,7 +33,7 @@ _COLOURS: Final[Mapping[str, str]] = {
 
 def print_json(record: Mapping[str, Any]) -> None:
     """Print one line for a program, without secrets: ASCII, so that no text can break it."""
-    print(json.dumps(redacted(record), separators=(",", ":")))
+    print(json.dumps(shown(dict(record)), separators=(",", ":")))
 
 
 def as_json(record: Any, **more: Any) -> dict[str, Any]:
@@ -78,10 +78,13 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def one_line(value: object) -> str:
-    """Return a value as text that stays within its line; nothing in it steers a terminal."""
+    """Return a value as text that stays within its line; nothing in it steers a terminal.
+
+    What looks like a credential is masked.
+    """
     if value is None:
         return "-"
-    text = value if isinstance(value, str) else str(value)
+    text = mask_text(value if isinstance(value, str) else str(value))
     return _CONTROLS.sub(lambda found: _escaped(found[0]), text)
 
 
@@ -96,7 +99,7 @@ def _escaped(character: str) -> str:
 
 def shortened(value: Any, room: int = 60) -> str:
     """Return a stored value as JSON, without secrets, cut to `room` characters."""
-    text = json.dumps(redacted(value), ensure_ascii=False)
+    text = json.dumps(shown(value), ensure_ascii=False)
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 

@@ -29,6 +29,7 @@ from perdure.core.records import (
     UsageRecord,
 )
 from perdure.core.wording import id_of, length_text, note_of, when
+from perdure.observe.credentials import mask_text
 from perdure.store.upkeep import upkeep_of
 
 
@@ -223,4 +224,4 @@ def _message(error: StepError | None) -> str | None:
 
 def _print_stack(what: str, error: StepError | None) -> None:
     if error is not None and error.stack is not None:
-        print(f"\n{emphasised(one_line(what))}\n{harmless(error.stack).rstrip()}")
+        print(f"\n{emphasised(one_line(what))}\n{harmless(mask_text(error.stack)).rstrip()}")

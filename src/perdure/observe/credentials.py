@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final, cast
 
 from perdure.core.records import JsonValue
-from perdure.core.secret import REDACTED
+from perdure.core.secret import REDACTED, redacted
 
 SHAPES: Final[tuple[tuple[str, str], ...]] = (
     ("private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)"),
@@ -68,6 +68,33 @@ def mask_credentials(value: JsonValue) -> JsonValue:
     if isinstance(value, list | tuple):
         return [mask_credentials(item) for item in cast("list[JsonValue]", value)]
     return value
+
+
+def shown(value: JsonValue) -> JsonValue:
+    """Return a stored value for who looks at it: no marked secret, and nothing like a credential.
+
+    Every view of stored values passes here, whatever the viewer may see.
+    """
+    return mask_credentials(redacted(value))
+
+
+def as_asked(given: JsonValue, asked: JsonValue) -> JsonValue:
+    """Return what somebody gave back who saw `shown(asked)`, with what was masked put in again.
+
+    What was not changed is what was asked; what was changed stays as it was given.
+    """
+    if given == shown(asked):
+        return asked
+    if isinstance(given, Mapping) and isinstance(asked, Mapping):
+        news = cast("Mapping[str, JsonValue]", given)
+        known = cast("Mapping[str, JsonValue]", asked)
+        return {
+            key: as_asked(item, known[key]) if key in known else item for key, item in news.items()
+        }
+    if isinstance(given, list) and isinstance(asked, list | tuple) and len(given) == len(asked):
+        pairs = zip(given, asked, strict=True)
+        return [as_asked(item, was) for item, was in pairs]
+    return given
 
 
 def _mask_member(key: str, value: JsonValue) -> JsonValue:

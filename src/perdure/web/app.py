@@ -247,8 +247,9 @@ class Service:
         with self._admission.receiving() as receiving:
             decision = await in_time(decision_of(request, receiving.add), self._closing)
         run = await self._run(caller, request)
-        approval = approval_of(decision, by=caller.user_id)
-        decided = await decide(self._view(caller), run.run_id, decision.event, approval)
+        view = self._view(caller)
+        approval = await approval_of(view, run, decision, by=caller.user_id)
+        decided = await decide(view, run.run_id, decision.event, approval)
         return json_answer(decided_view(decided))
 
     async def delete_session(self, request: Request) -> Response:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from perdure.agent.tool_approval import Approval, Decided, pending_approvals
+from collections.abc import Mapping
+from typing import cast
+
+from perdure.agent.tool_approval import Approval, Decided, pending_approvals, requests_in
 from perdure.core.records import JsonValue, RunRecord
+from perdure.observe.credentials import as_asked, shown
 from perdure.store.protocol import RunStore
 from perdure.web.bodies import Decision
 
@@ -17,7 +21,7 @@ async def approvals_view(store: RunStore, run: RunRecord) -> dict[str, JsonValue
                 "event": request.event,
                 "call": request.call,
                 "tool": request.tool,
-                "arguments": dict(request.arguments),
+                "arguments": shown(dict(request.arguments)),
                 "askedAt": request.asked_at,
                 "timeoutMs": request.timeout_ms,
             }
@@ -26,11 +30,20 @@ async def approvals_view(store: RunStore, run: RunRecord) -> dict[str, JsonValue
     }
 
 
-def approval_of(decision: Decision, *, by: str) -> Approval:
-    """Return what a client decides, in its name."""
-    return Approval(decision.approved, decision.reason, decision.arguments, by)
+async def approval_of(store: RunStore, run: RunRecord, decision: Decision, *, by: str) -> Approval:
+    """Return what a client decides, in its name.
+
+    What it was shown as `[redacted]`, and gives back so among changed arguments, is what it was.
+    """
+    given = decision.arguments
+    if given is not None:
+        for request in requests_in(await store.read_steps(run.run_id)):
+            if request.event == decision.event:
+                whole = as_asked(dict(given), dict(request.arguments))
+                given = cast("Mapping[str, JsonValue]", whole)
+    return Approval(decision.approved, decision.reason, given, by)
 
 
 def decided_view(decided: Decided) -> dict[str, JsonValue]:
     """Return what became of an answer."""
-    return {"accepted": decided.accepted, "decision": decided.decision}
+    return {"accepted": decided.accepted, "decision": shown(decided.decision)}

@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from perdure.core import effects
 from perdure.core.records import RunRecord
-from perdure.core.secret import redacted
 from perdure.core.wording import id_of, length_text, note_of, when
 from perdure.errors import PerdureError, RunNotFoundError
+from perdure.observe.credentials import mask_text, shown
 from perdure.web.dashboard.access import Viewer
 from perdure.web.responses import STATUS_OF, logger
 
@@ -116,9 +116,9 @@ def is_piece(request: Request) -> bool:
 def pretty(value: Any) -> str:
     """Return a stored value as people read it, without secrets; what is very long is cut."""
     if isinstance(value, str):
-        text = value
+        text = mask_text(value)
     else:
-        text = json.dumps(redacted(value), ensure_ascii=False, indent=2)
+        text = json.dumps(shown(value), ensure_ascii=False, indent=2)
     rest = len(text) - SHOWN_MAX
     return text if rest <= 0 else f"{text[:SHOWN_MAX]}…\n({rest:,} characters more)"
 

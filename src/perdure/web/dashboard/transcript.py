@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from perdure.core.frames import DELTA_KINDS, Frame, fold_parts
 from perdure.core.records import JsonValue, RunRecord, StepRecord
-from perdure.core.secret import redacted
 from perdure.core.transitions import TERMINAL_STATES
+from perdure.observe.credentials import mask_text, shown
 from perdure.store.protocol import RunStore
 from perdure.turn.ending import answer_of
 from perdure.web.views import part_view
@@ -52,9 +52,10 @@ async def transcript_of(
         parts = answer_of(steps).get("parts", [])
     else:
         parts = fold_parts(frames)
+    told = cast("Sequence[Mapping[str, JsonValue]]", shown([part_view(part) for part in parts]))
     return Transcript(
         message=None if run.manifest is None else run.manifest.input.get("userMessage"),
-        parts=[part_view(part) for part in parts],
+        parts=told,
         lines=lines_of(frames)[-FRAMES_SHOWN:],
         frames_gone=run.frames_expired_at is not None,
     )
@@ -86,10 +87,10 @@ def lines_of(frames: Sequence[Frame]) -> list[Line]:
         else:
             lines.append(Line(frame.seq, frame.epoch, frame.kind, 1, text))
         part = frame.data["part"]
-    return lines
+    return [line._replace(text=mask_text(line.text)) for line in lines]
 
 
 def _told(data: Mapping[str, JsonValue]) -> str:
-    shown = {name: value for name, value in data.items() if value is not None}
-    text = json.dumps(redacted(shown), ensure_ascii=False)
+    known = {name: value for name, value in data.items() if value is not None}
+    text = json.dumps(shown(known), ensure_ascii=False)
     return text if len(text) <= TEXT_SHOWN else f"{text[: TEXT_SHOWN - 1]}…"
