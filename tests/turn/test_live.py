@@ -62,6 +62,15 @@ async def test_a_whole_answer_is_only_ended(stage: Stage) -> None:
     assert [row.state for row in (await stage.details()).usage] == ["unknown"]
 
 
+async def test_the_call_of_a_whole_answer_is_settled_as_its_frames_say(stage: Stage) -> None:
+    used = [usage(tokens_in=3, model="m"), usage(tokens_in=1, tokens_out=4, model="m")]
+    await crashed(stage, text("Hello"), *used, upstream_end("stop"))
+    assert (await finish(await stage.engine())).kinds[-1] == COMPLETED
+    (row,) = (await stage.details()).usage
+    assert (row.epoch, row.call, row.state, row.model) == (1, 0, "settled", "m")
+    assert (row.tokens_in, row.tokens_out, row.tokens_cached) == (4, 4, None)
+
+
 async def test_interleaved_parts_end_with_the_text_that_readers_have_seen(stage: Stage) -> None:
     seen = (text("a", "p"), text("b", "q"), text("c", "p"), upstream_end("stop"))
     await crashed(stage, *seen)

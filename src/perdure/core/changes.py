@@ -92,7 +92,10 @@ class IntendUsage(NamedTuple):
 
 
 class SettleUsage(NamedTuple):
-    """Record what a call used; None stays unknown. A settled row is never changed again."""
+    """Record what a call used; None stays unknown. A settled row is never changed again.
+
+    `epoch` names an earlier attempt, whose row the holder settles for it: only in a `write`.
+    """
 
     call: int
     state: UsageState = "settled"
@@ -107,6 +110,7 @@ class SettleUsage(NamedTuple):
     price_version: str | None = None
     provider: str | None = None
     tokens_cache_written: int | None = None
+    epoch: int | None = None
 
 
 class AddDelivery(NamedTuple):

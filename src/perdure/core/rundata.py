@@ -186,10 +186,15 @@ class RunData:
         return any(delivery.state == "waiting" for delivery in self.deliveries.values())
 
     def settle(self, lease: Lease, usage: SettleUsage, now: str) -> None:
-        """Settle a row of the lease's own epoch and token; a settled row stays."""
-        key = (lease.epoch, usage.call)
+        """Settle a row of the lease's epoch and token, or an earlier one; a settled row stays."""
+        is_earlier = usage.epoch is not None
+        key = (usage.epoch or lease.epoch, usage.call)
         known = self.usage.get(key)
-        if known is None or known.state == "settled" or self.usage_tokens[key] != lease.token:
+        if known is None or known.state == "settled":
+            return
+        if is_earlier and key[0] >= lease.epoch:
+            return
+        if not is_earlier and self.usage_tokens[key] != lease.token:
             return
         self.usage[key] = known._replace(
             state=usage.state,

@@ -62,7 +62,9 @@ class _Pricing:
 
     def settled(self, lease: Lease, usage: SettleUsage) -> SettleUsage:
         """Return the settlement with its cost, if it is known."""
-        asked = self._asked.pop((lease.run_id, lease.epoch, usage.call), (None, None))
+        asked = self._asked.pop(
+            (lease.run_id, usage.epoch or lease.epoch, usage.call), (None, None)
+        )
         model = usage.model or asked[1]
         if usage.state != "settled" or usage.cost_nanos is not None or model is None:
             return usage

@@ -82,6 +82,8 @@ class Closing:
         """The state that was recorded as the turn's own; None while it may go on by itself."""
         self.has_begun = False
         """Whether call 0 was intended in this attempt, so that it must be settled."""
+        self.earlier: SettleUsage | None = None
+        """What the frames of an attempt that was lost say of the call that it has left open."""
         self._settings = settings
         self._turn = turn
         self._attempt = attempt
@@ -213,9 +215,12 @@ class Closing:
         return status, told
 
     def _usage(self) -> tuple[SettleUsage, ...]:
-        """Return what is recorded of call 0: what is known of it, or that nobody knows."""
+        """Return what is recorded of call 0: what is known of it, or that nobody knows.
+
+        Where none is made since an earlier attempt has the whole answer, it is of that one's.
+        """
         if not self.has_begun:
-            return ()
+            return () if self.earlier is None else (self.earlier,)
         used = self.content.usage(0)
         if used is not None:
             return (used,)

@@ -204,7 +204,7 @@ class LiveTurn:
 
     async def _attend(self) -> None:
         closing = self._closing
-        await self._inheritance.read()
+        closing.earlier = (await self._inheritance.read()).answered_usage
         # Before any hook is called, which may be what crashes: where the turn does not go on, they
         # hear of it once its end is recorded.
         refusal = self._refusal()

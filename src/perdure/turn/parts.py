@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Final, NamedTuple, cast
 
 from perdure.core import frames
@@ -206,22 +206,31 @@ class Content:
 
     def usage(self, call: int) -> SettleUsage | None:
         """Return the sum of what the usage frames said; None if there was none."""
-        if not self._usage:
-            return None
-        last = self._usage[-1].data
+        return usage_in(self._usage, call)
 
-        def total(name: str) -> int | None:
-            known = [frame.data[name] for frame in self._usage if name in frame.data]
-            return sum(known) if known else None
 
-        return SettleUsage(
-            call,
-            provider=last.get("provider"),
-            model=last.get("model"),
-            request_id=last.get("request"),
-            tokens_in=total("in"),
-            tokens_out=total("out"),
-            tokens_cached=total("cached"),
-            tokens_reasoning=total("reasoning"),
-            tokens_cache_written=total("cache_written"),
-        )
+def usage_in(told: Sequence[Frame], call: int, *, epoch: int | None = None) -> SettleUsage | None:
+    """Return the sum of what these usage frames say of a call; None if there are none.
+
+    `epoch` is set for the call of an earlier attempt.
+    """
+    if not told:
+        return None
+    last = told[-1].data
+
+    def total(name: str) -> int | None:
+        known = [frame.data[name] for frame in told if name in frame.data]
+        return sum(known) if known else None
+
+    return SettleUsage(
+        call,
+        provider=last.get("provider"),
+        model=last.get("model"),
+        request_id=last.get("request"),
+        tokens_in=total("in"),
+        tokens_out=total("out"),
+        tokens_cached=total("cached"),
+        tokens_reasoning=total("reasoning"),
+        tokens_cache_written=total("cache_written"),
+        epoch=epoch,
+    )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, cast, get_args
 
+from perdure.core.changes import SettleUsage
 from perdure.core.frames import KEPT_KINDS, TERMINAL_KINDS, Frame, fold_parts, text_of
 from perdure.core.records import JsonValue, StepRecord
 from perdure.durable.failures import is_settled
 from perdure.errors import UsageError
 from perdure.turn.identity import ChatTurnIdentity
+from perdure.turn.parts import usage_in
 
 Rung = Literal["begin", "finish", "attach", "rerun_unseen", "rerun", "continue", "fail"]
 Decision = Literal["rerun", "continue", "fail"]
@@ -89,6 +91,18 @@ class Evidence(NamedTuple):
             if frame.kind not in TERMINAL_KINDS and frame.kind != "usage":
                 return False
         return False
+
+    @property
+    def answered_usage(self) -> SettleUsage | None:
+        """What the frames say that the call used whose whole answer they hold; None: nothing.
+
+        It is call 0 of the attempt that was answered; the calls of steps have told their own.
+        """
+        if not self.was_answered:
+            return None
+        epoch = next(f.epoch for f in reversed(self.frames) if f.kind == "upstream_end")
+        told = [f for f in self.frames if f.kind == "usage" and f.epoch == epoch]
+        return usage_in(told, 0, epoch=epoch)
 
     @property
     def shows_more_than_is_kept(self) -> bool:

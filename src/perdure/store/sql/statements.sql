@@ -299,6 +299,17 @@ UPDATE perdure_usage SET state = ?5, model = coalesce(?6, model), request_id = ?
 WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND token = ?3 AND call = CAST(?4 AS INTEGER)
   AND state <> 'settled'
 
+-- settle_earlier --
+-- What the frames of an attempt that was lost say of its call: for the holder, of earlier ones only.
+UPDATE perdure_usage SET state = ?7, model = coalesce(?8, model), request_id = ?9,
+  provider = coalesce(?17, provider),
+  tokens_in = CAST(?10 AS INTEGER), tokens_out = CAST(?11 AS INTEGER),
+  tokens_cached = CAST(?12 AS INTEGER), tokens_reasoning = CAST(?13 AS INTEGER),
+  tokens_cache_written = CAST(?18 AS INTEGER),
+  cost_nanos = CAST(?14 AS BIGINT), currency = ?15, price_version = ?16, settled_at = {now}
+WHERE run_id = ?1 AND epoch = CAST(?5 AS INTEGER) AND call = CAST(?6 AS INTEGER)
+  AND epoch < CAST(?2 AS INTEGER) AND state <> 'settled' AND {fence}
+
 -- close_attempt --
 -- How the attempt ended, for people.
 UPDATE perdure_attempts SET ended_at = {now}, ended = ?5, error_json = ?6

@@ -150,6 +150,9 @@ def _others(lease: Lease, fence: Fence, change: Change) -> list[Statement]:
             return [Statement("save_handle", (*fence, handle_text))]
         case IntendUsage(call, step_index, provider, model):
             return [Statement("intend_usage", (*fence, call, step_index, provider, model))]
+        case SettleUsage(epoch=int(epoch)):
+            call, *settled, _ = change
+            return [Statement("settle_earlier", (*fence, epoch, call, *settled))]
         case SettleUsage():
             return [settle_statement(lease, change)]
         case AddDelivery():
@@ -160,7 +163,7 @@ def _others(lease: Lease, fence: Fence, change: Change) -> list[Statement]:
 
 def settle_statement(lease: Lease, usage: SettleUsage) -> Statement:
     """Return what settles a usage row of the lease's own epoch and token."""
-    call, *settled = usage
+    call, *settled, _ = usage
     return Statement("settle_usage", (lease.run_id, lease.epoch, lease.token, call, *settled))
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from perdure.core.changes import Change, IntendUsage, Release, SettleUsage, Suspend
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import Lease, UsageRecord
+from perdure.errors import LeaseLostError
 from perdure.store.protocol import RunStore
-from perdure.testing.lab import StoreLab, case, same, snapshot, unchanged
+from perdure.testing.lab import StoreLab, case, refused, same, snapshot, unchanged
 from perdure.testing.samples import completed, ended, hold
 
 _WHOLE = SettleUsage(
@@ -182,6 +183,24 @@ async def an_intent_of_an_attempt_that_is_over_reads_as_unknown(lab: StoreLab) -
         same([row.state for row in await _usage(store, run_id)], ["unknown"], f"after {change}")
         await store.settle_usage(lease, _WHOLE)
         same([row.state for row in await _usage(store, run_id)], ["settled"], "the late bill")
+
+
+@case
+async def a_holder_settles_the_row_of_an_earlier_attempt(lab: StoreLab) -> None:
+    store = await lab.open()
+    lost, lease = await _lost(lab, store, IntendUsage(0), IntendUsage(1))
+    await store.write(lease, IntendUsage(0), _WHOLE._replace(epoch=1))
+    first, other, own = await _usage(store)
+    same((first.epoch, first.state, first.tokens_cache_written), (1, "settled", 4), "the row")
+    same((first.settled_at, first.price_version), (lab.clock.iso(), "2026-01"), "its moment, price")
+    same((other.state, own.state), ("unknown", "intended"), "the other rows")
+    await store.settle_usage(lost, SettleUsage(0, tokens_in=1))
+    same((await _usage(store))[0], first, "the row after a late bill")
+    await store.write(lease, *(SettleUsage(0, tokens_in=1, epoch=epoch) for epoch in (2, 3)))
+    same((await _usage(store))[2], own, "a row of no earlier attempt")
+    with refused(LeaseLostError):
+        await store.write(lost, SettleUsage(1, tokens_in=1, epoch=1))
+    same((await _usage(store))[1], other, "a row that a lost holder would settle")
 
 
 @case
