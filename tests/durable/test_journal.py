@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from perdure.core import frames
 from perdure.core.changes import CompleteStep, Release
-from perdure.core.frames import Frame, RowBuilder, decode_row, text, tool_call, upstream_end
+from perdure.core.frames import (
+    EncodedEvent,
+    Frame,
+    RowBuilder,
+    decode_row,
+    text,
+    tool_call,
+    upstream_end,
+)
 from perdure.core.limits import (
     FLUSH_FRAMES,
     LINGER_MS,
@@ -50,6 +58,26 @@ async def test_deltas_without_a_part_join_the_one_that_is_being_written(desk: De
     await desk.journal.write()
     parts = [frame.data.get("part") for frame in await desk.stored()]
     assert parts == ["p1", "p1", "p3", "p4", None, "p6"]
+
+
+@pytest.mark.parametrize(
+    "value", [{"type": "x"}, {"type": "µ", "data": {"z": [1, None], "a": "\u2028"}, "more": 2.5}]
+)
+async def test_a_reader_is_sent_the_very_text_of_an_event_that_was_stored(
+    desk: Desk, value: dict[str, object]
+) -> None:
+    (shown,) = desk.journal.append(frames.event(value))
+    assert isinstance(shown.data, EncodedEvent)
+    assert shown.data.text == json.dumps(value, separators=(",", ":"))
+    await desk.journal.write()
+    assert [frame.data for frame in await desk.stored()] == [shown.data] == [{"event": value}]
+
+
+async def test_an_event_that_somebody_has_added_to_has_no_text_of_its_own(desk: Desk) -> None:
+    (shown,) = desk.journal.append(Frame(0, 0, "event", {"before": 1, "event": {"type": "x"}}))
+    assert not isinstance(shown.data, EncodedEvent)
+    await desk.journal.write()
+    assert [frame.data for frame in await desk.stored()] == [shown.data]
 
 
 async def test_a_part_that_the_producer_names_is_kept(desk: Desk) -> None:
@@ -183,7 +211,7 @@ async def test_many_frames_do_not_linger(desk: Desk) -> None:
 
 
 async def test_many_bytes_do_not_linger(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perdure.durable.journal.LINGER_MS", 60_000)
+    monkeypatch.setattr("perdure.durable.ticks.LINGER_MS", 60_000)
     desk.journal.append(text("first"))
     await until(lambda: desk.published)
     desk.journal.append(text("x" * 8_000))

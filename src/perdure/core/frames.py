@@ -86,6 +86,26 @@ def event(value: Mapping[str, JsonValue]) -> Frame:
     return Frame(0, 0, "event", {"event": dict(value)})
 
 
+class EncodedEvent(dict[str, JsonValue]):
+    """The data of an event that was stored, with the event as JSON: no reader encodes it again."""
+
+    __slots__ = ("text",)
+
+    text: str
+
+
+def encoded_event(data: Mapping[str, JsonValue], element_text: str) -> Mapping[str, JsonValue]:
+    """Return the data of an event frame that is stored as `element_text`, to be sent as it is."""
+    if len(data) > 1:
+        return data  # Somebody has given it more than its event.
+    encoded = EncodedEvent(data)
+    encoded.text = element_text[_EVENT_AT:-1]
+    return encoded
+
+
+_EVENT_AT: Final = len('{"k":"event","event":')
+
+
 def usage(
     *,
     model: str | None = None,

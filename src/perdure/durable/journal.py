@@ -9,19 +9,19 @@ from typing import Final
 
 from perdure.core.changes import AppendFrames, Change, Restart
 from perdure.core.effects import monotonic_ms
-from perdure.core.frames import DELTA_KINDS, URGENT_KINDS, Frame, RowBuilder
+from perdure.core.frames import DELTA_KINDS, URGENT_KINDS, Frame, RowBuilder, encoded_event
 from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import (
     FLUSH_BYTES,
     FLUSH_FRAMES,
     FRAME_BYTES_MAX,
-    LINGER_MS,
     TURN_LOG_BYTES_MAX,
     UNFLUSHED_BYTES_MAX,
 )
 from perdure.core.records import JsonValue, Written
 from perdure.durable.attempt import Attempt
 from perdure.durable.ring import Ring
+from perdure.durable.ticks import ticks_here
 from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import LeaseLostError, NotSerializableError, ValueTooLargeError
 
@@ -63,13 +63,15 @@ class Journal:
         self._pending: list[Frame] = []
         self._sizes: list[int] = []
         self._rows: list[RowBuilder] = []
-        self._full_bytes = 0
+        self._full_bytes = self._pending_bytes = 0
         self._restart_seq: int | None = None
         self._unshown: tuple[list[Frame], list[int]] = ([], [])
-        self._timer: asyncio.TimerHandle | None = None
+        self._ticks = ticks_here()
+        self._tick = 0
+        """The number of the tick that is waited for; 0: none."""
         self._flushing: asyncio.Task[None] | None = None
         self._door = asyncio.Lock()
-        self._room = asyncio.Event()
+        self._room: asyncio.Future[None] | None = None
         self._has_content = False
         self._is_urgent = False
         """Something waits that a reader waits for."""
@@ -97,18 +99,19 @@ class Journal:
         and ValueTooLargeError for a frame over 256 KiB or a turn over 8 MiB; what was appended
         before is kept.
         """
-        kind = frame.kind
-        if kind in DELTA_KINDS:
+        numbered: Sequence[Frame]
+        if frame.kind in DELTA_KINDS:
             numbered = self._append_delta(frame)
+            is_urgent, self._has_content = not self._has_content, True
         else:
             numbered = (self._append_element(frame),)
+            is_urgent = _is_urgent(frame)
         if self.log_bytes + self._pending_bytes > TURN_LOG_BYTES_MAX:
             raise ValueTooLargeError(f"the turn's frames are over {TURN_LOG_BYTES_MAX} bytes")
-        if kind in DELTA_KINDS:
-            self._schedule(is_urgent=not self._has_content)
-            self._has_content = True
-        else:
-            self._schedule(is_urgent=_is_urgent(frame))
+        if is_urgent:
+            self._is_urgent = True
+        if self._flushing is None:  # A flush looks for itself what came in meanwhile.
+            self._schedule()
         return numbered
 
     def resume_part(self, frame: Frame) -> None:
@@ -120,8 +123,8 @@ class Journal:
         """Wait until the store has caught up: the only thing that holds a producer back."""
         while self.is_full:
             self._flush_now()
-            self._room.clear()
-            await self._room.wait()
+            self._room = self._ticks.loop.create_future()
+            await self._room
             self._attempt.check()
 
     async def write(self, *changes: Change) -> Written:
@@ -177,7 +180,7 @@ class Journal:
         return written
 
     async def _leave(self, changes: Sequence[Change], last: Frame | None) -> None:
-        self._cancel_timer()
+        self._tick = 0
         async with self._door:
             if last is not None:
                 self._append_element(last)
@@ -188,10 +191,6 @@ class Journal:
         self._publish(frames[:shown], sizes[:shown])
 
     # Numbering.
-
-    @property
-    def _pending_bytes(self) -> int:
-        return self._full_bytes + (self._rows[-1].size_bytes if self._rows else 0)
 
     def _append_delta(self, frame: Frame) -> Sequence[Frame]:
         kind, delta, part = frame.kind, frame.data["delta"], frame.data["part"]
@@ -209,8 +208,9 @@ class Journal:
         return [self._number_delta(kind, part, delta[i : i + _DELTA_CHARS_MAX]) for i in cuts]
 
     def _number_delta(self, kind: str, part: str, delta: str) -> Frame:
-        self._row().add_delta(kind, part, delta)
-        return self._number(kind, {"part": part, "delta": delta}, len(delta))
+        row = self._row()
+        row.add_delta(kind, part, delta)
+        return self._number(row, kind, {"part": part, "delta": delta}, len(delta))
 
     def _joined_part(self, kind: str) -> str:
         """A part is named after the seq of its first frame: unique over all attempts."""
@@ -224,10 +224,16 @@ class Journal:
         self.element_text = text
         if kind != "upstream_end":
             self._part = None
-        self._row(len(text)).add_element(text)
-        return self._number(kind, data, len(text))
+        if kind == "event":
+            data = encoded_event(data, text)
+        row = self._row(len(text))
+        row.add_element(text)
+        return self._number(row, kind, data, len(text))
 
-    def _number(self, kind: str, data: Mapping[str, JsonValue], size_bytes: int) -> Frame:
+    def _number(
+        self, row: RowBuilder, kind: str, data: Mapping[str, JsonValue], size_bytes: int
+    ) -> Frame:
+        self._pending_bytes = self._full_bytes + row.size_bytes
         numbered = Frame(self._next_seq, self._attempt.lease.epoch, kind, data)
         self._next_seq += 1
         self._pending.append(numbered)
@@ -246,32 +252,21 @@ class Journal:
 
     # Flushing.
 
-    def _schedule(self, *, is_urgent: bool) -> None:
-        if is_urgent:
-            self._is_urgent = True
-        if self._flushing is not None:
-            return  # It looks for itself what came in meanwhile.
+    def _schedule(self) -> None:
         if self._is_pressing():
             self._flush_now()
-        elif self._timer is None:
-            self._linger()
+        elif not self._tick:
+            self._tick = self._ticks.after_next(self._flush_at)
 
-    def _linger(self) -> None:
-        # The turns of a process flush at the same moments, so that they share a commit and a round
-        # of the loop: a hundred live turns would else have a hundred of each.
-        loop = asyncio.get_running_loop()
-        tick_s = LINGER_MS / 2_000
-        self._timer = loop.call_at((loop.time() // tick_s + 2) * tick_s, self._flush_now)
+    def _flush_at(self, tick: int) -> None:
+        # One that a flush came before is waited for no more.
+        if tick == self._tick:
+            self._flush_now()
 
     def _flush_now(self) -> None:
-        self._cancel_timer()
+        self._tick = 0
         if self._flushing is None:
-            self._flushing = asyncio.get_running_loop().create_task(self._flush())
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+            self._flushing = self._ticks.loop.create_task(self._flush())
 
     async def _flush(self) -> None:
         try:
@@ -289,9 +284,9 @@ class Journal:
             logger.exception("frames of a turn could not be written: this attempt is given up")
         finally:
             self._flushing = None
-            self._room.set()
-            if self._pending and self._timer is None and not self._attempt.is_over:
-                self._linger()
+            self._make_room()
+            if self._pending and not self._tick and not self._attempt.is_over:
+                self._tick = self._ticks.after_next(self._flush_at)
 
     def _is_pressing(self) -> bool:
         """Whether what waits should not linger."""
@@ -305,15 +300,20 @@ class Journal:
         frames, self._pending = self._pending, []
         sizes, self._sizes = self._sizes, []
         builders, self._rows = self._rows, []
-        self._full_bytes = 0
+        self._full_bytes = self._pending_bytes = 0
         self._is_urgent = False
-        self._room.set()
+        self._make_room()
         rows: list[AppendFrames | Restart] = []
         for row in builders:
             kind = Restart if row.first_seq == self._restart_seq else AppendFrames
             rows.append(kind(row.first_seq, row.last_seq, row.body()))
             self.log_bytes += row.size_bytes
         return frames, sizes, rows
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     def _publish(self, frames: Sequence[Frame], sizes: Sequence[int]) -> None:
         if not frames:

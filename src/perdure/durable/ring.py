@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
@@ -30,7 +30,7 @@ class Ring:
         self.readers = 0
         self._first_seq = next_seq
         self._frames: deque[Frame] = deque()
-        self._weights: deque[int] = deque()
+        self._sizes: deque[int] = deque()
         self._bytes = 0
         self.waiting: set[asyncio.Future[bool]] = set()
         """What becomes true at the next news."""
@@ -45,14 +45,15 @@ class Ring:
 
     def since(self, after: int) -> list[Frame]:
         """Return the frames behind the seq `after`, which the ring reaches."""
-        return list(islice(self._frames, max(0, after + 1 - self._first_seq), None))
+        newest = list(islice(reversed(self._frames), max(0, self.last_seq - after)))
+        newest.reverse()
+        return newest
 
-    def publish(self, frames: Sequence[Frame], sizes: Iterable[int]) -> None:
+    def publish(self, frames: Sequence[Frame], sizes: Sequence[int]) -> None:
         """Show persisted frames to readers; `sizes` says how many bytes each of them holds."""
-        weights = [size + FRAME_WEIGHT_BYTES for size in sizes]
         self._frames.extend(frames)
-        self._weights.extend(weights)
-        self._bytes += sum(weights)
+        self._sizes.extend(sizes)
+        self._bytes += sum(sizes) + FRAME_WEIGHT_BYTES * len(frames)
         self._wake()
         if self._bytes > RING_BYTES:
             # Behind the readers that were just woken: they get the whole batch, however large.
@@ -80,7 +81,7 @@ class Ring:
     def _trim(self) -> None:
         while self._bytes > RING_BYTES and len(self._frames) > 1:
             self._frames.popleft()
-            self._bytes -= self._weights.popleft()
+            self._bytes -= self._sizes.popleft() + FRAME_WEIGHT_BYTES
             self._first_seq += 1
 
     def _wake(self) -> None:
@@ -94,12 +95,13 @@ class Listener:
     """Waits for one reader, who comes for every token, with one timer for all of his waits."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._news: asyncio.Future[bool] | None = None
         self._alarm = Alarm(self._give_up)
 
     async def wait(self, ring: Ring, timeout_ms: float) -> bool:
         """Wait for news of the ring; False when none came in time."""
-        news: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        news: asyncio.Future[bool] = self._loop.create_future()
         self._news = news
         self._alarm.set(timeout_ms)
         ring.waiting.add(news)

@@ -33,11 +33,12 @@ class HookCalls:
     def __init__(self, attempt: Attempt) -> None:
         self.draining = False
         self._attempt = attempt
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
         """Say that a stop, a drain or the loss of the lease is known."""
-        self._news.set()
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     async def call(self, hook: Callable[..., Any], *values: Any, grace_ms: int = 0) -> Any:
         """Return what the hook returns, plain or async.
@@ -72,15 +73,13 @@ class HookCalls:
 
     async def _is_done(self, calling: asyncio.Task[Any], deadline_ms: float) -> bool:
         """Wait for the hook, for news, or for the deadline, which raises."""
-        self._news.clear()
-        news = asyncio.get_running_loop().create_task(self._news.wait())
+        news = self._news
+        if news is None or news.done():
+            news = self._news = asyncio.get_running_loop().create_future()
         left_ms = max(0.0, deadline_ms - monotonic_ms())
-        try:
-            done, _ = await asyncio.wait(
-                (calling, news), timeout=left_ms / 1_000, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            news.cancel()
+        done, _ = await asyncio.wait(
+            (calling, news), timeout=left_ms / 1_000, return_when=asyncio.FIRST_COMPLETED
+        )
         if done:
             return calling in done
         if self.draining and not self._attempt.stop_requested:

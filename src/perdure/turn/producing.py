@@ -54,7 +54,7 @@ class Producing:
         self._steps = steps
         self._content = content
         self._idle_timeout_ms = idle_timeout_ms
-        self._interrupted = asyncio.Event()
+        self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._work: asyncio.Task[str | None] | None = None
         self._active_ms = 0.0
         self._taken = 0
@@ -70,24 +70,22 @@ class Producing:
         self._steps.attendant = asyncio.current_task()
         self._work = work = loop.create_task(self._drive(produce, turn))
         work.add_done_callback(note_failure)
-        interrupted = loop.create_task(self._interrupted.wait())
         watching = loop.create_task(self._watch())
         try:
-            await asyncio.wait((work, interrupted), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, self._interrupted), return_when=asyncio.FIRST_COMPLETED)
             await self._clean_up(work)
         except asyncio.CancelledError:
             self.interrupt()
             await self._clean_up(work)
             raise
         finally:
-            interrupted.cancel()
             watching.cancel()
 
     def interrupt(self) -> None:
         """Cancel the producer, once: it may need the time to clean up."""
         if not self.was_interrupted:
             self.was_interrupted = True
-            self._interrupted.set()
+            self._interrupted.set_result(None)
             if not self._attempt.held.lost:
                 self._steps.refuse(asyncio.CancelledError("the turn is interrupted"))
             if self._work is not None:

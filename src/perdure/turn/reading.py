@@ -12,6 +12,7 @@ from perdure.core.effects import monotonic_ms
 from perdure.core.frames import (
     DELTA_KINDS,
     TERMINAL_KINDS,
+    EncodedEvent,
     Frame,
     cursor_mark,
     format_cursor,
@@ -339,6 +340,8 @@ class _Writer:
                 cursor = format_cursor(frame.epoch, frame.seq, mark)
             if frame.kind in DELTA_KINDS:
                 pieces.append(encode(events.delta_text(frame), cursor))
+            elif isinstance(frame.data, EncodedEvent):
+                pieces.append(encode(frame.data.text, cursor))
             elif told := events.events_of(frame, self._to):
                 pieces.append(self._told(told, cursor))
         return "".join(pieces).encode()
