@@ -73,3 +73,5 @@ def test_bb_5_a_misspelt_policy_is_not_the_lenient_one() -> None:
         ReadinessPolicy(on_caveat=misspelt)
     with pytest.raises(ValidationError, match="action_failure"):
         ControlOptions(action_failure=misspelt)
+    with pytest.raises(ValidationError, match="decide_kind"):
+        ControlOptions(decide_kind=misspelt)

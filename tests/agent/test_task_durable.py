@@ -15,6 +15,9 @@ from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.readiness import score_knowledge_readiness
 from perdure.agent.steps import ControlDecision
 from perdure.agent.task import AgentTaskRunResult, run_agent_task
+from perdure.backends.protocol import Prompt
+from perdure.backends.scripted import ScriptedBackend
+from perdure.core import frames
 from perdure.core.records import AgentTaskSpec, JsonValue, Retry, RunRecord
 from perdure.core.secret import Secret
 from perdure.core.wire import to_wire
@@ -57,6 +60,31 @@ async def until_it_waits(store: RunStore) -> RunRecord:
         if run is not None and run.state == "waiting":
             return run
         await asyncio.sleep(0.002)
+
+
+class Adviser(Climber):
+    """Asks a model before each decision."""
+
+    async def decide(self, context: AgentTaskContext) -> ControlDecision:
+        said = frames.usage(provider="p", model="m", tokens_in=7, tokens_out=3)
+        async for _ in ScriptedBackend([said, frames.upstream_end("stop")]).stream(Prompt([])):
+            pass
+        return await super().decide(context)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "kind", "calls"),
+    [(Adviser, "llm", ["settled"]), (Climber, "llm", ["unknown"]), (Climber, "logic", [])],
+)
+async def test_the_model_of_a_decision_is_in_the_ledger_and_no_other(
+    store: RunStore, adapter: type[Climber], kind: Any, calls: list[str]
+) -> None:
+    options = ControlOptions(decide_kind=kind)
+    task = AgentTaskSpec("climb", "Climb the ladder")
+    await run_agent_task(task, adapter(aim=1), control=options, durable=(store, "run"))
+    rows = (await store.read_details("run")).usage
+    assert [row.state for row in rows] == calls
+    assert [row.tokens_in for row in rows if row.state == "settled"] == [7] * calls.count("settled")
 
 
 async def test_a_replay_of_a_done_task_calls_nobody(store: RunStore) -> None:

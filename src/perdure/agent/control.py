@@ -183,7 +183,7 @@ class ControlLoop:
             self._hooks.decide,
             check=checked_decision,
             read=read_decision,
-            kind="llm",
+            kind=self._options.decide_kind,
             retry=self._options.decide_retry,
         )
         if isinstance(decision, Stop):

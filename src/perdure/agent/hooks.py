@@ -15,6 +15,7 @@ from perdure.observe.telemetry import RuntimeTelemetryOptions
 from perdure.observe.trace_store import TraceStore
 
 ActionFailure = Literal["continue", "stop"]
+DecideKind = Literal["llm", "logic"]
 
 
 class Gate(Protocol):
@@ -70,7 +71,8 @@ class ControlOptions:
 
     `action_failure`: whether a failed action ends the loop. In a durable run `decide_retry` holds
     for decisions within one attempt, and `action_effect` is what may happen to an action that a
-    crash cut off (see `DurableContext.step`).
+    crash cut off (see `DurableContext.step`). `decide_kind` is "logic" where `decide` asks no
+    model: by "llm" each decision is a call in the ledger, unknown if nothing tells of its use.
 
     `trace_store` is told of the loop as it goes: its run, under the scenario, project and variant
     given here, its steps and evals as spans, and what is left of its money. `telemetry` says what
@@ -81,6 +83,7 @@ class ControlOptions:
     action_failure: ActionFailure = "continue"
     on_step: Callable[[ControlStep], Any] | None = None
     decide_retry: Retry | None = None
+    decide_kind: DecideKind = "llm"
     action_effect: Effect = "idempotent"
     project_id: str = "agent"
     scenario_id: str | None = None
@@ -89,8 +92,7 @@ class ControlOptions:
     telemetry: RuntimeTelemetryOptions | None = None
 
     def __post_init__(self) -> None:
-        if self.action_failure not in get_args(ActionFailure):
-            choices = " or ".join(map(repr, get_args(ActionFailure)))
-            raise ValidationError(
-                f"action_failure must be {choices}, not {self.action_failure!r:.40}"
-            )
+        for name, choices in (("action_failure", ActionFailure), ("decide_kind", DecideKind)):
+            if (given := getattr(self, name)) not in get_args(choices):
+                known = " or ".join(map(repr, get_args(choices)))
+                raise ValidationError(f"{name} must be {known}, not {given!r:.40}")

@@ -1,11 +1,12 @@
-"""Telling whoever watches a model call what its backend knows: whom it asks, when, how it ends."""
+"""Telling who watches or counts a model call what its backend knows of it."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from perdure.core import observing
+from perdure.core import billing, observing
+from perdure.core.billing import Asked
 from perdure.core.frames import Frame
 from perdure.core.observing import Told
 
@@ -13,17 +14,23 @@ from perdure.core.observing import Told
 def telling(
     frames: AsyncGenerator[Frame, None], *, provider: str, model: str | None
 ) -> AsyncGenerator[Frame, None]:
-    """Return the frames of a call, of which is told as they come if anybody watches."""
-    return frames if observing.observer is None else _told(frames, provider, model)
+    """Return the frames of a call, of which is told as they come if anybody watches or counts."""
+    asked = billing.counted()
+    if observing.observer is None and asked is None:
+        return frames
+    return _told(frames, provider, model, asked)
 
 
 async def _told(
-    frames: AsyncGenerator[Frame, None], provider: str, model: str | None
+    frames: AsyncGenerator[Frame, None], provider: str, model: str | None, asked: Asked | None
 ) -> AsyncGenerator[Frame, None]:
+    count = None if asked is None else asked()
     observing.tell(Told(provider=provider, model=model))
     has_begun = False
     async with aclosing(frames):
         async for frame in frames:
+            if frame.kind == "usage" and count is not None:
+                count(frame.data)
             if frame.kind == "upstream_end":
                 observing.tell(Told(finish=frame.data["finish"]))
             elif not has_begun and frame.kind not in ("upstream_begin", "usage"):

@@ -11,11 +11,12 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Final, NamedTuple, Protocol, TypeVar, cast, get_args
 
-from perdure.core import identity, observing
+from perdure.core import billing, identity, observing
 from perdure.core.changes import BeginStep, CompleteStep, FailStep, SettleUsage
 from perdure.core.lengths import check_length as check_length
 from perdure.core.observing import StepSeen, Watch
 from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepKind
+from perdure.durable.used import Told, used_together
 from perdure.errors import NotSerializableError, StepTimeoutError, UsageError
 
 logger = logging.getLogger("perdure.steps")
@@ -114,6 +115,7 @@ class StepScope:
         "is_begun",
         "owner",
         "spec",
+        "told",
         "tries",
         "usage",
         "usage_call",
@@ -131,6 +133,8 @@ class StepScope:
         """When its execution began, on the store's clock."""
         self.usage_call: int | None = None
         self.usage: SettleUsage | None = None
+        self.told: dict[int, list[Told | None]] = {}
+        """By call, what the backends that were asked within it said of their use, in order."""
         self.watch: Watch | None = None
         """Who watches the body of a stream, which is entered again for each of its frames."""
 
@@ -145,6 +149,21 @@ class StepScope:
         return BeginStep(
             spec.position, spec.intent, spec.kind, spec.input_hash, self.tries, spec.effect
         )
+
+    def asked(self) -> Callable[[Told], None]:
+        """Note that a backend is asked; return what takes the usage that it tells."""
+        call = self.usage_call
+        assert call is not None
+        told = self.told.setdefault(call, [])
+        number = len(told)
+
+        def count(used: Told | None) -> None:
+            told[number:] = [used, *told[number + 1 :]]
+            if call == self.usage_call and any(told):
+                self.usage = used_together(call, told)
+
+        count(None)
+        return count
 
     def completed(self, result_text: str, *, frames_to: int | None = None) -> CompleteStep:
         """Return the record of the body's result."""
@@ -184,6 +203,14 @@ class StepScope:
 
 
 current_scope: Final[ContextVar[StepScope | None]] = ContextVar("perdure_step", default=None)
+
+
+def _counter() -> billing.Asked | None:
+    scope = current_scope.get()
+    return None if scope is None or scope.usage_call is None else scope.asked
+
+
+billing.counter = _counter
 
 
 @contextmanager
@@ -246,6 +273,8 @@ def report_usage(
     tokens_cache_written: int | None = None,
 ) -> None:
     """Say, inside the body of a step of kind `llm`, what its model call used.
+
+    The backends of Perdure say it by themselves; this counts instead of what they said.
 
     `tokens_cached` (read from the provider's cache) and `tokens_cache_written` are part of
     `tokens_in`, `tokens_reasoning` of `tokens_out`. It is recorded with the step; None stays
