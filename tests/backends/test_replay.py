@@ -186,10 +186,14 @@ COMPLETION = {
 }
 
 
-async def test_thoughts_in_the_open_and_signed_calls_are_told(server: ModelServer) -> None:
-    thinking = [chunk(reasoning_content="Hm. "), chunk(reasoning_content="Look.")]
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+async def test_thoughts_in_the_open_and_signed_calls_are_told_by_their_name(
+    server: ModelServer, name: str
+) -> None:
+    thinking = [chunk(**{name: "Hm. "}), chunk(**{name: "Look."})]
     server.will(reply(sse(*thinking, chunk("tool_calls", tool_calls=[CALLED]), "[DONE]")))
-    assert (await asking.ask(asking.backend_of(server)))[-1].data["replay"] == COMPLETION
+    told = {**COMPLETION, "content": [{name: "Hm. Look."}, SIGNED]}
+    assert (await asking.ask(asking.backend_of(server)))[-1].data["replay"] == told
 
 
 async def test_thoughts_and_signatures_are_sent_with_their_calls(server: ModelServer) -> None:

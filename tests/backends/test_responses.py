@@ -326,3 +326,36 @@ async def test_what_the_provider_runs_itself_is_told_as_call_and_result(
         USED,
         upstream_end("stop"),
     ]
+
+
+ASKED = [
+    ({"type": "custom_tool_call", "call_id": "c", "name": "sql", "input": "x"}, "as a function"),
+    ({"type": "computer_call", "call_id": "c", "action": {"type": "click"}}, "offer the model"),
+    ({"type": "local_shell_call", "call_id": "c", "action": {}}, "offer the model"),
+    ({"type": "shell_call", "call_id": "c", "action": {}}, "a container of its own"),
+    ({"type": "apply_patch_call", "call_id": "c", "operation": {}}, "offer the model"),
+    ({"type": "mcp_approval_request", "id": "m", "name": "pay"}, '"require_approval": "never"'),
+]
+
+
+@pytest.mark.parametrize(("item", "way_out"), ASKED, ids=[item["type"] for item, _ in ASKED])
+async def test_what_nobody_here_carries_out_is_refused_with_the_way_out(
+    server: ModelServer, item: dict[str, Any], way_out: str
+) -> None:
+    server.will(reply(sse(BEGUN, event("response.output_item.done", 1, item=item), DONE)))
+    frames, failure = await ask_in_vain(backend_of(server))
+    assert frames == [upstream_begin(HANDLE), USED]
+    assert f"answered with a {item['type']}, which nobody here carries out" in str(failure)
+    assert way_out in str(failure)
+    assert not failure.retryable
+    assert len(server.received) == 1
+
+
+async def test_a_shell_in_a_container_of_the_provider_is_none_of_ours(server: ModelServer) -> None:
+    ran = [
+        {"type": "shell_call", "call_id": "c", "action": {"commands": ["ls"]}},
+        {"type": "shell_call_output", "call_id": "c", "output": []},
+    ]
+    items = [event("response.output_item.done", n, item=item) for n, item in enumerate(ran, 1)]
+    server.will(reply(sse(BEGUN, *items, delta(3, "Done."), DONE)))
+    assert [frame.kind for frame in await ask(backend_of(server))][-2:] == ["usage", "upstream_end"]

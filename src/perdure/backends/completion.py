@@ -61,6 +61,9 @@ AGENT_EVENTS: Final = frozenset(
     }
 )
 """The events of an agent that some endpoints tell in place of choices."""
+_THOUGHTS: Final = ("reasoning_content", "reasoning")
+"""What providers call thoughts in the open. Where both are told they are the same; each provider
+knows the name that it says."""
 _SIGNED: Final = "extra_content"
 """The field of a call in which some providers sign the thought behind it."""
 
@@ -95,7 +98,7 @@ class CompletionReader:
         self._model: str | None = None
         self._counts: dict[str, int] = {}
         self._calls: list[_ToolCall] = []
-        self._thoughts: list[str] = []
+        self._thoughts: dict[str, list[str]] = {}
         self._details = ReasoningDetails()
         self._extras: list[dict[str, JsonValue]] = []
         self._has_no_choices = False
@@ -159,8 +162,8 @@ class CompletionReader:
         if self._details.whole:
             # They are the same thoughts, signed.
             message[FIELD] = self._details.whole
-        elif self._thoughts:
-            message["reasoning_content"] = "".join(self._thoughts)
+        else:
+            message.update({name: "".join(told) for name, told in self._thoughts.items()})
         if not self._extras or not (message or any(self._extras)):
             return None
         return to_replay(replay_name(self._backend), [message, *self._extras])
@@ -225,13 +228,14 @@ class CompletionReader:
 
     def _choice(self, choice: dict[str, JsonValue]) -> Iterator[Frame]:
         delta = object_of(choice.get("delta")) or object_of(choice.get("message"))
-        thought = string_of(delta.get("reasoning_content"))
+        name = next((name for name in _THOUGHTS if string_of(delta.get(name))), "")
+        thought = string_of(delta.get(name))
         if thought:
-            self._thoughts.append(thought)
+            self._thoughts.setdefault(name, []).append(thought)
         details = objects_of(delta.get(FIELD))
         for detail in details:
             self._details.add(detail)
-        if thought := thought or string_of(delta.get("reasoning")) or thought_in(details):
+        if thought := thought or thought_in(details):
             yield reasoning(thought)
         for key in ("content", "refusal"):
             if written := string_of(delta.get(key)):

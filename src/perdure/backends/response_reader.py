@@ -37,6 +37,17 @@ _RUN_UPSTREAM: Final[Mapping[str, tuple[str, str]]] = {
     "mcp_call": ("arguments", "output"),
 }
 """The items of tools that the provider runs itself: which field is asked, and which is answered."""
+_AS_A_FUNCTION: Final = "offer the model a function that does it"
+_ASKED_OF_US: Final[Mapping[str, str]] = {
+    "custom_tool_call": "describe the tool as a function",
+    "computer_call": _AS_A_FUNCTION,
+    "local_shell_call": _AS_A_FUNCTION,
+    "shell_call": f"{_AS_A_FUNCTION}, or let the provider run it in a container of its own",
+    "apply_patch_call": _AS_A_FUNCTION,
+    "mcp_approval_request": 'say `"require_approval": "never"` of the server, or call it by a '
+    "function that needs approval",
+}
+"""The items by which a model asks for what nobody here does, and what helps."""
 
 
 def replay_name(backend: str) -> str:
@@ -62,6 +73,8 @@ class ResponseReader:
         self._retry_statuses = retry_statuses
         self._finish: str | None = None
         self._failure: BackendTransportError | None = None
+        self._unanswered: dict[str, str] = {}
+        """Calls that are not functions, and of which kind; a container may answer some."""
         self._items: list[dict[str, JsonValue]] = []
         self._model: str | None = None
         self._counts: dict[str, int] = {}
@@ -179,9 +192,14 @@ class ResponseReader:
     def _item(self, record: Record) -> Iterator[Frame]:
         item = object_of(record.get("item"))
         self._items.append(item)
-        if item.get("type") in _RUN_UPSTREAM:
+        kind = string_of(item.get("type"))
+        if kind in _ASKED_OF_US:
+            self._unanswered[string_of(item.get("call_id")) or string_of(item.get("id"))] = kind
+        elif kind.endswith("_output"):
+            self._unanswered.pop(string_of(item.get("call_id")), None)
+        if kind in _RUN_UPSTREAM:
             yield from _ran_upstream(item)
-        if item.get("type") != "function_call":
+        if kind != "function_call":
             return
         call, name = string_of(item.get("call_id")), string_of(item.get("name"))
         if not call or not name:
@@ -193,6 +211,11 @@ class ResponseReader:
         is_calling = any(item.get("type") == "function_call" for item in self._items)
         self._finish = "tool_calls" if is_calling else "stop"
         self.is_over = True
+        for kind in self._unanswered.values():
+            self._failure = self._failed(
+                f"answered with a {kind}, which nobody here carries out: {_ASKED_OF_US[kind]}",
+                retryable=False,
+            )
         yield from ()
 
     def _incomplete(self, record: Record) -> Iterator[Frame]:
