@@ -84,13 +84,13 @@ def _fields(value: object) -> Mapping[str, JsonValue]:
 
 
 def _delta_of(event: Mapping[str, JsonValue]) -> Frame | None:
-    if event["type"] != "message.part.updated" or set(event) != _DELTA_EVENT:
+    if event["type"] != "message.part.updated" or event.keys() != _DELTA_EVENT:
         return None
     data = _fields(event["data"])
-    if set(data) != _DELTA_DATA:
+    if data.keys() != _DELTA_DATA:
         return None
     delta, part = data["delta"], _fields(data["part"])
-    if set(part) != _DELTA_PART or not isinstance(delta, str):
+    if part.keys() != _DELTA_PART or not isinstance(delta, str):
         return None
     kind, part_id = part["type"], part["id"]
     # The reference adds every delta to the final text, those of reasoning too: these stay events.
