@@ -286,6 +286,18 @@ async def test_10_r5_an_adapter_that_fails_behind_a_block_that_did_not_is_told()
         await _work(started(adapter=FullRows()), lambda: None)
 
 
+def test_bb_13_what_was_estimated_stands_apart_from_what_was_billed() -> None:
+    run = started()
+    run.prices = PriceList({"m": ModelPrice(input=1, output=2)}, version="1")
+    run.observe(call(tokens_in=1, tokens_out=1, cost_usd=5))
+    assert run.cost().estimated_usd is None
+    run.observe(call(tokens_in=1_000, tokens_out=1_000))
+    run.observe(call(tokens_in=1_000, tokens_out=1_000))
+    assert (run.cost().cost_usd, run.cost().estimated_usd) == pytest.approx((5.006, 0.006))
+    run.complete("completed", cost={"cost_usd": 5.01})
+    assert (run.cost().cost_usd, run.cost().estimated_usd) == (5.01, None)
+
+
 def test_a_call_without_a_cost_is_priced_where_there_are_prices() -> None:
     prices = PriceList({"m": ModelPrice(input=1, output=2)}, version="1")
     run = started()
@@ -330,7 +342,7 @@ def test_the_ledger_knows_more_than_the_events() -> None:
     assert (run.cost().tokens_known, run.cost().cost_known) == (False, False)
     run.take_usage(usage)
     run.complete("completed")
-    assert run.cost() == RuntimeRunCost(20, 30, 1.5, 250, 3)
+    assert run.cost() == RuntimeRunCost(20, 30, 1.5, 250, 3, estimated_usd=1.5)
     with pytest.raises(RuntimeRunStateError, match="completed"):
         run.take_usage(usage)
 

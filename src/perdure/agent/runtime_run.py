@@ -40,7 +40,10 @@ _OF_FINAL: Final[Mapping[str, RuntimeRunStatus]] = {
 
 @dataclass(frozen=True, slots=True)
 class RuntimeRunCost:
-    """What a run used. A sum is what is known of it: the flags say whether that is all."""
+    """What a run used. A sum is what is known of it: the flags say whether that is all.
+
+    `estimated_usd` is how much of `cost_usd` a price table said, and nobody billed; None: nothing.
+    """
 
     tokens_in: float = 0
     tokens_out: float = 0
@@ -49,6 +52,7 @@ class RuntimeRunCost:
     llm_calls: float = 0
     tokens_known: bool = True
     cost_known: bool = True
+    estimated_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +154,18 @@ class RuntimeRun:
         self._owes_usage = False
         used = {name: _told(call, name) for name in _USAGE}
         known = {name: cast("float", value) for name, value in used.items() if _is_amount(value)}
+        cost = self._cost
+        estimated = cost.estimated_usd
         if "cost_usd" not in known and (priced := self._priced(call)) is not None:
             known["cost_usd"] = priced
-        cost = self._cost
+            estimated = (estimated or 0) + priced
         self._cost = replace(
             cost,
             **{name: getattr(cost, name) + value for name, value in known.items()},
             llm_calls=cost.llm_calls + 1,
             tokens_known=cost.tokens_known and {"tokens_in", "tokens_out"} <= known.keys(),
             cost_known=cost.cost_known and "cost_usd" in known,
+            estimated_usd=estimated,
         )
 
     def _settle(self) -> None:
@@ -177,10 +184,12 @@ class RuntimeRun:
         if self._completion is not None:
             raise RuntimeRunStateError(f"the run {self.id!r} is {self.status}: its cost is fixed")
         self._owes_usage = False
+        nanos = usage.cost_nanos.get("USD")
         self._cost = RuntimeRunCost(
             tokens_in=usage.tokens_in,
             tokens_out=usage.tokens_out,
-            cost_usd=usage.cost_nanos.get("USD", 0) / NANOS,
+            cost_usd=(nanos or 0) / NANOS,
+            estimated_usd=None if nanos is None else nanos / NANOS,
             llm_calls=usage.calls,
             tokens_known=not usage.uncounted,
             cost_known=not usage.unpriced and usage.cost_nanos.keys() <= {"USD"},
@@ -298,7 +307,7 @@ class RuntimeRun:
         if {"tokens_in", "tokens_out"} <= known.keys():
             self._cost = replace(self._cost, tokens_known=True)
         if "cost_usd" in known:
-            self._cost = replace(self._cost, cost_known=True)
+            self._cost = replace(self._cost, cost_known=True, estimated_usd=None)
         self._cost = replace(self._cost, **cast("dict[str, Any]", known))
 
 
