@@ -42,11 +42,13 @@ async def fill(store: RunStore) -> None:
         tokens_out=100,
         tokens_cached=10,
         tokens_reasoning=20,
+        tokens_cache_written=30,
+        price_version="list-3",
         cost_nanos=1_234_567_890,
         currency="USD",
     )
     await answered(store, "paid", paid)
-    unpriced = paid._replace(cost_nanos=None, currency=None, tokens_cached=None)
+    unpriced = paid._replace(cost_nanos=None, currency=None, tokens_cached=None, price_version=None)
     own = SettleUsage(1, model="own", tokens_in=1_000, tokens_out=1_000)
     await answered(store.for_tenant("acme"), "unpriced", unpriced, own)
     await answered(store, "lost", SettleUsage(0, "unknown"), turn=1)
@@ -72,14 +74,16 @@ def test_a_day_is_told_in_columns_with_what_is_unknown(each_desk: Desk) -> None:
     shown = each_desk.run("costs", "--prices", "off")
     assert shown.code == 0
     header, day, total, *remarks = shown.out.splitlines()
-    heads = ["DAY", "CALLS", "TOKENS IN", "CACHED", "TOKENS OUT", "REASONING", "COST", "NOTE"]
+    tokens = ["TOKENS IN", "CACHED", "WRITTEN", "TOKENS OUT", "REASONING"]
+    heads = ["DAY", "CALLS", *tokens, "COST", "NOTE"]
     assert cells(header) == heads
-    numbers = ["5", "3,000", "10", "1,200", "40", "at least 1.234568 USD"]
+    numbers = ["5", "3,000", "10", "60", "1,200", "40", "at least 1.234568 USD"]
     note = "1 unknown, 1 under way, 2 without a price"
     assert cells(day) == [clock.iso()[:10], *numbers, note]
     assert cells(total) == ["total", *numbers, note]
     assert [remark.split(":")[0] for remark in remarks] == [
         "unknown",
+        "Prices are those of list-3.",
         "pip install 'perdure[prices]' knows what many models cost.",
     ]
     assert "\x1b" not in shown.out
@@ -95,7 +99,9 @@ def test_prices_come_from_the_package_and_before_it_from_a_file(
     path = tmp_path / "prices.toml"
     path.write_text(PRICES)
     [both] = each_desk.json("costs", "--prices", str(path))
-    assert both["costNanos"] == {"EUR": 3_000_000, "USD": 1_234_567_890 + 3_500_000}
+    assert both["costNanos"].keys() == {"EUR", "USD"}
+    assert both["costNanos"]["EUR"] == 3_000_000
+    assert {"2026-11", "list-3"} < set(both["priceVersions"])
     shown = each_desk.run("costs", "--prices", str(path)).out
     assert "at least 0.003000 EUR + 1.238068 USD" in shown
     assert "2 of the costs were not recorded with their calls." in shown

@@ -50,7 +50,7 @@ def test_it_shows_every_part_of_a_run(each_desk: Desk) -> None:
     assert "It�[31m broke⏎!" in page["Steps"]
     assert "\x1b" not in ended.out
     assert "paid" in page["Events"]
-    assert page["Model calls"].split()[-8:-4] == ["1", "settled", "m-1", "7"]
+    assert page["Model calls"].split()[-9:-5] == ["1", "settled", "m-1", "7"]
     assert "persist" in page["Deliveries"]
 
 

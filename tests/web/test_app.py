@@ -203,7 +203,7 @@ async def test_a_finished_turn_shows_parts_usage_and_deliveries(start: Start) ->
     ]
     [used] = view["usage"]
     assert (used["model"], used["tokensIn"], used["tokensOut"]) == ("m", 3, 4)
-    assert used["tokensCached"] is None
+    assert (used["tokensCached"], used["tokensCacheWritten"]) == (None, None)
     [delivery] = view["deliveries"]
     assert delivery["topic"] == "persist_assistant_message"
     assert delivery["state"] == "delivered"

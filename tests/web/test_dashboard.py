@@ -148,7 +148,7 @@ async def test_what_nobody_knows_of_a_cost_is_said_to_be_unknown() -> None:
     )
     page = await there.show("/run?id=run")
     total = re.sub(r"<[^>]*>", " ", page[page.index("<tfoot>") : page.index("</tfoot>")])
-    told = "2 calls at least 1,200 unknown unknown unknown 0.0015 EUR + 1 unknown"
+    told = "2 calls at least 1,200 unknown unknown unknown unknown 0.0015 EUR + 1 unknown"
     assert " ".join(total.split()) == told
 
 

@@ -15,7 +15,7 @@ from perdure.observe.ledger import UsageSummary, usage_summary
 from perdure.store.ledger import UsageSum
 from perdure.store.upkeep import upkeep_of
 
-_NUMBERS: Final = ("CALLS", "TOKENS IN", "CACHED", "TOKENS OUT", "REASONING", "COST")
+_NUMBERS: Final = ("CALLS", "TOKENS IN", "CACHED", "WRITTEN", "TOKENS OUT", "REASONING", "COST")
 _NAMELESS: Final = {"session": "(in no session)", "model": "(not named)"}
 _MICROS: Final = NANOS // 1_000_000
 
@@ -77,7 +77,13 @@ def _name(each: UsageSum, by: str) -> str:
 
 
 def _numbers(each: UsageSum) -> list[str]:
-    tokens = (each.tokens_in, each.tokens_cached, each.tokens_out, each.tokens_reasoning)
+    tokens = (
+        each.tokens_in,
+        each.tokens_cached,
+        each.tokens_cache_written,
+        each.tokens_out,
+        each.tokens_reasoning,
+    )
     told = ["-" if each.uncounted == each.calls else f"{number:,}" for number in tokens]
     return [f"{each.calls:,}", *told, _cost(each)]
 
@@ -124,6 +130,8 @@ def _remarks(summary: UsageSummary, *, is_priced: bool) -> list[str]:
         remarks.append("unknown: no answer was recorded, so the call may have been billed or not.")
     if summary.priced:
         remarks.append(f"{summary.priced:,} of the costs were not recorded with their calls.")
+    if total.price_versions:
+        remarks.append(f"Prices are those of {', '.join(total.price_versions)}.")
     if total.unpriced > total.unknown + total.running and not is_priced:
         remarks.append("pip install 'perdure[prices]' knows what many models cost.")
     return remarks

@@ -165,7 +165,7 @@ class _Page:
         )
         self._section(
             "Model calls",
-            ("ATTEMPT", "STATE", "MODEL", "IN", "OUT", "CACHED", "REASONING", "STEP"),
+            ("ATTEMPT", "STATE", "MODEL", "IN", "OUT", "CACHED", "WRITTEN", "REASONING", "STEP"),
             (_usage_row(usage) for usage in details.usage),
         )
         self._section(
@@ -213,6 +213,7 @@ def _usage_row(usage: UsageRecord) -> tuple[object, ...]:
         usage.tokens_in,
         usage.tokens_out,
         usage.tokens_cached,
+        usage.tokens_cache_written,
         usage.tokens_reasoning,
         usage.step_index,
     )

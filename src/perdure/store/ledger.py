@@ -24,6 +24,7 @@ _COUNTS: Final = (
     "tokens_out",
     "tokens_cached",
     "tokens_reasoning",
+    "tokens_cache_written",
     "uncounted",
     "unpriced",
 )
@@ -71,8 +72,9 @@ class UsageSum(NamedTuple):
     that have none. `tenant` is None where the calls of several are in one sum. Of the calls,
     `settled` have an answer, `unknown` may have been billed and never will be known, `running` are
     under way. `uncounted` ones said not both how many tokens went in and came out. `cost_nanos`
-    are billionths by currency, `unpriced` the calls that are not in them. `first_at` and `last_at`
-    are the moments at which the first and the last call were about to be made.
+    are billionths by currency, `unpriced` the calls that are not in them, `price_versions` the
+    versions of the tables that priced the others, by name. `first_at` and `last_at` are the moments
+    at which the first and the last call were about to be made.
     """
 
     key: str | None = None
@@ -85,11 +87,13 @@ class UsageSum(NamedTuple):
     tokens_out: int = 0
     tokens_cached: int = 0
     tokens_reasoning: int = 0
+    tokens_cache_written: int = 0
     uncounted: int = 0
     cost_nanos: Mapping[str, int] = MappingProxyType({})
     unpriced: int = 0
     first_at: str | None = None
     last_at: str | None = None
+    price_versions: tuple[str, ...] = ()
 
 
 def group_of(entry: UsageEntry, by: Grouping | None) -> tuple[str | None, str | None]:
@@ -165,6 +169,7 @@ class Tally:
         self._group = group
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._costs: dict[str, int] = {}
+        self._versions: set[str] = set()
         self._first: str | None = None
         self._last: str | None = None
 
@@ -177,10 +182,12 @@ class Tally:
         counts["tokens_out"] += usage.tokens_out or 0
         counts["tokens_cached"] += usage.tokens_cached or 0
         counts["tokens_reasoning"] += usage.tokens_reasoning or 0
+        counts["tokens_cache_written"] += usage.tokens_cache_written or 0
         counts["uncounted"] += usage.tokens_in is None or usage.tokens_out is None
         counts["unpriced"] += usage.cost_nanos is None
         if usage.cost_nanos is not None:
             self._cost(usage.currency, usage.cost_nanos)
+            self._versions.update(() if usage.price_version is None else (usage.price_version,))
         self._saw(usage.intended_at, usage.intended_at)
 
     def merge(self, other: UsageSum) -> None:
@@ -189,6 +196,7 @@ class Tally:
             self._counts[name] += getattr(other, name)
         for currency, nanos in other.cost_nanos.items():
             self._cost(currency, nanos)
+        self._versions.update(other.price_versions)
         self._saw(other.first_at, other.last_at)
 
     def price(self, price: Price) -> None:
@@ -196,6 +204,7 @@ class Tally:
         if self._counts["unpriced"]:
             self._counts["unpriced"] -= 1
             self._cost(price.currency, price.cost_nanos)
+            self._versions.add(price.version)
 
     def sum(self) -> UsageSum:
         """Return what was counted so far."""
@@ -207,6 +216,7 @@ class Tally:
             cost_nanos=dict(sorted(self._costs.items())),
             first_at=self._first,
             last_at=self._last,
+            price_versions=tuple(sorted(self._versions)),
         )
 
     def _cost(self, currency: str | None, nanos: int) -> None:

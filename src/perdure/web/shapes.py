@@ -95,6 +95,7 @@ class Usage(Shape):
     tokensIn: int | None
     tokensOut: int | None
     tokensCached: int | None
+    tokensCacheWritten: int | None
     tokensReasoning: int | None
 
 

@@ -150,5 +150,6 @@ def _usage_view(usage: UsageRecord) -> dict[str, JsonValue]:
         "tokensIn": usage.tokens_in,
         "tokensOut": usage.tokens_out,
         "tokensCached": usage.tokens_cached,
+        "tokensCacheWritten": usage.tokens_cache_written,
         "tokensReasoning": usage.tokens_reasoning,
     }

@@ -10,16 +10,16 @@ from perdure.store.sql.rows import usage_record
 
 
 def sums_of(by: Grouping | None, rows: Iterable[Row]) -> list[UsageSum]:
-    """Return the sums, each of which has a row for every currency."""
+    """Return the sums, each of which has a row for every currency and version of prices."""
     tallies = Tallies(by)
     tallies.merge(_sum_of(row) for row in rows)
     return tallies.sums()
 
 
 def _sum_of(row: Row) -> UsageSum:
-    key, tenant, currency, *counts, cost_nanos, unpriced, first_at, last_at = row
+    key, tenant, currency, version, *counts, cost_nanos, unpriced, first_at, last_at = row
     # The names of the columns between are those of the record.
-    named = dict(zip(UsageSum._fields[2:11], counts, strict=True))
+    named = dict(zip(UsageSum._fields[2:12], counts, strict=True))
     by_currency = {} if cost_nanos is None else {currency or UNKNOWN_CURRENCY: cost_nanos}
     return UsageSum(
         key,
@@ -29,6 +29,7 @@ def _sum_of(row: Row) -> UsageSum:
         unpriced=unpriced,
         first_at=first_at,
         last_at=last_at,
+        price_versions=() if version is None or cost_nanos is None else (version,),
     )
 
 

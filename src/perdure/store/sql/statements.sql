@@ -688,8 +688,8 @@ DELETE FROM durable_runs WHERE run_id = ?2 AND {over}
 RETURNING run_id
 
 -- sum_usage --
--- What calls came to, in groups by ?5: a row for each group and currency. Of the three ways to the
--- wanted calls only one finds any; each is led by an index of its own. ?6 is the number of groups.
+-- What calls came to, in groups by ?5: a row for each group, currency and version of prices. Of the
+-- three ways to the wanted calls only one finds any; each is led by an index of its own. ?6 is the number of groups.
 WITH calls AS (
   SELECT run_id, tenant, session_id, {usage_columns} FROM perdure_usage
   WHERE ?1 IS NULL AND (?2 IS NULL OR session_id = ?2) AND {called}
@@ -706,7 +706,7 @@ named AS (
     calls.*
   FROM calls),
 added AS (
-  SELECT name, whose, currency, count(*) AS calls,
+  SELECT name, whose, currency, price_version, count(*) AS calls,
     count(CASE WHEN state = 'settled' THEN 1 END) AS settled,
     count(CASE WHEN state = 'unknown' THEN 1 END) AS unknown,
     count(CASE WHEN state = 'intended' THEN 1 END) AS running,
@@ -714,19 +714,20 @@ added AS (
     CAST(coalesce(sum(tokens_out), 0) AS BIGINT) AS tokens_out,
     CAST(coalesce(sum(tokens_cached), 0) AS BIGINT) AS tokens_cached,
     CAST(coalesce(sum(tokens_reasoning), 0) AS BIGINT) AS tokens_reasoning,
+    CAST(coalesce(sum(tokens_cache_written), 0) AS BIGINT) AS tokens_cache_written,
     count(CASE WHEN tokens_in IS NULL OR tokens_out IS NULL THEN 1 END) AS uncounted,
     CAST(sum(cost_nanos) AS BIGINT) AS cost_nanos,
     count(CASE WHEN cost_nanos IS NULL THEN 1 END) AS unpriced,
     min(intended_at) AS first_at, max(intended_at) AS last_at
-  FROM named GROUP BY name, whose, currency),
+  FROM named GROUP BY name, whose, currency, price_version),
 placed AS (
   SELECT added.*, max(last_at) OVER (PARTITION BY name, whose) AS newest_at FROM added),
 ranked AS (
   SELECT placed.*, dense_rank() OVER (
     ORDER BY newest_at DESC, coalesce(name, ''), coalesce(whose, '')) AS place
   FROM placed)
-SELECT name, whose, currency, calls, settled, unknown, running, tokens_in, tokens_out,
-  tokens_cached, tokens_reasoning, uncounted, cost_nanos, unpriced, first_at, last_at
+SELECT name, whose, currency, price_version, calls, settled, unknown, running, tokens_in,
+  tokens_out, tokens_cached, tokens_reasoning, tokens_cache_written, uncounted, cost_nanos, unpriced, first_at, last_at
 FROM ranked WHERE place <= coalesce(CAST(?6 AS INTEGER), place)
 
 -- find_unpriced --

@@ -26,6 +26,7 @@ def _used(number: int, call: int = 0) -> SettleUsage:
         tokens_out=10 * number,
         tokens_cached=100 * number,
         tokens_reasoning=1_000 * number,
+        tokens_cache_written=10_000 * number,
     )
 
 
@@ -71,7 +72,8 @@ async def _unpriced(
 async def calls_are_added_up_with_what_is_known_of_them(lab: StoreLab) -> None:
     store = await lab.open()
     first_at = lab.clock.iso()
-    await _answered(store, "a", _paid(1), _used(2, 1), _paid(4, 2))
+    later = _paid(4, 2)._replace(price_version="t-2")
+    await _answered(store, "a", _paid(1), _used(2, 1), later)
     lab.clock.advance(7)
     await _answered(store, "b", SettleUsage(0, tokens_out=8))
     whole = UsageSum(
@@ -81,11 +83,13 @@ async def calls_are_added_up_with_what_is_known_of_them(lab: StoreLab) -> None:
         tokens_out=78,
         tokens_cached=700,
         tokens_reasoning=7_000,
+        tokens_cache_written=70_000,
         uncounted=1,
         cost_nanos={"USD": 25_000_000_000},
         unpriced=2,
         first_at=first_at,
         last_at=lab.clock.iso(),
+        price_versions=("t-1", "t-2"),
     )
     same(list(await upkeep_of(store).sum_usage(None, _ALL)), [whole], "the sum of all")
 

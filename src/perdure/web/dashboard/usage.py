@@ -28,9 +28,11 @@ class UsageSums(NamedTuple):
     tokens_in: Sum
     tokens_out: Sum
     tokens_cached: Sum
+    tokens_cache_written: Sum
     tokens_reasoning: Sum
     costs: Sequence[str]
     unpriced: int
+    price_versions: Sequence[str]
 
 
 def sums_of(usage: Sequence[UsageRecord]) -> UsageSums:
@@ -45,9 +47,11 @@ def sums_of(usage: Sequence[UsageRecord]) -> UsageSums:
         tokens_in=_sum(call.tokens_in for call in usage),
         tokens_out=_sum(call.tokens_out for call in usage),
         tokens_cached=_sum(call.tokens_cached for call in usage),
+        tokens_cache_written=_sum(call.tokens_cache_written for call in usage),
         tokens_reasoning=_sum(call.tokens_reasoning for call in usage),
         costs=[cost_text(nanos, currency) for currency, nanos in sorted(costs.items())],
         unpriced=sum(call.cost_nanos is None for call in usage),
+        price_versions=sorted({call.price_version for call in usage if call.price_version}),
     )
 
 
