@@ -219,6 +219,7 @@ async def killed_waiting(ctx: DurableContext) -> JsonValue:
     """Be killed while waiting for an event, which comes when nobody is there."""
     notes = Notes(ctx)
     await ctx.step("begun", notes.body("begun"))
+    notes.write("waits")
     return await ctx.await_event("go", timeout_ms=60_000)
 
 

@@ -169,9 +169,9 @@ async def behind_a_kill_a_step_that_may_run_once_has_failed(lab: HostLab) -> Non
 
 async def an_event_that_comes_while_no_worker_lives_is_not_lost(lab: HostLab) -> None:
     run = await _started(lab, "killed_waiting")
-    await run.noted("begun")
+    await run.noted("waits")
     await lab.kill_worker()
     await run.emit("go", "at last")
     await lab.start_worker()
     same(await run.value(), "at last", "the payload")
-    same(run.notes, ["begun"], "the notes")
+    same(run.notes.count("begun"), 1, "how often the step was executed")
