@@ -22,7 +22,14 @@ GROUPS: Final = {
         "fork_origin",
         "ForkOrigin",
     ),
-    "Cleaning up": ("collect_garbage", "Collected", "erase_session", "erase_user", "Erased"),
+    "Cleaning up": (
+        "collect_garbage",
+        "Collected",
+        "erase_run",
+        "erase_session",
+        "erase_user",
+        "Erased",
+    ),
     "Chat turns": (
         "ChatTurnEngine",
         "answer_with",

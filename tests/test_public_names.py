@@ -107,6 +107,7 @@ PUBLIC_NAMES = [
     "derive_worker_id",
     "durable_chat_turn_engine",
     "emit_event",
+    "erase_run",
     "erase_session",
     "erase_user",
     "erasure_of",

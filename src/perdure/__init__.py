@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from perdure.core.records import StepRecord as StepRecord
     from perdure.durable.context import DurableContext as DurableContext
     from perdure.durable.erasing import Erased as Erased
+    from perdure.durable.erasing import erase_run as erase_run
     from perdure.durable.erasing import erase_session as erase_session
     from perdure.durable.erasing import erase_user as erase_user
     from perdure.durable.forking import ForkOrigin as ForkOrigin
@@ -221,6 +222,7 @@ __all__ = [
     "derive_worker_id",
     "durable_chat_turn_engine",
     "emit_event",
+    "erase_run",
     "erase_session",
     "erase_user",
     "erasure_of",
@@ -264,7 +266,7 @@ __getattr__ = lazily(
             "StepRecord",
         ),
         "perdure.durable.context": ("DurableContext",),
-        "perdure.durable.erasing": ("Erased", "erase_session", "erase_user"),
+        "perdure.durable.erasing": ("Erased", "erase_run", "erase_session", "erase_user"),
         "perdure.durable.forking": (
             "ForkOrigin",
             "ForkPreview",

@@ -322,3 +322,18 @@ async def test_6_3_r3_a_task_is_its_own_scenario() -> None:
     assert trace.run_id == result.control.run_id
     judges = await store.spans(TraceSpanQuery(kind="judge"))
     assert [span.dimension for span in judges[:2]] == ["knowledge-ready", "high"]
+
+
+async def test_4_4_how_ready_a_task_is_stands_in_its_trace() -> None:
+    for telemetry, reason in ((None, "[redacted]"), (WORDS, "all that must be known is known")):
+        store = InMemoryTraceStore()
+        options = ControlOptions(trace_store=store)
+        if telemetry is not None:
+            options = ControlOptions(trace_store=store, telemetry=telemetry)
+        await run_agent_task(AgentTaskSpec("climb", "Climb"), Climber(), control=options)
+        [event] = [each for each in await store.events() if each.kind == "custom"]
+        trace = await the_run(store)
+        assert event.event_id == f"{trace.run_id}:emitted:1"
+        assert event.payload["kind"] == "readiness_scored"
+        assert (event.payload["taskId"], event.payload["passed"]) == ("climb", True)
+        assert str(event.payload["reason"]).startswith(reason)

@@ -21,7 +21,12 @@ from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
 from perdure.observe.telemetry import RuntimeTelemetryOptions
 from perdure.observe.trace import TraceEvent
-from perdure.observe.trace_records import TraceBudgetEntry, TraceSpan, TraceSpanQuery
+from perdure.observe.trace_records import (
+    TraceBudgetEntry,
+    TraceEventQuery,
+    TraceSpan,
+    TraceSpanQuery,
+)
 from perdure.observe.trace_store import InMemoryTraceStore
 from perdure.store.memory import MemoryStore
 from perdure.store.protocol import RunStore

@@ -182,7 +182,10 @@ def test_bb_15_late_events_are_counted_apart() -> None:
     run = started()
     run.complete("completed")
     run.observe(call(tokens_in=1, tokens_out=1))
-    assert (run.cost().llm_calls, run.late_events) == (0, 1)
+    run.observe({"type": "backend_start"})
+    run.observe({"type": "text_delta", "text": "late"})
+    assert (run.cost().llm_calls, run.late_events) == (0, 3)
+    assert run.cost().tokens_known
 
 
 def test_10_r4_overrides_replace_the_sums_but_not_the_wall_time() -> None:

@@ -11,8 +11,8 @@ import pytest
 from perdure.agent.hooks import ControlOptions
 from perdure.agent.stored_traces import LOGS_MAX, DurableTraceStore
 from perdure.agent.task import run_agent_task
-from perdure.core.records import AgentTaskSpec
-from perdure.durable.erasing import erase_user
+from perdure.core.records import AgentTaskSpec, SessionKey
+from perdure.durable.erasing import erase_run, erase_session, erase_user
 from perdure.durable.scope import report_usage
 from perdure.errors import NotFoundError, RunNotFoundError
 from perdure.observe.ledger import run_usage
@@ -22,6 +22,7 @@ from perdure.observe.trace_store import InMemoryTraceStore
 from perdure.store.memory import MemoryStore
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
+from perdure.testing.samples import ended, hold
 from tests.agent.robots import Climber
 
 TASK = AgentTaskSpec("climb", "Climb the ladder")
@@ -84,6 +85,35 @@ async def test_traces_of_somebody_else_are_not_there() -> None:
     await erase_user(store, "ada")
     assert await DurableTraceStore(store, owner_id="ada").list_runs() == []
     assert await store.list_runs() == []
+
+
+async def test_a_trace_goes_with_the_run_that_it_tells_of() -> None:
+    store = MemoryStore()
+    for owner_id in (None, "ada"):
+        traces = DurableTraceStore(store, owner_id=owner_id)
+        options = ControlOptions(trace_store=traces)
+        await run_agent_task(TASK, Climber(), durable=(store, "r"), control=options)
+        await traces.append_run(a_run("r#2"))
+        await traces.append_run(a_run("other"))
+        assert await erase_run(store, "r")
+        assert [run.run_id for run in await traces.list_runs()] == ["other"]
+        await erase_run(store, "agent-trace:other")
+        assert await erase_run(store, "r") is False
+
+
+@pytest.mark.parametrize("by_user", [True, False])
+async def test_traces_of_a_turn_go_with_its_session_and_its_user(by_user: bool) -> None:
+    store = MemoryStore()
+    for owner, turn in (("ada", 0), ("ada", 1), ("bob", 0)):
+        session = SessionKey(f"chat-{owner}", turn, owner_id=owner)
+        lease = await hold(store, f"{owner}:{turn}", session=session)
+        await store.write(lease, ended("completed"))
+        await DurableTraceStore(store).append_run(a_run(f"{owner}:{turn}"))
+    with pytest.raises(RunNotFoundError):
+        await erase_session(store, "chat-ada", owner_id="bob")
+    assert len(await DurableTraceStore(store).list_runs()) == 3
+    await (erase_user(store, "ada") if by_user else erase_session(store, "chat-ada"))
+    assert [run.run_id for run in await DurableTraceStore(store).list_runs()] == ["bob:0"]
 
 
 async def test_traces_of_two_tenants_share_nothing() -> None:
@@ -164,5 +194,7 @@ async def test_13_the_events_of_a_bridge_are_kept_beside_the_spans() -> None:
         projected = [*bridge.drain(told)]
         for event in projected:
             await traces.append_event(event)
-        assert await traces.events() == projected
+        [scored, *bridged] = await traces.events()
+        assert scored.payload["kind"] == "readiness_scored"
+        assert bridged == projected
         assert "task_end" in [event.payload["phase"] for event in projected]

@@ -10,7 +10,7 @@ import pytest
 from perdure.agent.adapter import AgentTaskContext
 from perdure.agent.hooks import ControlOptions
 from perdure.agent.steps import Continue, ControlDecision
-from perdure.agent.stored_traces import RUN_PREFIX, DurableTraceStore
+from perdure.agent.stored_traces import DurableTraceStore
 from perdure.agent.task import run_agent_task
 from perdure.core.wire import to_wire
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_client, telemetry_log
@@ -63,7 +63,7 @@ async def told(options: RuntimeTelemetryOptions | None, adapter: Adapter | None 
         kept.append(await store.events())
         assert all(kept) or adapter is not None
         shown += [to_wire(each) for each in kept]
-    shown += [event.payload for event in (await runs.read_details(f"{RUN_PREFIX}r")).events]
+    shown += [event.payload for event in (await runs.read_details("agent-trace:r")).events]
     return json.dumps(shown)
 
 

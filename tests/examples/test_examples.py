@@ -35,6 +35,9 @@ LAST_LINES = {
     "16_an_agent_task": "completed after 3 coats and 3 decisions",
     "17_a_task_as_a_stream": "session_created, then session_resumed; 2 finals, each the last",
     "18_intent_and_profiles": "valid: False, 6 errors, 1 warning",
+    "19_what_a_loop_did": (
+        "careful in 5 and brisk in 2 steps; after an erasure there is ['brisk']"
+    ),
     "23_a_langgraph_graph": (
         "1 look, 2 answers begun, and the thread: 24 degrees in Faro. Go there."
     ),

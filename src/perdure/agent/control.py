@@ -256,7 +256,7 @@ class ControlLoop:
         evals: tuple[ControlEvalResult, ...] = await self._call(
             "validate", self._hooks.validate, check=checked_evals, read=read_evals, number=look
         )
-        self._evals = (*self._gate.evals(), *evals)
+        self._evals = (*self._gate.evals(self._trace.emit), *evals)
         await self._trace.judge(look, self._evals)
 
     # Stopping.

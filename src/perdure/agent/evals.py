@@ -87,12 +87,16 @@ def subjective_eval(
     return ControlEvalResult(id, passed, score, severity, detail, evidence, False, metadata)
 
 
+Emit = Callable[[str, dict[str, JsonValue]], Any]
+"""Is given the kind and the payload of an event for a trace; a plain function."""
+
+
 def blocking_knowledge_eval(
     report: KnowledgeReadinessReport,
     *,
     id: str = KNOWLEDGE_READY,
     minimum_score: float = MINIMUM_SCORE,
-    emit: Callable[[str, dict[str, JsonValue]], Any] | None = None,
+    emit: Emit | None = None,
 ) -> ControlEvalResult:
     """Return a readiness report as an eval: passed without blocking gaps from `minimum_score`.
 

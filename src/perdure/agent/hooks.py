@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from perdure.agent.adapter import ControlContext
-from perdure.agent.evals import ControlEvalResult
+from perdure.agent.evals import ControlEvalResult, Emit
 from perdure.agent.steps import ControlStep, ControlStopPolicies
 from perdure.core.records import Effect, JsonValue, Retry
 from perdure.errors import ValidationError
@@ -24,8 +24,8 @@ class Gate(Protocol):
     @property
     def is_blocked(self) -> bool: ...
 
-    def evals(self) -> Sequence[ControlEvalResult]:
-        """Return the evals that come before those of the hooks."""
+    def evals(self, emit: Emit | None = None) -> Sequence[ControlEvalResult]:
+        """Return the evals that come before those of the hooks; `emit` is told of them."""
         ...
 
     async def acted(
@@ -43,7 +43,7 @@ class OpenGate:
 
     is_blocked = False
 
-    def evals(self) -> Sequence[ControlEvalResult]:
+    def evals(self, emit: Emit | None = None) -> Sequence[ControlEvalResult]:
         return ()
 
     async def acted(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from perdure.core.changes import EndRun
-from perdure.core.identity import canonical_hash, derive_worker_id
-from perdure.core.limits import ID_BYTES_MAX
+from perdure.core.identity import derive_worker_id
 from perdure.core.records import JsonValue, RunManifest, RunRecord, SessionKey
 from perdure.core.transitions import RESTING_STATES
 from perdure.durable.retrying import known_manifest
@@ -15,12 +14,6 @@ from perdure.store.protocol import RunStore
 
 LEASE_MS: Final = 2_000
 """Such a run works for two writes only: so soon it is free of a process that is lost."""
-
-
-def kept_name(prefix: str, name: str) -> str:
-    """Return the id of the run that keeps what is called `name`: the hash of a long name."""
-    whole = prefix + name
-    return whole if len(whole.encode()) <= ID_BYTES_MAX else prefix + canonical_hash(name)
 
 
 async def keep_run(

@@ -24,6 +24,7 @@ from perdure.core.records import JsonValue
 from perdure.core.wire import to_wire
 from perdure.core.wording import error_text
 from perdure.durable.context import DurableContext
+from perdure.durable.traces import trace_id
 from perdure.errors import NotSerializableError, PerdureError
 from perdure.observe.credentials import mask_text
 from perdure.observe.sanitize import sanitize_event
@@ -77,6 +78,7 @@ class LoopTrace:
         self._store: TraceStore | None = options.trace_store
         self._owed: deque[Write] = deque()
         self._opening: dict[str, JsonValue] = {}
+        self._emitted: tuple[int, dict[str, JsonValue] | None] = 0, None
         if self._store is not None:
             self.run_id = _run_id_of(calls.context)
 
@@ -101,6 +103,25 @@ class LoopTrace:
             tags=tags,
         )
         await self._tell(lambda store: store.append_run(run))
+
+    def emit(self, kind: str, payload: dict[str, JsonValue]) -> None:
+        """Tell of an event with the next thing that is told; again the same is no news."""
+        if self.run_id is None or payload == self._emitted[1]:
+            return
+        number = self._emitted[0] + 1
+        self._emitted = number, payload
+        decision = {"reason": payload.get("reason")}
+        left = sanitize_event(
+            {"type": "readiness_end", "decision": decision}, self._options.telemetry
+        )
+        event = TraceEvent(
+            event_id=f"{self.run_id}:emitted:{number}",
+            run_id=self.run_id,
+            kind=cast("Any", kind),
+            timestamp=self._now_ms(),
+            payload={**payload, **cast("dict[str, Any]", left["decision"])},
+        )
+        self._owed.append(lambda store: store.append_event(event))
 
     async def judge(self, look: int, evals: Sequence[ControlEvalResult]) -> None:
         """Tell of the evals of a look at the state: the first one, or that behind a step."""
@@ -301,4 +322,4 @@ def _run_id_of(context: DurableContext | None) -> str:
     if context is None:
         return new_uuid()
     number = _traced[context] = _traced.get(context, 0) + 1
-    return context.run_id if number == 1 else f"{context.run_id}#{number}"
+    return trace_id(context.run_id, number)

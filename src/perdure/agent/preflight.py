@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 from perdure.agent.adapter import AnswerQuestions, KnowledgeHooks, resolve
 from perdure.agent.calls import Calls
-from perdure.agent.evals import ControlEvalResult, blocking_knowledge_eval
+from perdure.agent.evals import ControlEvalResult, Emit, blocking_knowledge_eval
 from perdure.agent.events import (
     AcquisitionEnd,
     AcquisitionStart,
@@ -133,9 +133,10 @@ class Preflight:
         status = self.decision.status
         return status == "blocked" or (status == "caveat" and self._policy.on_caveat == "block")
 
-    def readiness_eval(self) -> ControlEvalResult:
-        """Return the report in force as an eval."""
-        return blocking_knowledge_eval(self.report, minimum_score=self._policy.minimum_score)
+    def readiness_eval(self, emit: Emit | None = None) -> ControlEvalResult:
+        """Return the report in force as an eval, of which `emit` is told."""
+        minimum = self._policy.minimum_score
+        return blocking_knowledge_eval(self.report, minimum_score=minimum, emit=emit)
 
     @property
     def open_questions(self) -> tuple[UserQuestion, ...]:

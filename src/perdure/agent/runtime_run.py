@@ -135,10 +135,13 @@ class RuntimeRun:
     def observe(self, event: object) -> None:
         """Add what an `llm_call` used, given as a record or in wire form.
 
-        Its cost, where it names none, is what `prices` say, if they are set. One that comes after
-        the completion only counts in `late_events`. What a backend used that begins and ends
-        without one is not known. Other events change nothing.
+        Its cost, where it names none, is what `prices` say, if they are set. What a backend used
+        that begins and ends without one is not known. Other events change nothing, and none does
+        that comes after the completion: it only counts in `late_events`.
         """
+        if self._completion is not None:
+            self.late_events += 1
+            return
         name = _told(event, "type")
         if name == "llm_call":
             self._add(event)
@@ -148,9 +151,6 @@ class RuntimeRun:
             self._settle()
 
     def _add(self, call: object) -> None:
-        if self._completion is not None:
-            self.late_events += 1
-            return
         self._owes_usage = False
         used = {name: _told(call, name) for name in _USAGE}
         known = {name: cast("float", value) for name, value in used.items() if _is_amount(value)}

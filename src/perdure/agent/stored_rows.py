@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-from perdure.agent.kept_runs import has_ended, keep_entry, keep_run, kept_name, run_for
+from perdure.agent.kept_runs import has_ended, keep_entry, keep_run, run_for
 from perdure.agent.runtime_run import RuntimeRunRow
 from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.core.wire import from_wire, to_wire
+from perdure.durable.traces import kept_name
 from perdure.errors import RunNotFoundError
 from perdure.store.protocol import RunStore
 

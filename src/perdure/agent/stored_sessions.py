@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
-from perdure.agent.kept_runs import has_ended, keep_run, kept_name, run_for
+from perdure.agent.kept_runs import has_ended, keep_run, run_for
 from perdure.agent.sessions import RuntimeSession
 from perdure.agent.stream_events import (
     ReasoningDeltaEvent,
@@ -22,6 +22,7 @@ from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, SessionK
 from perdure.core.secret import Secret
 from perdure.core.wire import from_wire, to_wire
 from perdure.durable.erasing import erase_session, stop_for_good
+from perdure.durable.traces import kept_name
 from perdure.errors import RunNotFoundError, SessionBusyError, UsageError
 from perdure.store.protocol import RunStore
 

@@ -7,10 +7,11 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final, cast
 
-from perdure.agent.kept_runs import entry_key, keep_entry, keep_run, kept_name, run_for
+from perdure.agent.kept_runs import entry_key, keep_entry, keep_run, run_for
 from perdure.core.identity import stored_id
 from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
 from perdure.core.wire import from_wire, to_wire
+from perdure.durable.traces import TRACE_PREFIX, kept_name
 from perdure.errors import RunNotFoundError
 from perdure.observe.ledger import span_of_usage
 from perdure.observe.trace import TraceEvent
@@ -38,9 +39,6 @@ from perdure.observe.trace_store import (
 from perdure.store.protocol import RunStore
 from perdure.store.upkeep import RunQuery, upkeep_of
 
-RUN_PREFIX: Final = "agent-trace:"
-"""How the id of the run begins that keeps a trace."""
-
 HANDLER: Final = "agent-traces"
 """By this handler the runs that keep traces are found; no worker serves it."""
 
@@ -62,8 +60,9 @@ class DurableTraceStore:
     trace while one writes it; of two who change a field at the same time the later one wins.
 
     Traces belong to the store's tenant (`store.for_tenant`), and to `owner_id` if one is given:
-    then `erase_user` deletes them, and to every other owner there is no such trace.
-    `collect_garbage` deletes a trace as it does other runs.
+    then `erase_user` deletes them, and to every other owner there is no such trace. A trace goes
+    with the durable run that it tells of, whoever erases that (`erase_run`, `erase_session`,
+    `erase_user`, `DELETE /v1/...`, `perdure delete`); `collect_garbage` deletes it as other runs.
 
     The model calls of a durable run stand in the ledger of its store. If that is this store, they
     are among the spans of its trace, read from the ledger: the two cannot differ.
@@ -250,7 +249,7 @@ class DurableTraceStore:
 
 
 def _name(run_id: str) -> str:
-    return kept_name(RUN_PREFIX, run_id)
+    return kept_name(TRACE_PREFIX, run_id)
 
 
 class _Log:

@@ -22,7 +22,7 @@ from perdure.agent.calls import Calls, CutShort
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.control import run_agent_control_loop
 from perdure.agent.endings import cut_off
-from perdure.agent.evals import ControlEvalResult
+from perdure.agent.evals import ControlEvalResult, Emit
 from perdure.agent.events import (
     AgentRuntimeEvent,
     AgentRuntimeEventSink,
@@ -251,8 +251,8 @@ class _TaskRun:
     def is_blocked(self) -> bool:
         return self._preflight.is_blocked
 
-    def evals(self) -> Sequence[ControlEvalResult]:
-        return (self._preflight.readiness_eval(),)
+    def evals(self, emit: Emit | None = None) -> Sequence[ControlEvalResult]:
+        return (self._preflight.readiness_eval(emit),)
 
     async def acted(
         self, action: JsonValue, result: JsonValue, context: ControlContext

@@ -11,7 +11,7 @@ from perdure.cli.output import print_json
 from perdure.core.identity import check_tenant
 from perdure.core.records import RunRecord
 from perdure.core.transitions import RESTING_STATES
-from perdure.durable.erasing import Erased, erase_session, erase_user, stop_for_good
+from perdure.durable.erasing import Erased, erase_run, erase_session, erase_user, stop_for_good
 from perdure.durable.retention import collect_garbage
 from perdure.errors import SessionBusyError, UsageError
 from perdure.store.erasure import erasure_of
@@ -37,7 +37,7 @@ async def _delete_run(options: argparse.Namespace) -> int:
             return _tell(options, told, runs=0, code=NO)
         if not _is_sure(options, f"delete {place.stored_id} ({run.state}) with all that is its?"):
             return _tell(options, "nothing was deleted", runs=0, code=NO)
-        deleted = await place.store.delete(place.run_id)
+        deleted = await erase_run(place.store, place.run_id)
         if options.scrub:
             await erasure_of(place.store).scrub(whole=True)
     return _tell(options, f"{place.stored_id} is deleted", runs=int(deleted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from perdure.core.changes import EndRun
@@ -11,6 +11,7 @@ from perdure.core.identity import derive_worker_id
 from perdure.core.records import RunRecord
 from perdure.core.transitions import RESTING_STATES
 from perdure.durable.retrying import known_manifest
+from perdure.durable.traces import remove_traces
 from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError, UsageError
 from perdure.store.erasure import busy_text, erasure_of
 from perdure.store.protocol import RunStore
@@ -29,6 +30,19 @@ class Erased(NamedTuple):
 
     sessions: int
     turns: int
+
+
+async def erase_run(store: RunStore, run_id: str) -> bool:
+    """Delete a run of the store's tenant with all that is its, traces of agents among it.
+
+    Returns whether there was such a run. `RunStore.delete` leaves the traces. Raises UsageError
+    for a run that is running, sleeping or waiting, StoreError.
+    """
+    # Before, so that no crash leaves traces that nobody finds; behind, for what came meanwhile.
+    await remove_traces(store, run_id)
+    deleted = await store.delete(run_id)
+    await remove_traces(store, run_id)
+    return deleted
 
 
 async def erase_session(
@@ -110,16 +124,38 @@ async def _remove(
 ) -> int | None:
     erasure, deadline_ms = erasure_of(store), monotonic_ms() + STOP_WAIT_MS
     while True:
+        turns = await _turns(store, session_id, owner_id)
+        if all(run.state in RESTING_STATES for run in turns):
+            # Before, so that no crash leaves traces that nobody finds.
+            await _remove_traces(store, turns)
         try:
-            return await erasure.remove_session(
+            removed = await erasure.remove_session(
                 session_id, owner_id=owner_id, queued=stop is not None
             )
+            if removed is not None:
+                await _remove_traces(store, turns)
+            return removed
         except SessionBusyError:
             if stop is None or monotonic_ms() > deadline_ms:
                 raise
         for run in await _unfinished(store, session_id):
             if run.state != "queued":
                 await _stop(store, run, stop)
+
+
+async def _turns(store: RunStore, session_id: str, owner_id: str | None) -> list[RunRecord]:
+    """Return the turns of a session, of those that the owner may erase; None: all of them."""
+    turns: list[RunRecord] = []
+    after: str | None = None
+    while page := await store.list_runs(session_id=session_id, after=after, limit=_PAGE):
+        turns += [run for run in page if owner_id is None or run.owner_id in (None, owner_id)]
+        after = page[-1].run_id
+    return turns
+
+
+async def _remove_traces(store: RunStore, turns: Sequence[RunRecord]) -> None:
+    for run in turns:
+        await remove_traces(store, run.run_id)
 
 
 async def _stop(store: RunStore, run: RunRecord, stop: Stop) -> None:
@@ -135,9 +171,5 @@ async def _stop(store: RunStore, run: RunRecord, stop: Stop) -> None:
 
 async def _unfinished(store: RunStore, session_id: str) -> list[RunRecord]:
     """Return the turns of a session that have not come to rest."""
-    unfinished: list[RunRecord] = []
-    after: str | None = None
-    while page := await store.list_runs(session_id=session_id, after=after, limit=_PAGE):
-        unfinished += [run for run in page if run.state not in RESTING_STATES]
-        after = page[-1].run_id
-    return unfinished
+    turns = await _turns(store, session_id, None)
+    return [run for run in turns if run.state not in RESTING_STATES]
