@@ -193,3 +193,28 @@ async def test_a_session_is_resumed_after_its_process_was_killed(url: str, tmp_p
         kept = await store.list_events("s-1")
         assert types(kept) == types([*before, *events[3:]])
         assert "tok-1" not in str([event_to_wire(event) for event in kept])
+
+
+@pytest.mark.parametrize("url", URLS[1:])
+async def test_one_of_two_takes_up_a_session_within_one_millisecond(
+    url: str, tmp_path: Path
+) -> None:
+    address = url.format(tmp_path)
+    both_have_read = asyncio.Barrier(2)
+
+    async def resume(session: Any, *_: Any) -> Any:
+        await both_have_read.wait()
+        return session
+
+    async def take_up(store: Any) -> list[Any]:
+        backend = Played(*said("answer"), kind="demo", resume=resume)
+        choice = SessionChoice(store, "s-1", resume=True)
+        return await read(run_agent_task_stream(TASK, backend, session=choice))
+
+    async with opened(address) as first, opened(address) as second:
+        await first.put(new_session("demo", session_id="s-1"))
+        told = await asyncio.gather(take_up(first), take_up(second))
+        statuses = sorted(final_of(events).status for events in told)
+        assert statuses == ["completed", "failed"]
+        [lost] = [final_of(each) for each in told if final_of(each).status == "failed"]
+        assert "somebody else has just taken the session" in str(lost.reason)

@@ -23,7 +23,7 @@ from perdure.agent.sessions import (
     touched,
 )
 from perdure.agent.stream_events import RuntimeStreamEvent
-from perdure.core.effects import Clock, system_clock
+from perdure.core.effects import Clock, epoch_ms, iso_time, system_clock
 from perdure.core.wording import error_text
 from perdure.errors import SessionBusyError, SessionMismatchError, ValidationError
 from perdure.observe.credentials import mask_text
@@ -156,8 +156,13 @@ class SessionLife:
             )
         resume = optional_method(self._backend, "resume")
         if resume is None:
-            return touched(found, status="active", clock=self._clock)
-        return self._checked(await resolve(resume(found, input, context)), "resume")
+            resumed = touched(found, status="active", clock=self._clock)
+        else:
+            resumed = self._checked(await resolve(resume(found, input, context)), "resume")
+        if resumed != found:
+            return resumed
+        # Of two who take it up, in one millisecond too, the second must see that it has changed.
+        return replace(resumed, updated_at=iso_time(epoch_ms(found.updated_at) + 1))
 
     async def _start(self, input: AgentBackendInput, context: AgentStartContext) -> RuntimeSession:
         start = optional_method(self._backend, "start")

@@ -7,7 +7,7 @@ is not listed here, or one that two texts share between them, falls through.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from perdure.core.records import JsonValue
@@ -92,7 +92,9 @@ def as_asked(given: JsonValue, asked: JsonValue) -> JsonValue:
             key: as_asked(item, known[key]) if key in known else item for key, item in news.items()
         }
     if isinstance(given, list) and isinstance(asked, list | tuple) and len(given) == len(asked):
-        pairs = zip(given, asked, strict=True)
+        pairs = zip(
+            cast("Sequence[JsonValue]", given), cast("Sequence[JsonValue]", asked), strict=True
+        )
         return [as_asked(item, was) for item, was in pairs]
     return given
 
