@@ -300,7 +300,7 @@ WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND token = ?3 AND call = CAST
   AND state <> 'settled'
 
 -- settle_earlier --
--- What the frames of an attempt that was lost say of its call: for the holder, of earlier ones only.
+-- What the frames of a lost attempt say of its call: for the holder, of earlier ones only.
 UPDATE perdure_usage SET state = ?7, model = coalesce(?8, model), request_id = ?9,
   provider = coalesce(?17, provider),
   tokens_in = CAST(?10 AS INTEGER), tokens_out = CAST(?11 AS INTEGER),
@@ -689,7 +689,8 @@ RETURNING run_id
 
 -- sum_usage --
 -- What calls came to, in groups by ?5: a row for each group, currency and version of prices. Of the
--- three ways to the wanted calls only one finds any; each is led by an index of its own. ?6 is the number of groups.
+-- three ways to the wanted calls only one finds any; each is led by an index of its own. ?6 is the
+-- number of groups.
 WITH calls AS (
   SELECT run_id, tenant, session_id, {usage_columns} FROM perdure_usage
   WHERE ?1 IS NULL AND (?2 IS NULL OR session_id = ?2) AND {called}
@@ -727,7 +728,8 @@ ranked AS (
     ORDER BY newest_at DESC, coalesce(name, ''), coalesce(whose, '')) AS place
   FROM placed)
 SELECT name, whose, currency, price_version, calls, settled, unknown, running, tokens_in,
-  tokens_out, tokens_cached, tokens_reasoning, tokens_cache_written, uncounted, cost_nanos, unpriced, first_at, last_at
+  tokens_out, tokens_cached, tokens_reasoning, tokens_cache_written, uncounted, cost_nanos,
+  unpriced, first_at, last_at
 FROM ranked WHERE place <= coalesce(CAST(?6 AS INTEGER), place)
 
 -- find_unpriced --
