@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from perdure.agent.steps import ControlRunResult
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.secret import Secret
 from perdure.core.wire import WIRE, from_wire, to_wire
@@ -49,6 +50,17 @@ def test_1_1_r1_r3_names_are_camel_case_and_absent_values_are_left_out() -> None
         "end": {"petals": 5, "type": "blossom"},
         "freeValues": {"snake_key": {"inner_key": None}},
     }
+
+
+def test_1_1_r3_the_run_of_a_loop_without_a_trace_is_null() -> None:
+    result = ControlRunResult(
+        intent="Pay", passed=True, completed=True, reason="done", stopped_by="policy",
+        stop_cause="decided",
+    )  # fmt: skip
+    written: Any = to_wire(result)
+    assert written["runId"] is None
+    assert "score" not in written
+    assert from_wire(ControlRunResult, written) == result
 
 
 def test_1_1_r4_what_went_out_comes_back_equal() -> None:

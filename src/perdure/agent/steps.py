@@ -9,7 +9,7 @@ from typing import Final, Literal, cast
 from perdure.agent.evals import ControlEvalResult
 from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue
-from perdure.core.wire import WIRE, camel
+from perdure.core.wire import NULL, WIRE, camel
 from perdure.errors import ValidationError
 
 MAX_STEPS: Final = 8
@@ -159,8 +159,8 @@ class ControlRunResult:
     """How a loop ended. `stopped_by` is the coarse word for `stop_cause`.
 
     `blocked`: it stopped because of what the task does not know. `run_id` is that of the trace, or
-    of the durable run; None without either. `wall_ms` is time at work. The last known state and
-    evals are kept after a failure.
+    of the durable run; None without either, and null on the wire. `wall_ms` is time at work. The
+    last known state and evals are kept after a failure.
     """
 
     intent: str
@@ -176,7 +176,7 @@ class ControlRunResult:
     final_evals: tuple[ControlEvalResult, ...] = ()
     wall_ms: float = 0.0
     spent_cost_usd: float = 0.0
-    run_id: str | None = None
+    run_id: str | None = field(default=None, metadata={NULL: True})
     failure_class: str | None = None
     runtime_errors: tuple[ControlRuntimeError, ...] = ()
 

@@ -1,7 +1,8 @@
 """The wire form of records: plain JSON under camelCase names, and the way back.
 
 It serves every record whose fields say all there is to say, frozen dataclasses and named tuples.
-The keys of mappings belong to the user and stay as they are. An absent value (None) is left out.
+The keys of mappings belong to the user and stay as they are. An absent value (None) is left out,
+save where the field says that it is written as null.
 """
 
 from __future__ import annotations
@@ -19,18 +20,26 @@ T = TypeVar("T")
 
 WIRE: Final = "wire"
 """The key of a field's metadata that gives it another name than its own in camelCase."""
+NULL: Final = "null"
+"""The key of a field's metadata that, if true, writes an absent value as null."""
 
 
 class Field:
-    """One field of a record: its own name, its name on the wire, its type, whether it may lack."""
+    """One field of a record: its own name, its name on the wire, its type, whether it may lack.
 
-    __slots__ = ("kind", "name", "optional", "wire")
+    `null`: an absent value is written, as null.
+    """
 
-    def __init__(self, name: str, wire: str, kind: Any, *, optional: bool) -> None:
+    __slots__ = ("kind", "name", "null", "optional", "wire")
+
+    def __init__(
+        self, name: str, wire: str, kind: Any, *, optional: bool, null: bool = False
+    ) -> None:
         self.name = name
         self.wire = wire
         self.kind = kind
         self.optional = optional
+        self.null = null
 
 
 _known: Final[dict[type[Any], tuple[Field, ...]]] = {}
@@ -50,8 +59,8 @@ def to_wire(value: object) -> JsonValue:
     if isinstance(value, Secret):
         return REDACTED
     if _is_record(type(value)):
-        items = ((field.wire, getattr(value, field.name)) for field in fields_of(type(value)))
-        return {name: to_wire(item) for name, item in items if item is not None}
+        items = ((field, getattr(value, field.name)) for field in fields_of(type(value)))
+        return {f.wire: to_wire(item) for f, item in items if item is not None or f.null}
     if isinstance(value, Mapping):
         entries = cast("Mapping[str, object]", value)
         return {key: to_wire(item) for key, item in entries.items()}
@@ -82,7 +91,8 @@ def _fields(kind: type[Any], hints: Mapping[str, Any]) -> Iterator[Field]:
         for field in dataclasses.fields(kind):
             wire = str(field.metadata.get(WIRE, camel(field.name)))
             optional = field.default is not missing or field.default_factory is not missing
-            yield Field(field.name, wire, hints[field.name], optional=optional)
+            null = bool(field.metadata.get(NULL))
+            yield Field(field.name, wire, hints[field.name], optional=optional, null=null)
     else:
         defaults: Mapping[str, object] = kind._field_defaults
         for name in cast("tuple[str, ...]", kind._fields):
