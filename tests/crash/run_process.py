@@ -1,6 +1,6 @@
 """A process that works on one run until it is finished, to be killed from outside or by itself.
 
-    python run_process.py URL NOTES [--step-ms N] [--die-at N --when before|after]
+    python run_process.py URL NOTES [--step-ms N] [--lease-ms N] [--die-at N --when before|after]
 
 Each body notes `run INTENT` when it begins, the task `done INTENT` once the step is committed.
 """
@@ -13,6 +13,7 @@ import os
 import signal
 from typing import NoReturn
 
+from perdure.core.limits import LEASE_MS
 from perdure.core.records import AgentTaskSpec, RunManifest
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
@@ -21,7 +22,6 @@ from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.testing.crashing import Process, When, crashing
 
-LEASE_MS = 500
 LEASE_LOST, PARKED = 42, 43
 INTENTS = ("draw", "left", "right", "wait", "seal")
 MANIFEST = RunManifest(project_id="crash", task=AgentTaskSpec(id="story", intent="Tell a story"))
@@ -61,7 +61,7 @@ async def story(context: DurableContext, notes: Notes, step_ms: int) -> list[str
     return [first, *both, await step("wait"), await step("seal")]
 
 
-async def work(store: RunStore, notes: Notes, step_ms: int) -> None:
+async def work(store: RunStore, notes: Notes, step_ms: int, lease_ms: int) -> None:
     while True:
         try:
             await run_durable(
@@ -69,7 +69,7 @@ async def work(store: RunStore, notes: Notes, step_ms: int) -> None:
                 run_id="run",
                 manifest=MANIFEST,
                 task=lambda context: story(context, notes, step_ms),
-                lease_ms=LEASE_MS,
+                lease_ms=lease_ms,
             )
         except LeaseHeldError:
             await asyncio.sleep(0.02)
@@ -82,7 +82,8 @@ async def main(arguments: argparse.Namespace) -> int:
     when: When = arguments.when
     process = KilledProcess(arguments.die_at, when)
     try:
-        await work(crashing(store, process), Notes(arguments.notes), arguments.step_ms)
+        notes = Notes(arguments.notes)
+        await work(crashing(store, process), notes, arguments.step_ms, arguments.lease_ms)
     except LeaseLostError:
         return LEASE_LOST
     except RunParkedError:
@@ -97,6 +98,8 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("notes")
     parser.add_argument("--step-ms", type=int, default=5)
+    # So long that a busy machine takes it from nobody; from the dead it is taken at once.
+    parser.add_argument("--lease-ms", type=int, default=LEASE_MS)
     parser.add_argument("--die-at", type=int)
     parser.add_argument("--when", default="before")
     raise SystemExit(asyncio.run(main(parser.parse_args())))

@@ -198,6 +198,6 @@ def _turns(origin: str) -> str:
 
 async def turn_of(origin: str) -> Mapping[str, Any]:
     """Return the turn as the service shows it."""
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
         turn: Mapping[str, Any] = (await client.get(f"{_turns(origin)}/0")).json()
         return turn

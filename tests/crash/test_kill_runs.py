@@ -19,6 +19,7 @@ import pytest
 from perdure.store.opening import open_store, path_of
 from perdure.testing.lab import Snapshot, snapshot
 from tests.crash.conftest import NewUrl
+from tests.crash.freezing import freeze
 from tests.crash.run_process import INTENTS, LEASE_LOST, PARKED
 
 ROOT = Path(__file__).parents[2]
@@ -172,10 +173,22 @@ def test_a_run_survives_thirty_deaths_at_random_moments(crew: Crew, seed: int) -
     kill_at_random_moments(crew, 30, seed=seed)
 
 
+@pytest.mark.parametrize("crew", ["sqlite", "file", "postgresql"], indirect=True)
 def test_a_process_that_slept_past_its_lease_writes_nothing(crew: Crew) -> None:
-    zombie = crew.start("--step-ms", "900")
+    check_a_sleeper(crew)
+
+
+@pytest.mark.campaign
+@pytest.mark.node
+@pytest.mark.parametrize("crew", ["d1"], indirect=True)
+def test_a_process_that_slept_past_its_lease_writes_nothing_to_d1(crew: Crew) -> None:
+    check_a_sleeper(crew)
+
+
+def check_a_sleeper(crew: Crew) -> None:
+    zombie = crew.start("--step-ms", "900", "--lease-ms", "1000")
     until(lambda: "run left" in crew.lines())
-    _stop_outside_of_a_commit(crew, zombie)
+    freeze(zombie.pid, crew.url)
     crew.finish()
     check_finished(crew)
     before, lines = crew.shown(), crew.lines()
@@ -183,20 +196,3 @@ def test_a_process_that_slept_past_its_lease_writes_nothing(crew: Crew) -> None:
     assert zombie.wait(PATIENCE_S) == LEASE_LOST
     assert crew.shown() == before
     assert crew.lines() == lines, "its task took no further step either"
-
-
-def _stop_outside_of_a_commit(crew: Crew, process: subprocess.Popen[bytes]) -> None:
-    """SIGSTOP the process; within a commit of its heartbeat it would block SQLite's writers."""
-    if not crew.url.startswith("sqlite"):
-        os.kill(process.pid, signal.SIGSTOP)
-        return
-    with crew.connect() as connection:
-        while True:
-            os.kill(process.pid, signal.SIGSTOP)
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                os.kill(process.pid, signal.SIGCONT)
-                continue
-            connection.execute("ROLLBACK")
-            return

@@ -93,8 +93,8 @@ async def test_a_reader_on_a_second_service_sees_the_first_one_die(
     url, reader = new_url(scheme), Reader()
     async with (
         Provider(token_ms=15) as provider,
-        service_on(url, provider) as first,
-        service_on(url, provider) as second,
+        service_on(url, provider, lease_ms=LEASE_MS) as first,
+        service_on(url, provider, lease_ms=LEASE_MS) as second,
     ):
         await Reader().submit(first.origin, leave_behind=2)
         following = asyncio.create_task(reader.follow(second.origin))

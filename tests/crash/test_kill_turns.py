@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -18,10 +17,10 @@ import pytest
 
 import perdure
 from perdure.errors import RunNotFoundError
-from perdure.store.opening import path_of
 from perdure.testing.lab import snapshot
 from perdure.turn.identity import run_id_of
 from tests.crash.conftest import NewUrl
+from tests.crash.freezing import freeze
 from tests.crash.turn_process import FINAL, TURN
 from tests.turn.stage import Reader, Script, until, within
 
@@ -50,7 +49,7 @@ class Place:
         """Return whether the model was asked again, or the process is over."""
         return self.noted()["producer"] > asked or process.returncode is not None
 
-    async def process(self, *, pause_s: float = 0.01) -> asyncio.subprocess.Process:
+    async def process(self, *options: str) -> asyncio.subprocess.Process:
         """Start a process that works on the turn; return once it has submitted it."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -58,7 +57,7 @@ class Place:
             "tests.crash.turn_process",
             self.url,
             str(self.folder / "notes"),
-            str(pause_s),
+            *options,
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -188,13 +187,13 @@ async def test_a_turn_is_parked_when_its_processes_die_again_and_again(
         state = "running"
         while state == "running":
             asked = place.noted()["producer"]
-            process = await place.process()
+            # It dies before its first step is recorded, which would be progress.
+            process = await place.process("ask")
             await until(partial(place.moved_on, asked, process))
             await end(process)
             run = await place.store.read_run(RUN_ID)
             assert run is not None
             state = run.state
-        # Each dies before its first step is recorded, which would be progress.
         run = await place.store.read_run(RUN_ID)
         assert run is not None
         assert (run.state, run.reason, run.strikes) == ("parked", "attempts_exhausted", 3)
@@ -202,37 +201,16 @@ async def test_a_turn_is_parked_when_its_processes_die_again_and_again(
         assert place.noted()["tool"] == 0
 
 
-async def pause(process: asyncio.subprocess.Process, url: str) -> None:
-    """Stop a process outside of a commit: within one it would hold the lock of SQLite's file."""
-    while True:
-        os.kill(process.pid, signal.SIGSTOP)
-        await asyncio.sleep(0.02)
-        if not url.startswith("sqlite"):
-            return
-        connection = sqlite3.connect(str(path_of(url)), timeout=0, isolation_level=None)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        except sqlite3.OperationalError:
-            os.kill(process.pid, signal.SIGCONT)
-            await asyncio.sleep(0.003)
-        else:
-            return
-        finally:
-            connection.close()
-
-
-@pytest.mark.parametrize("scheme", ["sqlite", "postgresql"])
-async def test_a_process_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(
-    tmp_path: Path, new_url: NewUrl, scheme: str
-) -> None:
-    async with place_in(tmp_path / "place", new_url(scheme)) as place:
+async def check_a_sleeper(folder: Path, url: str) -> None:
+    async with place_in(folder / "place", url) as place:
         reader = Reader()
         reading = asyncio.ensure_future(read_to_the_end(place.store, reader))
-        zombie = await place.process(pause_s=30)
+        zombie = await place.process("answer", "1000")
         try:
             await until(lambda: place.noted()["silent"])
-            await pause(zombie, place.url)
+            await asyncio.to_thread(freeze, zombie.pid, place.url)
+            frozen, before = await place.store.read_run(RUN_ID), place.noted()
+            assert frozen is not None
             heir = await place.process()
             try:
                 await within(reading, PATIENCE_S)
@@ -247,7 +225,23 @@ async def test_a_process_that_sleeps_past_its_lease_writes_nothing_when_it_wakes
         assert await snapshot(place.store, RUN_ID) == ended
         assert reader.text == FINAL
         assert ended.run is not None
-        assert (ended.run.state, ended.run.epoch) == ("completed", 2)
+        assert (ended.run.state, ended.run.epoch) == ("completed", frozen.epoch + 1)
         noted = place.noted()
-        assert (noted["ask"], noted["tool"], noted["answer"]) == (1, 1, 2)
+        assert (noted["ask"], noted["tool"]) == (1, 1)
+        assert noted["answer"] == before["answer"] + 1
         assert len([line for line in noted if line.startswith("persist")]) == 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_a_process_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(
+    tmp_path: Path, new_url: NewUrl, scheme: str
+) -> None:
+    await check_a_sleeper(tmp_path, new_url(scheme))
+
+
+@pytest.mark.campaign
+@pytest.mark.node
+async def test_a_process_that_sleeps_past_its_lease_writes_nothing_to_d1(
+    tmp_path: Path, new_url: NewUrl
+) -> None:
+    await check_a_sleeper(tmp_path, new_url("d1"))

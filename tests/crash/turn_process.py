@@ -10,11 +10,11 @@ from typing import Any
 
 import perdure
 from perdure.core.frames import Frame, text, tool_call, tool_result, upstream_end
+from perdure.core.limits import LEASE_MS
 from perdure.core.transitions import RESTING_STATES
 from tests.turn.stage import until
 
 TURN = perdure.ChatTurnIdentity("", "s", "ann", 0)
-LEASE_MS = 500
 TOKEN_S = 0.006
 ASKED = [f"look{number} " for number in range(12)]
 ANSWERED = [f"word{number} " for number in range(25)]
@@ -36,16 +36,17 @@ def joined(frames: Sequence[Frame]) -> str:
     return "".join(frame.data["delta"] for frame in frames if frame.kind == "text")
 
 
-def producer(notes: Notes, *, pause_s: float) -> Any:
-    """Ask a model, call a tool, ask again; `pause_s` is a silence in the second answer."""
+def producer(notes: Notes, *, silent_in: str | None) -> Any:
+    """Ask a model, call a tool, ask again; one of the two answers may fall silent for good."""
 
     async def model(name: str, tokens: Sequence[str]) -> AsyncIterator[Frame]:
         notes.add(name)
         for number, token in enumerate(tokens):
-            await asyncio.sleep(pause_s if (name, number) == ("answer", 3) else TOKEN_S)
+            await asyncio.sleep(TOKEN_S)
             yield text(token)
-            if (name, number) == ("answer", 2):
+            if (name, number) == (silent_in, 2):
                 notes.add("silent")
+                await asyncio.Event().wait()
         yield upstream_end("stop")
 
     async def tool() -> str:
@@ -77,8 +78,13 @@ async def hooks_were_tried(store: perdure.RunStore) -> bool:
     return all(delivery.tries > 0 for delivery in details.deliveries)
 
 
-async def main(url: str, notes_path: str, pause_s: float) -> None:
-    """Submit the turn again and again, as an impatient client would, until it is at rest."""
+async def main(
+    url: str, notes_path: str, silent_in: str | None = None, lease_ms: str = str(LEASE_MS)
+) -> None:
+    """Submit the turn again and again, as an impatient client would, until it is at rest.
+
+    The lease is so long that a busy machine takes it from nobody; the dead lose it at once.
+    """
     notes = Notes(notes_path)
 
     def persist(turn: perdure.FinishedTurn) -> None:
@@ -87,9 +93,9 @@ async def main(url: str, notes_path: str, pause_s: float) -> None:
     store = await perdure.open_store(url)
     engine = perdure.ChatTurnEngine(
         store,
-        produce=producer(notes, pause_s=pause_s),
+        produce=producer(notes, silent_in=silent_in),
         hooks=perdure.ChatTurnHooks(persist_assistant_message=persist),
-        lease_ms=LEASE_MS,
+        lease_ms=int(lease_ms),
     )
     while True:
         submitted = await engine.submit(TURN, "Hi")
@@ -104,4 +110,4 @@ async def main(url: str, notes_path: str, pause_s: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+    asyncio.run(main(*sys.argv[1:]))

@@ -11,10 +11,11 @@ from perdure.backends.protocol import Prompt
 from perdure.backends.responses import OpenAIResponsesBackend
 from perdure.backends.scripted import ScriptedBackend, ScriptItem
 from perdure.core.frames import text, upstream_end, usage
+from perdure.core.limits import LEASE_MS
 from perdure.core.transitions import RESTING_STATES
 from perdure.turn.answering import GO_ON, BackendProducer, answer_with
 from tests.crash.provider_process import COUNTED, FINAL, TOKEN_S, WORDS
-from tests.crash.turn_process import LEASE_MS, TURN, Notes, say
+from tests.crash.turn_process import TURN, Notes, say
 
 
 def joining(port: str) -> BackendProducer:
