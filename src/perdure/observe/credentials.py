@@ -91,12 +91,12 @@ def as_asked(given: JsonValue, asked: JsonValue) -> JsonValue:
         return {
             key: as_asked(item, known[key]) if key in known else item for key, item in news.items()
         }
-    if isinstance(given, list) and isinstance(asked, list | tuple) and len(given) == len(asked):
-        pairs = zip(
-            cast("Sequence[JsonValue]", given), cast("Sequence[JsonValue]", asked), strict=True
-        )
-        return [as_asked(item, was) for item, was in pairs]
-    return given
+    if isinstance(given, list) and isinstance(asked, list | tuple):
+        items = cast("Sequence[JsonValue]", given)
+        were = cast("Sequence[JsonValue]", asked)
+        if len(items) == len(were):
+            return [as_asked(item, was) for item, was in zip(items, were, strict=True)]
+    return cast("JsonValue", given)
 
 
 def _mask_member(key: str, value: JsonValue) -> JsonValue:
