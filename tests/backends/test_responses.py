@@ -328,7 +328,7 @@ async def test_what_the_provider_runs_itself_is_told_as_call_and_result(
     ]
 
 
-ASKED = [
+ASKED: list[tuple[dict[str, Any], str]] = [
     ({"type": "custom_tool_call", "call_id": "c", "name": "sql", "input": "x"}, "as a function"),
     ({"type": "computer_call", "call_id": "c", "action": {"type": "click"}}, "offer the model"),
     ({"type": "local_shell_call", "call_id": "c", "action": {}}, "offer the model"),

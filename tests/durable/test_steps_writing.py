@@ -90,6 +90,9 @@ class Heard(ForwardingStore):
         super().__init__(inner)
         self.begun: dict[str, bool] = {}
 
+    def for_tenant(self, tenant: str) -> Heard:
+        return Heard(self._inner.for_tenant(tenant))
+
     async def write(self, lease: Lease, *changes: Change) -> Written:
         self.begun |= {
             change.intent: change.is_begun for change in changes if isinstance(change, CompleteStep)
