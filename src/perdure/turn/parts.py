@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
 from perdure.core import frames
@@ -14,9 +14,9 @@ from perdure.core.records import JsonValue
 from perdure.errors import UsageError
 
 _PIECES_MAX: Final = 128
-_DELTA_EVENT: Final[Set[str]] = {"type", "data"}
-_DELTA_DATA: Final[Set[str]] = {"delta", "part"}
-_DELTA_PART: Final[Set[str]] = {"id", "type"}
+_DELTA_EVENT: Final = dict.fromkeys(("type", "data")).keys()
+_DELTA_DATA: Final = dict.fromkeys(("delta", "part")).keys()
+_DELTA_PART: Final = dict.fromkeys(("id", "type")).keys()
 
 
 def frame_of(item: object) -> Frame:
