@@ -79,9 +79,9 @@ class Bench:
 
         return asyncio.run(look())
 
-    def state(self) -> str | None:
+    def state(self, run_id: str = "run") -> str | None:
         async def state_of(store: RunStore) -> str | None:
-            run = await store.read_run("run")
+            run = await store.read_run(run_id)
             return None if run is None else run.state
 
         return self.ask(state_of)
@@ -185,22 +185,23 @@ def test_approvals_outlive_three_processes_and_cost_one_model_call_for_each_deci
     assert bench.noted("end") == [BOTH_PAID]
 
 
-def test_a_turn_that_waits_for_a_human_outlives_its_process(bench: Bench) -> None:
-    options = ("turn", "--approve")
+def test_a_turn_that_waits_for_a_human_outlives_any_number_of_processes(bench: Bench) -> None:
+    options, turn = ("turn", "--approve"), run_id_of(TURN)
 
     async def asked(store: RunStore) -> list[Any]:
-        return list(await pending_approvals(store, run_id_of(TURN)))
+        return list(await pending_approvals(store, turn))
 
     async def approve(store: RunStore) -> None:
         [request] = await asked(store)
-        await answer_approval(store, run_id_of(TURN), request, Approval(True))
+        await answer_approval(store, turn, request, Approval(True))
 
-    for answers in range(2):
-        process = bench.start(*options)
-        until(lambda: len(bench.ask(asked)) == 1)
-        bench.kill(process)
+    for models, deaths in ((["0"], 4), (["0", "1"], 1)):
+        for _ in range(deaths):
+            process = bench.start(*options)
+            until(lambda: len(bench.ask(asked)) == 1 and bench.state(turn) == "waiting")
+            bench.kill(process)
+        assert bench.noted("model") == models
         bench.ask(approve)
-        assert bench.noted("model") == ["0"] if answers == 0 else ["0", "1"]
     assert bench.run(*options) == 0
     assert bench.noted("model") == ["0", "1", "2"]
     assert bench.noted("end") == ["session.run.completed"]

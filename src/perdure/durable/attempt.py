@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 from perdure.core.changes import (
@@ -13,6 +14,7 @@ from perdure.core.changes import (
     CompleteStep,
     EndRun,
     FailStep,
+    Release,
     SettleUsage,
     Suspend,
 )
@@ -43,6 +45,8 @@ class Attempt:
     lost lease and of a requested stop; `on_change` is called when either becomes known.
     `asked_ms`: the monotonic moment at which the claim was asked for. `keeps_records`: somebody
     wants all steps at the end; `recorded` has them then, those of the history and those added.
+    `swept` is given where what goes on is bound to its own past: it wakes only as the very next
+    attempt, and returns once the claims that sweeps of this process have made are handed out.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Attempt:
         on_change: Callable[[], None] | None = None,
         asked_ms: float | None = None,
         keeps_records: bool = False,
+        swept: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         assert claim.lease is not None
         tenant = claim.run.tenant
@@ -62,7 +67,10 @@ class Attempt:
         self.on_change = on_change
         self.is_asleep = False
         """The lease was given back for a while; `wake` claims the run again."""
+        self.first_lease = claim.lease
+        """The lease that this began with; it has another one after each sleep."""
         self._keeps_records = keeps_records
+        self._swept = swept
         self._keeper = keeper_of(store)
         self._waking = asyncio.Lock()
         self._adopt(claim, claim.lease, asked_ms)
@@ -254,12 +262,48 @@ class Attempt:
             if not self.is_asleep:
                 return
             try:
-                await self._claim_again()
+                if self._swept is None:
+                    await self._claim_again()
+                else:
+                    await self._claim_next(self._swept)
             except PerdureError:
                 # Nobody tries twice: what the task was told holds.
                 self.is_asleep = False
                 raise
             self.is_asleep = False
+
+    def take(self, claim: Claim, *, asked_ms: float) -> bool:
+        """Go on with a claim that a sweep of this process has made while this slept, if it fits."""
+        lease = claim.lease
+        if not self.is_asleep or lease is None or lease.epoch != self.lease.epoch + 1:
+            return False
+        self.is_asleep = False
+        self._adopt(claim, lease, asked_ms)
+        return True
+
+    async def stay_asleep(self) -> bool:
+        """Return whether this sleeps: then it never wakes, and whoever is next goes on."""
+        async with self._waking:
+            slept, self.is_asleep = self.is_asleep, False
+            return slept
+
+    async def _claim_next(self, swept: Callable[[], Awaitable[None]]) -> None:
+        """Claim the run unless somebody else has done so meanwhile, or deleted it."""
+        read_run, epoch = partial(self.store.read_run, self.run.run_id), self.lease.epoch
+        run = await patiently(read_run, for_ms=self.lease_ms)
+        try:
+            if run is None or run.epoch != epoch or run.state not in ("sleeping", "waiting"):
+                raise LeaseLostError(f"run {self.run.run_id!r} went on elsewhere while it slept")
+            await self._claim_again()
+        except LeaseLostError:
+            await swept()
+            if self.is_asleep:
+                raise
+            return
+        if self.lease.epoch != epoch + 1:
+            # Somebody was there between the look and the claim.
+            await self.leave(Release("outrun"))
+            raise LeaseLostError(f"run {self.run.run_id!r} went on elsewhere while it slept")
 
     async def _claim_again(self) -> None:
         manifest = self.run.manifest
@@ -283,12 +327,15 @@ class Attempt:
 
     # What is left behind.
 
-    async def settle_late(self, usage: SettleUsage | None) -> None:
-        """Record what a call used though nothing else is recorded: a lost worker has the bill."""
+    async def settle_late(self, usage: SettleUsage | None, *, lease: Lease | None = None) -> None:
+        """Record what a call used though nothing else is recorded: a lost worker has the bill.
+
+        `lease`: under which the call was made, if this attempt has slept since.
+        """
         if usage is None:
             return
         try:
-            await finish_even_if_cancelled(self.store.settle_usage(self.lease, usage))
+            await finish_even_if_cancelled(self.store.settle_usage(lease or self.lease, usage))
         except StoreError as error:
             logger.warning("the usage of a call of %r is not recorded: %s", self.run.run_id, error)
 

@@ -23,7 +23,12 @@ from perdure.durable.attempt import Attempt
 from perdure.durable.ring import Ring
 from perdure.durable.ticks import ticks_here
 from perdure.durable.untorn import finish_even_if_cancelled
-from perdure.errors import LeaseLostError, NotSerializableError, ValueTooLargeError
+from perdure.errors import (
+    LeaseLostError,
+    NotSerializableError,
+    PerdureError,
+    ValueTooLargeError,
+)
 
 logger = logging.getLogger("perdure.journal")
 
@@ -139,6 +144,22 @@ class Journal:
         """
         await finish_even_if_cancelled(self._leave(changes, last))
 
+    async def doze(self, *changes: Change) -> Written:
+        """Write everything that is pending and `changes`, the last of which begins a sleep.
+
+        What is appended meanwhile wakes the attempt, as the end does.
+        """
+        return await finish_even_if_cancelled(self._doze(changes))
+
+    async def awake(self) -> None:
+        """Return once the attempt has its lease. Raises LeaseLostError: others go on."""
+        if self._attempt.is_asleep:
+            try:
+                await finish_even_if_cancelled(self._attempt.wake())
+            except PerdureError as error:
+                self._attempt.held.lose()
+                raise LeaseLostError(f"the turn went on without this process: {error}") from error
+
     def show_last(self) -> None:
         """Show readers the frame that ends the turn, if there is one."""
         (frames, sizes), self._unshown = self._unshown, ([], [])
@@ -167,6 +188,7 @@ class Journal:
 
     async def _write(self, changes: Sequence[Change]) -> Written:
         async with self._door:
+            await self.awake()
             frames, sizes, rows = self._take()
             try:
                 written = await self._attempt.write(*rows, *changes)
@@ -182,6 +204,7 @@ class Journal:
     async def _leave(self, changes: Sequence[Change], last: Frame | None) -> None:
         self._tick = 0
         async with self._door:
+            await self.awake()
             if last is not None:
                 self._append_element(last)
             frames, sizes, rows = self._take()
@@ -189,6 +212,19 @@ class Journal:
         shown = len(frames) - (last is not None)
         self._unshown = (frames[shown:], sizes[shown:])
         self._publish(frames[:shown], sizes[:shown])
+
+    async def _doze(self, changes: Sequence[Change]) -> Written:
+        self._tick = 0
+        async with self._door:
+            await self.awake()
+            frames, sizes, rows = self._take()
+            try:
+                written = await self._attempt.doze(*rows, *changes)
+            except Exception:
+                self._attempt.held.lose()
+                raise
+        self._publish(frames, sizes)
+        return written
 
     # Numbering.
 
@@ -273,7 +309,7 @@ class Journal:
             if self._is_urgent:
                 # What is appended in the same breath goes along, and an end takes everything along.
                 await asyncio.sleep(0)
-            while self._pending and not self._attempt.is_over:
+            while self._pending and not self._is_done:
                 # This task is the journal's own: there is no caller who could be cancelled.
                 await self._write(())
                 if not self._is_pressing():
@@ -285,8 +321,12 @@ class Journal:
         finally:
             self._flushing = None
             self._make_room()
-            if self._pending and not self._tick and not self._attempt.is_over:
+            if self._pending and not self._tick and not self._is_done:
                 self._tick = self._ticks.after_next(self._flush_at)
+
+    @property
+    def _is_done(self) -> bool:
+        return self._attempt.is_over and not self._attempt.is_asleep
 
     def _is_pressing(self) -> bool:
         """Whether what waits should not linger."""
@@ -298,6 +338,10 @@ class Journal:
 
     def _take(self) -> tuple[list[Frame], list[int], list[AppendFrames | Restart]]:
         frames, self._pending = self._pending, []
+        epoch = self._attempt.lease.epoch
+        if frames and frames[0].epoch != epoch:
+            # Appended while the attempt slept; a cursor names the epoch that wrote the frame.
+            frames = [frame._replace(epoch=epoch) for frame in frames]
         sizes, self._sizes = self._sizes, []
         builders, self._rows = self._rows, []
         self._full_bytes = self._pending_bytes = 0

@@ -285,6 +285,10 @@ class Steps(Positions):
         """Write a completed step; a turn writes its frames along with it."""
         return await attempt.write(done, *usage)
 
+    async def doze(self, attempt: Attempt, *changes: Change) -> Written:
+        """Give the lease back for the time of a wait; a turn writes its frames along with it."""
+        return await attempt.doze(*changes)
+
     async def _record_failure(
         self, attempt: Attempt, scope: StepScope, error: BaseException
     ) -> StepFailedError:

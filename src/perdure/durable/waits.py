@@ -14,7 +14,12 @@ from perdure.durable.attempt import Attempt, patiently
 from perdure.durable.failures import failure_of, failure_text
 from perdure.durable.steps import Steps, StepScope, StepSpec
 from perdure.durable.untorn import finish_even_if_cancelled
-from perdure.errors import AwaitEventTimeoutError, StoreError
+from perdure.errors import (
+    AwaitEventTimeoutError,
+    DivergenceError,
+    LeaseLostError,
+    StoreError,
+)
 
 logger = logging.getLogger("perdure.waits")
 
@@ -150,7 +155,11 @@ class Wait:
             started_at=begun_at,
             is_begun=begun_at is not None,
         )
-        written = await self._steps.write(attempt, done)
+        try:
+            written = await self._steps.commit(attempt, done)
+        except (LeaseLostError, StoreError, DivergenceError) as error:
+            self._steps.refuse(error)
+            raise
         return written.steps[0].result
 
     # How the time is spent.
@@ -199,7 +208,7 @@ class Wait:
         if self._unwinds:
             await self._unwind(attempt, *begin, suspend)
         else:
-            await attempt.doze(*begin, suspend)
+            await self._steps.doze(attempt, *begin, suspend)
 
     async def _unwind(self, attempt: Attempt, *changes: Change) -> NoReturn:
         suspended = Suspended(f"the run {attempt.run.run_id!r} is asleep")
@@ -223,10 +232,11 @@ class Wait:
         run = await patiently(
             lambda: attempt.store.read_run(attempt.run.run_id), for_ms=attempt.lease_ms
         )
-        if attempt.is_asleep and not _is_undisturbed(run):
+        if attempt.is_asleep and not _is_undisturbed(run, attempt.lease.epoch):
             await self._steps.awake(attempt)
 
 
-def _is_undisturbed(run: RunRecord | None) -> bool:
-    asleep = run is not None and run.state in ("sleeping", "waiting")
-    return asleep and run is not None and run.stop_requested_at is None
+def _is_undisturbed(run: RunRecord | None, epoch: int) -> bool:
+    if run is None or run.state not in ("sleeping", "waiting"):
+        return False
+    return run.epoch == epoch and run.stop_requested_at is None

@@ -103,6 +103,7 @@ class Closing:
         """
         text = final_text or self.content.text
         try:
+            await self._journal.awake()
             told = text
             if transforms:
                 status, told = await self._told(text, status)
@@ -137,7 +138,7 @@ class Closing:
             tries=self.tries,
         )
         end = EndRun("failed", reason=failure.code, error_text=error_text(recorded))
-        await self._leave((*also, failed, *self._usage(), end), last=failure.frame())
+        await self._leave((*also, failed, *await self._usage(), end), last=failure.frame())
         self.ended_as = "failed"
         self._settings.on_failure("turn", error)
         self._journal.show_last()
@@ -147,18 +148,29 @@ class Closing:
         ref = ending.failure_of(error, expose=False).ref
         failure = ending.Failure("parked", "The turn was given up; retry it.", True, ref)
         park = Suspend("parked", reason=reason, error_text=error_text(step_error_of(error)))
-        await self._leave((*self._usage(), park), last=failure.frame())
+        await self._leave((*await self._usage(), park), last=failure.frame())
         self.ended_as = "parked"
         self._settings.on_failure("turn", error)
         self._journal.show_last()
 
     async def release(self, reason: str) -> None:
-        """Give the lease back; what is pending is written, and somebody else goes on."""
-        await self._leave((*self._usage(), Release(reason)))
+        """Give the lease back; what is pending is written, and somebody else goes on.
+
+        A turn that waits has given it back already.
+        """
+        if await self._attempt.stay_asleep():
+            self._left.set()
+            return
+        await self._leave((*await self._usage(), Release(reason)))
 
     def known_usage(self) -> SettleUsage | None:
         """Return what is known of call 0, the one of the producer itself."""
         return self.content.usage(0) if self.has_begun else None
+
+    async def settle_late(self) -> None:
+        """Record what is known of call 0 though the lease is lost."""
+        usage, lease = self.known_usage(), self._attempt.first_lease
+        await self._attempt.settle_late(usage, lease=lease)
 
     async def _leave(self, changes: Sequence[Change], *, last: Frame | None = None) -> None:
         await self._journal.leave(*changes, last=last)
@@ -189,7 +201,7 @@ class Closing:
         streams = self._steps.take_held_back(all_of_them=True)
         left_behind = await self._steps.left_behind()
         end = EndRun(status, ending.outcome_text(turn.turn_index, text))
-        return (answer, *streams, *left_behind, *self._usage(), *follow_ups, end), follow_ups
+        return (answer, *streams, *left_behind, *await self._usage(), *follow_ups, end), follow_ups
 
     async def _told(self, text: str, status: ending.Status) -> tuple[ending.Status, str]:
         """Return how the turn ends and the text for hooks.
@@ -214,7 +226,16 @@ class Closing:
             return "stopped", text
         return status, told
 
-    def _usage(self) -> tuple[SettleUsage, ...]:
+    async def _usage(self) -> tuple[SettleUsage, ...]:
+        """Return what is recorded with the end of call 0; of one before a sleep it is done now."""
+        used, attempt = self._used(), self._attempt
+        if attempt.lease is attempt.first_lease:
+            return used
+        for usage in used:
+            await attempt.settle_late(usage, lease=attempt.first_lease)
+        return ()
+
+    def _used(self) -> tuple[SettleUsage, ...]:
         """Return what is recorded of call 0: what is known of it, or that nobody knows.
 
         Where none is made since an earlier attempt has the whole answer, it is of that one's.

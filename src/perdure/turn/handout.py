@@ -16,7 +16,6 @@ from perdure.durable.parallel import branches_of, check_concurrency, run_branche
 from perdure.durable.scope import step_spec
 from perdure.durable.steps import StepSpec
 from perdure.errors import UsageError
-from perdure.turn import awaiting
 from perdure.turn.attachments import Attachment, attachments_from_json
 from perdure.turn.identity import ChatTurnIdentity
 from perdure.turn.recovery import Partial, SavedHandle
@@ -137,9 +136,10 @@ class Turn(Protocol):
     def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]:
         """Return the payload of an event of this turn's run, as `DurableContext.await_event`.
 
-        The turn stays in flight and its readers wait, for the idle time-out does not run; an
-        attempt after a crash waits on. The time-out counts from the last attempt's begin of the
-        wait, and is final once it is over.
+        Once this is all that the turn does for a while, nobody holds its lease: a death or a
+        deploy costs no strike, and whoever sees the event first goes on, here in place. Its
+        session stays busy and its readers wait, for the idle time-out does not run. The time-out
+        counts from the first begin of the wait, and is final once it is over.
         """
         ...
 
@@ -258,7 +258,7 @@ class AttemptedTurn:
         identity.check_event_key(key)
         if timeout_ms is not None:
             check_length(timeout_ms, name="timeout_ms")
-        spec = self._spec(awaiting.intent_of(key), "event", None, None)
+        spec = self._spec(f"event:{key}", "event", None, None)
         return self._steps.arrival(spec, key, timeout_ms=timeout_ms)
 
     async def save_handle(self, handle: JsonValue) -> None:
@@ -266,6 +266,7 @@ class AttemptedTurn:
         if handle is not None:
             saved = SavedHandle(handle, after=self._steps.last_seq)
             text = encode_value(saved._asdict(), name="handle")
+        await self._steps.awake(self._attempt)
         await self._attempt.write(SaveHandle(text))
         self.upstream = handle
 

@@ -16,6 +16,8 @@ from perdure.core.frames import (
 from perdure.durable.attempt import Attempt
 from perdure.durable.failures import given_up
 from perdure.durable.journal import Journal, stored_bytes
+from perdure.errors import PerdureError, UnfinishedStepError
+from perdure.turn.ending import ProducerLostError
 from perdure.turn.parts import Content
 from perdure.turn.recovery import Evidence, gather_evidence, is_remembered, saved_handle
 from perdure.turn.stepping import TurnSteps
@@ -86,6 +88,16 @@ class Inheritance:
         """Return the records of steps of which nobody knows whether they took effect."""
         taken = max(self._attempt.history) + 1
         return [given_up(step, taken=taken) for step in self.evidence.open_steps]
+
+    def lost(self) -> PerdureError:
+        """Return why the turn does not go on by itself."""
+        tool = self.evidence.open_tool_call
+        if tool is not None:
+            return UnfinishedStepError(
+                f"the turn was interrupted in the tool call {tool!r}: "
+                "whether it took effect is unknown"
+            )
+        return ProducerLostError("the attempt at the turn was lost")
 
     def _recall(self, frames: Sequence[Frame]) -> None:
         for frame in frames:

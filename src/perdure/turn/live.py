@@ -13,6 +13,7 @@ from perdure.core.changes import BeginStep, IntendUsage, SaveHandle
 from perdure.core.frames import Frame
 from perdure.core.records import Claim, JsonValue
 from perdure.durable.attempt import Attempt
+from perdure.durable.execution import live_runs
 from perdure.durable.journal import Journal
 from perdure.durable.ring import Ring
 from perdure.durable.steps import StepScope, StepSpec
@@ -24,13 +25,12 @@ from perdure.errors import (
     RunParkedError,
     StoreCorruptError,
     StoreError,
-    UnfinishedStepError,
     UsageError,
 )
 from perdure.store.protocol import RunStore
 from perdure.turn.calling import Drained, HookCalls
 from perdure.turn.closing import Closing, TurnSettings
-from perdure.turn.ending import IdleTimeoutError, ProducerLostError
+from perdure.turn.ending import IdleTimeoutError
 from perdure.turn.handout import AttemptedTurn
 from perdure.turn.history import history_of
 from perdure.turn.hooks import EventFollower, flush_trace
@@ -64,7 +64,7 @@ class LiveTurn:
     ) -> None:
         assert claim.lease is not None
         self.run = claim.run
-        self.identity = identity_of(claim.run)
+        turn = self.identity = identity_of(claim.run)
         self.ring = Ring(claim.next_seq)
         self.left = asyncio.Event()
         """The end is recorded, or somebody else goes on; hooks may still be running."""
@@ -79,12 +79,12 @@ class LiveTurn:
         self._follower = EventFollower(settings.hooks, settings.on_failure)
         self._has_told_start = False
         self._addressee = Addressee(
-            self.identity.tenant_id,
-            self.identity.session_id,
-            self.identity.turn_index,
-            revision=self.identity.revision,
+            turn.tenant_id, turn.session_id, turn.turn_index, revision=turn.revision
         )
-        self._attempt = Attempt(store, claim, lease_ms=settings.lease_ms, asked_ms=asked_ms)
+        swept = partial(live_runs.swept, store.handle)
+        self._attempt = Attempt(
+            store, claim, lease_ms=settings.lease_ms, asked_ms=asked_ms, swept=swept
+        )
         self._journal = Journal(
             self._attempt, self.ring, next_seq=claim.next_seq, on_published=self._tell
         )
@@ -139,9 +139,18 @@ class LiveTurn:
         self.task = asyncio.get_running_loop().create_task(work)
         return self.task
 
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it waits for an event, and nobody holds it."""
+        return self._attempt.is_asleep
+
     def stop(self) -> None:
         """End the turn as stopped, with what there is of it."""
         self._attempt.held.ask_to_stop()
+
+    def take(self, claim: Claim, *, asked_ms: float) -> bool:
+        """Go on with what a worker has claimed while the turn waited here; False: it cannot."""
+        return not self._draining and self._attempt.take(claim, asked_ms=asked_ms)
 
     def drain(self) -> None:
         """Give the lease back; somebody else goes on."""
@@ -165,13 +174,14 @@ class LiveTurn:
             await self._attend_or_give_back()
         except LeaseLostError:
             logger.info("the lease on turn %r was lost: another worker goes on", self._stored_id)
-            await self._attempt.settle_late(self._closing.known_usage())
+            await self._closing.settle_late()
         except StoreError:
             # Not given back: its lease lapses, and the strike bounds how often this may happen.
             logger.exception("the turn %r is left to the next worker", self._stored_id)
         except Exception:
             logger.exception("the attempt at turn %r broke off", self._stored_id)
         finally:
+            await self._attempt.stay_asleep()
             self._attempt.end()
             self.left.set()
             self.ring.close()
@@ -259,7 +269,7 @@ class LiveTurn:
         elif rung == "finish":
             await closing.end("completed")
         else:
-            await closing.fail(_lost(evidence), *inheritance.open_steps_as_failed())
+            await closing.fail(inheritance.lost(), *inheritance.open_steps_as_failed())
 
     async def _choose(self, evidence: Evidence) -> Rung:
         policy = self._settings.on_interrupted
@@ -387,12 +397,3 @@ class LiveTurn:
 
 
 _WORKING_RUNGS: Final = ("begin", "attach", "rerun_unseen", "rerun", "continue")
-
-
-def _lost(evidence: Evidence) -> PerdureError:
-    tool = evidence.open_tool_call
-    if tool is not None:
-        return UnfinishedStepError(
-            f"the turn was interrupted in the tool call {tool!r}: whether it took effect is unknown"
-        )
-    return ProducerLostError("the attempt at the turn was lost")

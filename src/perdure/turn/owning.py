@@ -36,6 +36,8 @@ Busy = Literal["reject", "queue", "replace"]
 _UNFINISHED: Final[Sequence[RunState]] = ("queued", "running", "sleeping", "waiting")
 _LINE_MAX: Final = 1_000
 """Turns of one session in line that are stopped for the one that replaces them."""
+_LOOK_MS: Final = 100
+"""How often a drain looks for turns that have fallen asleep."""
 GIVE_BACK_MS: Final = 10_000
 """How long turns that were drained may take to clean up and to give their leases back."""
 
@@ -86,8 +88,12 @@ class OwnedTurns:
         """Go on with a turn that a worker has claimed; cancelling the waiting drains it."""
         assert claim.lease is not None
         handle, stored_id = self._store.handle, claim.lease.run_id
-        live = live_turns.share(handle, stored_id, claim.run.manifest_hash)
-        return _attend(self._begin(live, claim, asked_ms=asked_ms))
+        sleeping = live_turns.find(handle, stored_id)
+        turn = None if sleeping is None else sleeping.work
+        if turn is None or not turn.take(claim, asked_ms=asked_ms):
+            live = live_turns.share(handle, stored_id, claim.run.manifest_hash)
+            turn = self._begin(live, claim, asked_ms=asked_ms)
+        return _attend(turn)
 
     async def stop(self, turn: ChatTurnIdentity) -> RunRecord:
         """Stop a turn wherever it runs; return it as it is then.
@@ -108,7 +114,10 @@ class OwnedTurns:
         return run
 
     async def give_back(self, *, drain_ms: int) -> None:
-        """Let the turns finish for `drain_ms`; then give back what is not finished."""
+        """Let the turns finish for `drain_ms`; then give back what is not finished.
+
+        What sleeps is held by nobody, and gets no time.
+        """
         try:
             await self._finished(within_ms=drain_ms)
         finally:
@@ -129,7 +138,10 @@ class OwnedTurns:
     async def _finished(self, *, within_ms: int) -> None:
         deadline_ms = monotonic_ms() + within_ms
         while (work := self._unfinished()) and (left_ms := deadline_ms - monotonic_ms()) > 0:
-            await asyncio.wait(work, timeout=left_ms / 1_000)
+            for turn in self._turns:
+                if turn.is_asleep:
+                    turn.drain()
+            await asyncio.wait(work, timeout=min(left_ms, _LOOK_MS) / 1_000)
 
     def _unfinished(self) -> set[asyncio.Task[Any]]:
         return self._openings | {turn.task for turn in self._turns if turn.task is not None}

@@ -18,7 +18,8 @@ from perdure.durable.failures import given_up
 from perdure.durable.journal import Journal
 from perdure.durable.scope import watching
 from perdure.durable.steps import Steps, StepScope, StepSpec, inside
-from perdure.turn import awaiting
+from perdure.durable.waits import Wait
+from perdure.errors import LeaseLostError
 from perdure.turn.parts import frame_of, spoken_in
 from perdure.turn.recovery import settled_prefix
 
@@ -74,10 +75,30 @@ class TurnSteps(Steps):
             self.executing -= is_timed
 
     def arrival(self, spec: StepSpec, key: str, *, timeout_ms: int | None) -> Awaitable[JsonValue]:
-        """Return the payload of the event `key`, which the step `spec` waits for."""
-        attempt = self.attempt
-        assert attempt is not None
-        return self.run(spec, lambda: awaiting.arrival(attempt, key, timeout_ms=timeout_ms))
+        """Return the payload of the event `key`, which the step `spec` waits for.
+
+        The turn sleeps meanwhile: nobody holds it, so that no death and no deploy costs a strike.
+        """
+        return self.watched(self._arrival(spec, key, timeout_ms), spec.position)
+
+    async def _arrival(self, spec: StepSpec, key: str, timeout_ms: int | None) -> JsonValue:
+        self.executing += 1
+        try:
+            return await Wait(self, spec, key=key, length_ms=timeout_ms, unwinds=False).run()
+        finally:
+            self.executing -= 1
+
+    async def doze(self, attempt: Attempt, *changes: Change) -> Written:
+        return await self._journal.doze(*changes)
+
+    async def awake(self, attempt: Attempt) -> Attempt:
+        try:
+            await self._journal.awake()
+        except LeaseLostError as error:
+            self.refuse(error)
+            raise
+        attempt.check()
+        return attempt
 
     def answered(self, spec: StepSpec) -> None:
         super().answered(spec)
