@@ -15,12 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import perdure
-from bench.sides.perdure_side import Unfinished, run, task_of
+from bench.sides.perdure_side import reach_last
 
 ROOT: Final = Path(__file__).parent.parent
 STEPS: Final = 1_000
@@ -35,21 +34,9 @@ def _python(*arguments: str) -> list[str]:
 
 async def go_on(url: str, steps: int) -> None:
     """Run to the step that is not done, behind `steps` that are; print when it was reached."""
-    reached = 0.0
-
-    def last() -> None:
-        nonlocal reached
-        reached = time.perf_counter()
-        raise Unfinished
-
-    async def task(context: perdure.DurableContext) -> None:
-        await task_of(steps)(context)
-        await context.step("last", last)
-
     began = time.perf_counter()
     store = await perdure.open_store(url)
-    with suppress(Unfinished):
-        await run(store, "run", task)
+    reached = await reach_last(store, steps)
     print(reached, (reached - began) * 1e3)
     await store.close()
 

@@ -7,10 +7,9 @@ from typing import Final, NamedTuple
 
 from perdure.core.changes import EndRun
 from perdure.core.effects import monotonic_ms
-from perdure.core.identity import derive_worker_id
 from perdure.core.records import RunRecord
 from perdure.core.transitions import RESTING_STATES
-from perdure.durable.retrying import known_manifest
+from perdure.durable.retrying import claim_as_stored
 from perdure.durable.traces import remove_traces
 from perdure.errors import LeaseHeldError, RunNotFoundError, SessionBusyError, UsageError
 from perdure.store.erasure import busy_text, erasure_of
@@ -97,12 +96,7 @@ async def stop_for_good(store: RunStore, run: RunRecord) -> None:
     if run.state in RESTING_STATES or run.manifest is None:
         return
     try:
-        claim = await store.start_or_resume(
-            run.run_id,
-            known_manifest(run.manifest, run.manifest_hash),
-            worker_id=derive_worker_id(),
-            handler=run.handler,
-        )
+        claim = await claim_as_stored(store, run)
     except LeaseHeldError:
         return  # Its holder sees the mark, and ends it.
     if claim.lease is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from perdure.core.identity import manifest_hash
-from perdure.core.records import RunManifest, RunRecord, SessionKey
+from perdure.core.identity import derive_worker_id, manifest_hash
+from perdure.core.records import Claim, RunManifest, RunRecord, SessionKey
 from perdure.core.wording import id_of
 from perdure.errors import RunNotFoundError, UsageError
 from perdure.store.entry import SealedManifest
@@ -43,6 +43,17 @@ def known_manifest(manifest: RunManifest, plain_hash: str) -> RunManifest:
         return manifest
     # Its values are sealed: it is recognised by the hash of the plain ones.
     return SealedManifest.of(manifest, plain_hash)
+
+
+async def claim_as_stored(store: RunStore, run: RunRecord) -> Claim:
+    """Claim a run for its own handler, as whoever has only its record. Raises LeaseHeldError."""
+    assert run.manifest is not None
+    return await store.start_or_resume(
+        run.run_id,
+        known_manifest(run.manifest, run.manifest_hash),
+        worker_id=derive_worker_id(),
+        handler=run.handler,
+    )
 
 
 def _session_of(run: RunRecord) -> SessionKey | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from perdure.core.changes import EndRun
-from perdure.core.identity import canonical_hash, derive_worker_id
+from perdure.core.identity import canonical_hash
 from perdure.core.limits import ID_BYTES_MAX
 from perdure.core.records import RunRecord
 from perdure.core.transitions import RESTING_STATES
-from perdure.durable.retrying import known_manifest
+from perdure.durable.retrying import claim_as_stored
 from perdure.errors import LeaseHeldError, LeaseLostError
 from perdure.store.erasure import erasure_of
 from perdure.store.protocol import RunStore
@@ -53,12 +53,7 @@ async def _end_lost(store: RunStore, run: RunRecord) -> None:
     if run.manifest is None:
         return
     try:
-        claim = await store.start_or_resume(
-            run.run_id,
-            known_manifest(run.manifest, run.manifest_hash),
-            worker_id=derive_worker_id(),
-            handler=run.handler,
-        )
+        claim = await claim_as_stored(store, run)
         if claim.lease is not None:
             await store.write(claim.lease, EndRun("completed"))
     except (LeaseHeldError, LeaseLostError):
