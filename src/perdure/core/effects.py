@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 _dice = random.Random()
+_MOMENT_CHARS: Final = len("2026-01-31T09:05:07.042Z")
 _TOKEN_BYTES: Final = 16
 _TOKENS_DRAWN: Final = 64
 _tokens: Final[list[str]] = []
@@ -54,7 +55,14 @@ def _to_the_second(seconds: int) -> str:
 
 def epoch_ms(moment: str) -> int:
     """Return the milliseconds since the epoch of a stored moment."""
+    if len(moment) == _MOMENT_CHARS and moment[19] == "." and moment[23] == "Z":
+        return _from_the_second(moment[:19]) + int(moment[20:23])
     return round(datetime.fromisoformat(moment).timestamp() * 1_000)
+
+
+@lru_cache(maxsize=64)
+def _from_the_second(moment: str) -> int:
+    return round(datetime.fromisoformat(f"{moment}Z").timestamp()) * 1_000
 
 
 def new_token() -> str:

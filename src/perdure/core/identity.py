@@ -37,7 +37,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NOT_IN_IDS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TURN_ID = re.compile(r"chat:(.+):(0|[1-9][0-9]{0,15})(?:~([1-9][0-9]{0,15}))?", re.DOTALL)
 
-_quote = json.JSONEncoder(ensure_ascii=False).encode
+_quote = json.encoder.encode_basestring
 _worker_numbers = itertools.count(1)
 
 
@@ -81,15 +81,13 @@ def manifest_hash(manifest: RunManifest) -> str:
         return manifest.known_hash
     check_manifest(manifest)
     task = manifest.task
-    content: dict[str, JsonValue] = {
-        "projectId": manifest.project_id,
-        "scenarioId": manifest.scenario_id,
-        "taskId": task.id,
-        "taskIntent": task.intent,
-        "input": dict(manifest.input),
-    }
+    content: dict[str, JsonValue] = {"input": dict(manifest.input)}
+    content["projectId"] = manifest.project_id
+    content["scenarioId"] = manifest.scenario_id
     if task.domain is not None:
         content["taskDomain"] = task.domain
+    content["taskId"] = task.id
+    content["taskIntent"] = task.intent
     return _sha256(_canonical(content, "manifest"))
 
 
@@ -256,9 +254,12 @@ def _in_order(value: Mapping[str, JsonValue]) -> list[str]:
     """Return the keys in the order in which a JavaScript object lists them once sorted."""
     for key in value:
         check_key(key)
-        if key == "__proto__":
-            raise Refusal("has the key `__proto__`, which JavaScript drops")
-    if all(key.isascii() for key in value):
+    if "__proto__" in value:
+        raise Refusal("has the key `__proto__`, which JavaScript drops")
+    letters = "".join(value).replace("_", "a")
+    if letters.isalpha() and letters.isascii():
+        return sorted(value)
+    if letters.isascii():
         names = sorted(value)
     else:
         units = {key.encode("utf-16-be", "surrogatepass"): key for key in value}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
@@ -16,17 +17,18 @@ from perdure.core.limits import (
     BODY_BYTES_MAX,
     DEPTH_MAX,
     INTEGER_DIGITS_MAX,
-    INTEGER_MAX,
     VALUE_BYTES_MAX,
 )
 from perdure.core.records import JsonValue
 from perdure.errors import NotSerializableError, StoreCorruptError, UsageError, ValueTooLargeError
 
 _PATH_CHARACTERS_MAX: Final = 200
-_ATOMS: Final = frozenset({str, bool, type(None)})
+_ATOMS: Final = frozenset({str, bool, int, type(None)})
+_KEYS: Final = frozenset({str})
 _INFINITY: Final = math.inf
 _SPACE: Final = " \t\n\r"
 _INTEGER_END: Final[int] = 10**INTEGER_DIGITS_MAX
+_LONG_NUMBER: Final = re.compile(rf"\d{{{INTEGER_DIGITS_MAX + 1}}}")
 
 kind_of: Callable[[object], type[object]] = type
 """`type` of one argument, with a type of its own: checkers take the type of an Any for unknown."""
@@ -121,19 +123,30 @@ def encode_value(value: JsonValue, *, name: str = "value", bytes_max: int = VALU
         _check(value, DEPTH_MAX, bytes_max)
         text = dumps(value)
         if "\\ud" in text:
-            _check_merging_keys(value)
+            _look_closer(value, _check_merging_keys)
+        if len(text) > INTEGER_DIGITS_MAX and _LONG_NUMBER.search(text):
+            _look_closer(value, _check_number)
     except Refusal as refusal:
         raise NotSerializableError(refusal.message(name)) from None
     except _TooManyItems:
         size = f"more than {bytes_max:,}"
     except ValueError as error:
-        # Only a lowered `sys.set_int_max_str_digits` leads here.
-        raise NotSerializableError(f"{name} cannot be written as JSON: {error}") from error
+        raise _not_written(value, name, error) from error
     else:
         if len(text) <= bytes_max:
             return text
         size = f"{len(text):,}"
     raise ValueTooLargeError(f"{name} has {size} bytes of JSON; the limit is {bytes_max:,}")
+
+
+def _not_written(value: JsonValue, name: str, error: ValueError) -> NotSerializableError:
+    """Return why a value of plain JSON could not be written: one of its integers is too long."""
+    try:
+        _look_closer(value, _check_number)
+    except Refusal as refusal:
+        return NotSerializableError(refusal.message(name))
+    # Only a lowered `sys.set_int_max_str_digits` leads here.
+    return NotSerializableError(f"{name} cannot be written as JSON: {error}")
 
 
 class _TooManyItems(Exception):
@@ -150,9 +163,7 @@ def _check(value: JsonValue, room: int, items_max: int) -> int:
         return _check_dict(value, room, items_max)
     if kind is list or kind is tuple:
         return _check_list(value, room, items_max)
-    if kind is int:
-        check_integer(value)
-    elif kind is float:
+    if kind is float:
         check_float(value)
     elif kind not in _ATOMS:
         refuse_type(value)
@@ -163,11 +174,14 @@ def _check_dict(value: dict[str, JsonValue], room: int, items_max: int) -> int:
     if not room:
         refuse_depth()
     count = len(value)
-    for key, item in value.items():
-        if type(key) is not str:
+    if not _KEYS.issuperset(map(kind_of, value)):
+        for key in value:
             check_key(key)
+    if _ATOMS.issuperset(map(kind_of, value.values())):
+        return count
+    for key, item in value.items():
         kind = kind_of(item)
-        if kind not in _ATOMS and not (kind is int and -INTEGER_MAX <= item <= INTEGER_MAX):
+        if kind not in _ATOMS:
             try:
                 walk = _check_dict if kind is dict else _check
                 count += walk(item, room - 1, items_max)
@@ -185,7 +199,7 @@ def _check_list(value: Sequence[JsonValue], room: int, items_max: int) -> int:
     count = len(value)
     for index, item in enumerate(value):
         kind = kind_of(item)
-        if kind not in _ATOMS and not (kind is int and -INTEGER_MAX <= item <= INTEGER_MAX):
+        if kind not in _ATOMS:
             try:
                 walk = _check_dict if kind is dict else _check
                 count += walk(item, room - 1, items_max)
@@ -204,10 +218,21 @@ def join_surrogates(text: str) -> str:
 
 def _check_merging_keys(value: JsonValue) -> None:
     """Raise Refusal where two keys differ in memory and are the same key once read back."""
+    if kind_of(value) is dict and len({join_surrogates(key) for key in value}) < len(value):
+        raise Refusal("has two keys that are the same text in JSON")
+
+
+def _check_number(value: JsonValue) -> None:
+    """Raise Refusal for an integer that has more digits than Python reads back."""
+    if kind_of(value) is int:
+        check_integer(value)
+
+
+def _look_closer(value: JsonValue, check: Callable[[JsonValue], None]) -> None:
+    """Have every part of a value of plain JSON checked for what is seldom wrong with it."""
+    check(value)
     kind = kind_of(value)
     if kind is dict:
-        if len({join_surrogates(key) for key in value}) < len(value):
-            raise Refusal("has two keys that are the same text in JSON")
         parts = value.items()
     elif kind is list or kind is tuple:
         parts = enumerate(value)
@@ -215,7 +240,7 @@ def _check_merging_keys(value: JsonValue) -> None:
         return
     for part, item in parts:
         try:
-            _check_merging_keys(item)
+            _look_closer(item, check)
         except Refusal as refusal:
             refusal.path.append(part)
             raise

@@ -11,7 +11,7 @@ from perdure.core.effects import monotonic_ms, new_token
 from perdure.core.records import Claim, RunManifest, SessionKey
 from perdure.durable.untorn import finish_even_if_cancelled
 from perdure.errors import LeaseLostError, PerdureError, RunParkedError, RunStoppedError
-from perdure.store.closing import is_closing, keeping_open
+from perdure.store.closing import asking_again, keeping_open
 from perdure.store.protocol import RunStore
 
 logger = logging.getLogger("perdure.claiming")
@@ -58,27 +58,21 @@ class Claiming:
         """
         self.asked_ms = monotonic_ms()
         with keeping_open(self._store.handle):
-            asking = asyncio.get_running_loop().create_task(self._ask())
             try:
-                return await asyncio.shield(asking)
+                return await self._ask()
             except asyncio.CancelledError:
-                await finish_even_if_cancelled(self._give_back(asking))
+                await finish_even_if_cancelled(self._give_back())
                 raise
 
-    async def _give_back(self, asking: asyncio.Task[Claim]) -> None:
+    async def _give_back(self) -> None:
+        """Ask again for the answer that nobody waited for, and give back what was granted."""
         try:
-            claim = await self._answer(asking)
+            with asking_again(self._store.handle):
+                claim = await self._ask()
             if claim.lease is not None:
                 await self._store.write(claim.lease, Release("drained"))
         except PerdureError as error:
             logger.debug("a claim that was not waited for is not given back: %s", error)
-
-    async def _answer(self, asking: asyncio.Task[Claim]) -> Claim:
-        """Return the answer to a question that may hang, or that the loop has cancelled too."""
-        if not asking.cancelled() and (asking.done() or is_closing(self._store.handle)):
-            return await asking
-        asking.cancel()
-        return await self._ask()
 
 
 def gone(claim: Claim) -> Exception:

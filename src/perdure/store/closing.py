@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator, Hashable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 from perdure.core.effects import monotonic_ms
@@ -18,6 +19,8 @@ Rest = Callable[[], Awaitable[object]]
 CLOSED: Final = "the store was closed: open another handle, as with open_store(url)"
 REST_MS: Final = 20_000
 """A handle that is being closed waits this long for what does not come to rest."""
+
+_kept_open: Final[ContextVar[Hashable]] = ContextVar("perdure_kept_open", default=None)
 
 _waiting: Final[dict[Hashable, dict[object, Rest]]] = {}
 _closing: Final[dict[Hashable, asyncio.Task[None]]] = {}
@@ -52,14 +55,27 @@ def keeping_open(handle: Hashable) -> Generator[None, None, None]:
         over.set()
 
 
+@contextmanager
+def asking_again(handle: Hashable) -> Generator[None, None, None]:
+    """Let a claim that was asked for while the handle was open be asked for again within.
+
+    Only whoever keeps the handle open may do so: it is not closed before the answer is there.
+    """
+    mark = _kept_open.set(handle)
+    try:
+        yield
+    finally:
+        _kept_open.reset(mark)
+
+
 def is_closing(handle: Hashable) -> bool:
     """Return whether the handle is being closed, so that nobody may claim a run with it."""
     return handle in _closing
 
 
 def check_open(handle: Hashable) -> None:
-    """Raise StoreClosedError if the handle is being closed."""
-    if is_closing(handle):
+    """Raise StoreClosedError if the handle is being closed, but for who asks again."""
+    if is_closing(handle) and _kept_open.get() is not handle:
         raise StoreClosedError(CLOSED)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -195,3 +196,23 @@ async def test_a_zombie_writes_nothing_however_many_changes_it_brings(
     details = await store.read_details("run")
     assert details.deliveries == []
     assert [attempt.ended for attempt in details.attempts] == ["lost", None]
+
+
+async def test_a_run_ends_as_it_stands_in_the_database_whatever_its_lease_remembers(
+    store: SqlStore, database: Sqlite
+) -> None:
+    claim = await store.start_or_resume("run", manifest(), worker_id="ann")
+    assert claim.lease is not None
+    assert claim.run == await store.read_run("run")
+    # What a task does to the input that it was given, and what others ask, is seen or it is not.
+    assert claim.run.manifest is not None
+    cast("dict[str, object]", claim.run.manifest.input)["seen"] = True
+    await store.request_stop("run")
+    await store.write(claim.lease, completed(0), completed(1))
+    written = await store.write(claim.lease, row(1, "x"), ended())
+    assert written.run == await SqlStore(database).read_run("run")
+
+
+async def test_a_lease_longer_than_a_year_ends_when_the_database_says(store: SqlStore) -> None:
+    claim = await store.start_or_resume("run", manifest(), worker_id="ann", lease_ms=10**12)
+    assert claim.run == await store.read_run("run")

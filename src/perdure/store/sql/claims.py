@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from perdure.core import identity
 from perdure.core.effects import monotonic_ms, new_token, shuffled
-from perdure.core.records import Claim, Lease, RunRecord
+from perdure.core.records import Claim, RunRecord
 from perdure.core.transitions import RESTING_STATES, TERMINAL_STATES, lease_is_live
 from perdure.errors import (
     LeaseHeldError,
@@ -20,27 +20,23 @@ from perdure.errors import (
 )
 from perdure.store.entry import Opening
 from perdure.store.sql.database import Database, Refused, Row, Statement, Value
+from perdure.store.sql.granted import Wish, created, taken
 from perdure.store.sql.lists import foreign_turns, turns_among
-from perdure.store.sql.rows import now_of, owner_of, run_record, step_record, token_of
+from perdure.store.sql.rows import (
+    now_of,
+    owner_of,
+    run_record,
+    step_record,
+    token_of,
+)
 
 _DUE: Final = ("due_runs", "due_wakes", "due_queued")
 _LOOK_MS: Final = 250
 """Sweeps for the same handlers look at most so often whether holders of live leases are dead."""
+_LEASE_KNOWN_MS_MAX: Final = 366 * 24 * 3_600_000
+"""The end of a longer lease is left to the database, which may not be able to write it."""
 _ROUNDS: Final = 16
 """How often an opening looks again when others are faster, before it gives up."""
-
-
-class Wish(NamedTuple):
-    """How a caller wants to hold a run."""
-
-    worker_id: str
-    lease_ms: int
-    token: str
-    retry: bool
-    lock: str | None = None
-    """The liveness lock of the caller."""
-    dead: Collection[str] = ()
-    """Liveness locks whose holders are dead: a lease of theirs may be taken at once."""
 
 
 class _Look(NamedTuple):
@@ -90,7 +86,7 @@ class Claims:
                 busy = statements[refusal.index].name == "open_session"
                 continue
             lists = dict(zip((statement.name for statement in statements), rows, strict=True))
-            return _created(wish, lists) if row is None else _taken(wish, lists)
+            return created(opening, wish, lists) if row is None else taken(wish, lists)
         raise StoreBusyError(f"the run {opening.run_id!r} changes too fast to be opened")
 
     async def enqueue(self, opening: Opening, *, retry: bool) -> tuple[RunRecord, bool]:
@@ -169,7 +165,7 @@ class Claims:
         except Refused:
             return None
         names = (statement.name for statement in statements)
-        return _taken(wish, dict(zip(names, rows, strict=True)))
+        return taken(wish, dict(zip(names, rows, strict=True)))
 
     async def _dead_holders(self, handlers: Sequence[str]) -> Collection[str]:
         """Return the locks of live leases whose holders are dead, as they were a moment ago."""
@@ -230,9 +226,9 @@ class Claims:
         create = _create(opening, wish)._replace(required=False)
         read = Statement("read_run", (opening.stored_id,))
         statements = [create, self._attempt(opening.stored_id, wish), read]
-        created, _, found = await self._database.run(statements)
-        if created:
-            return _created(wish, {"create_run": created}), None
+        new, _, found = await self._database.run(statements)
+        if new:
+            return created(opening, wish, {"create_run": new}), None
         return None, _same(opening, found)
 
     async def _foreign(self, session_id: str) -> list[Statement]:
@@ -362,27 +358,13 @@ def _parent(opening: Opening) -> str | None:
 def _create(opening: Opening, wish: Wish) -> Statement:
     lease = (wish.worker_id, wish.lease_ms, wish.token)
     values = (*_stored(opening), *lease, _parent(opening))
-    return Statement("create_run", values, required=True)
+    is_plain = opening.session is None and wish.lease_ms <= _LEASE_KNOWN_MS_MAX
+    return Statement("create_run", values, True, "insert_run" if is_plain else None)
 
 
 def enqueue_statement(opening: Opening) -> Statement:
     """Return what records a new run that a worker will start."""
     return Statement("enqueue_run", (*_stored(opening), _parent(opening)), required=True)
-
-
-def _created(wish: Wish, lists: Mapping[str, list[Row]]) -> Claim:
-    (row,) = lists["create_run"]
-    owner_id = lists["lock_session"][0][0] if "lock_session" in lists else None
-    run = run_record(row, owner_id=owner_id)
-    return Claim(Lease(row[0], run.epoch, wish.token, wish.worker_id), run, [], 1)
-
-
-def _taken(wish: Wish, lists: Mapping[str, list[Row]]) -> Claim:
-    (row,) = lists["read_run"]
-    run = run_record(row, owner_id=owner_of(row))
-    steps = [step_record(run.run_id, step) for step in lists["read_steps"]]
-    lease = Lease(row[0], run.epoch, wish.token, wish.worker_id)
-    return Claim(lease, run, steps, lists["frames_end"][0][0])
 
 
 def _rests(run: RunRecord, *, retry: bool) -> bool:

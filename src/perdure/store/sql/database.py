@@ -18,7 +18,8 @@ class Statement(NamedTuple):
 
     `required`: without a row in answer nothing of the whole list happens. `shortcut` names a
     cheaper block with the same parameters, for the common case: a driver may try it first, and
-    where it writes a row, all of that row is known but the store's time, which is the answer.
+    where it writes a row, all of that row is known but the store's time and what the shortcut
+    returns, which are the answer.
     """
 
     name: str

@@ -60,6 +60,12 @@ def _in_its_place(run: RunRecord) -> RunRecord:
     return run._replace(session_id=place[0], turn_index=place[1])
 
 
+def manifest_text_of(row: Row) -> str | None:
+    """Return the stored manifest of a row that begins with RUN_COLUMNS."""
+    text: str | None = row[18]
+    return text
+
+
 def token_of(row: Row) -> str | None:
     """Return the lease token of a row that begins with RUN_COLUMNS."""
     token: str | None = row[29]

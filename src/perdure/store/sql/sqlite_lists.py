@@ -188,7 +188,13 @@ class ListRunner:
         for name, values, required, shortcut in statements:
             if shortcut is not None:
                 cursor.execute(texts[shortcut].sql, (*values, now))
-                if cursor.rowcount:
+                if cursor.description is not None:
+                    known = cursor.fetchone()
+                    if known is not None:
+                        cursor.fetchone()
+                        rows.append([(now, *known)])
+                        continue
+                elif cursor.rowcount:
                     rows.append([(now,)])
                     continue
             sql, wants_now = texts[name]

@@ -65,6 +65,17 @@ WHERE ?8 IS NULL OR EXISTS (
 ON CONFLICT (run_id) DO NOTHING
 RETURNING {run_columns}
 
+-- insert_run --
+-- The shortcut of the one above, for a run outside of any session: all that can be said of it is
+-- known, so nothing is returned.
+INSERT INTO durable_runs (
+  run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
+  lease_holder_id, lease_expires_at, token, tenant, handler, manifest_json,
+  session_id, turn_index, revision, parent_run_id, epoch)
+VALUES (?1, ?2, ?3, ?4, 'running', {now}, {now}, ?11, {now+?12}, ?13, ?5, ?6, ?7,
+  ?8, CAST(?9 AS INTEGER), CAST(?10 AS INTEGER), ?14, 1)
+ON CONFLICT DO NOTHING
+
 -- take_run --
 -- The claim of a known run: the next epoch, and a strike if the old lease was not given back.
 -- The same token of the same worker is the same claim, whose reply was lost. A live lease is taken
@@ -322,6 +333,15 @@ UPDATE durable_runs SET status = ?5, state = ?6, reason = ?7, outcome_json = ?8,
   wake_at = NULL, wake_key = NULL
 WHERE {fence_self}
 RETURNING {run_columns}, {owner}
+
+-- end_granted --
+-- The shortcut of the one above, for whoever keeps the run as it was granted: only what a live
+-- lease may have changed since is returned.
+UPDATE durable_runs SET status = ?5, state = ?6, reason = ?7, outcome_json = ?8,
+  completed_at = {now}, updated_at = {now}, lease_holder_id = NULL, lease_expires_at = NULL,
+  wake_at = NULL, wake_key = NULL
+WHERE {fence_self}
+RETURNING step_count, stop_requested_at, live_from, upstream_json
 
 -- suspend_run --
 -- An event that is there already, and a stop that was asked for, make it due at once.

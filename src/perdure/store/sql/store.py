@@ -33,9 +33,10 @@ from perdure.errors import LeaseLostError, RunNotFoundError, UsageError
 from perdure.store.closing import bring_to_rest
 from perdure.store.entry import check_claim, opening_for, payload_text
 from perdure.store.listing import Wanted, check_wanted
-from perdure.store.sql.claims import Claims, Wish
+from perdure.store.sql.claims import Claims
 from perdure.store.sql.database import Database, Refused, Row, Statement
 from perdure.store.sql.erasure import SqlErasure
+from perdure.store.sql.granted import Wish
 from perdure.store.sql.leases import SqlRenewer, renew
 from perdure.store.sql.lists import list_runs
 from perdure.store.sql.rows import (

@@ -25,6 +25,7 @@ from perdure.core.records import Lease, RunRecord, StepRecord, Written
 from perdure.core.transitions import status_of
 from perdure.errors import DivergenceError, PerdureError, StoreCorruptError, UsageError
 from perdure.store.sql.database import Row, Statement
+from perdure.store.sql.granted import ended_record, plain_run
 from perdure.store.sql.rows import logical_run_id, owner_of, run_record, step_record
 
 FENCE: Final = 0
@@ -34,6 +35,8 @@ LEAVING: Final = frozenset({"end_run", "suspend_run", "release_run"})
 """What stands last in a list because it takes the lease away."""
 
 _ANSWERS: Final = frozenset({"complete_step", "fail_step"})
+_TOLD_AT_END: Final = 5
+"""What the shortcut of an end tells: the time, and what may have changed since the claim."""
 
 
 def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]:
@@ -56,7 +59,7 @@ def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]
                 statements.append(_fail(fence, change))
             case EndRun():
                 progress = 1
-                leaving = _end(fence, change)
+                leaving = _end(lease, fence, change)
             case Suspend():
                 leaving = _suspend(fence, change)
             case Release():
@@ -115,12 +118,13 @@ def _fail(fence: Fence, step: FailStep) -> Statement:
     return Statement("fail_step", values, required=True)
 
 
-def _end(fence: Fence, end: EndRun) -> list[Statement]:
+def _end(lease: Lease, fence: Fence, end: EndRun) -> list[Statement]:
     refinement = "stopped" if end.state == "stopped" else None
     values = (*fence, status_of(end.state), refinement, end.reason, end.outcome_text)
+    shortcut = None if plain_run(lease) is None else "end_granted"
     return [
         Statement("close_attempt", (*fence, end.state, end.error_text)),
-        Statement("end_run", values, required=True),
+        Statement("end_run", values, True, shortcut),
     ]
 
 
@@ -183,7 +187,7 @@ def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[R
         elif statement.name == "suspend_run":
             wake_at = found[0][0]
         elif statement.name == "end_run":
-            run = run_record(found[0], owner_id=owner_of(found[0]))
+            run = _ended(lease, statement, found[0])
     fence = rows[FENCE][0]
     # The shortcut of the fence answers for runs that nobody has asked to stop.
     stop_requested = len(fence) > 1 and fence[1] is not None
@@ -197,6 +201,13 @@ def _inserted(run_id: str, statement: Statement, now: str) -> StepRecord:
     result = decode_value(str(result_text))
     head = (run_id, position, intent, kind, "completed", tries, input_hash, result, None)
     return StepRecord._make((*head, started_at, now, epoch, effect, frames_to))
+
+
+def _ended(lease: Lease, statement: Statement, row: Row) -> RunRecord:
+    """Return the run at its end; a shortcut tells only what is not known of it already."""
+    if len(row) > _TOLD_AT_END:
+        return run_record(row, owner_id=owner_of(row))
+    return ended_record(lease, statement.values[4:], row)
 
 
 def refusal(lease: Lease, statement: Statement) -> PerdureError:
