@@ -14,7 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from bench import first_frame, growth, postgres_wakeups, processes, restart, turn_memory
+from bench import (
+    first_frame,
+    growth,
+    postgres_wakeups,
+    processes,
+    restart,
+    turn_memory,
+    turn_wakeup,
+)
 from bench.figure import Alone, promise
 from bench.sides.asked import tokens
 from bench.stage import Model, bench, empty, read
@@ -25,6 +33,8 @@ FIRST_ELSEWHERE: Final = "the first frame, another process"
 NEW_PROCESS: Final = "a new process behind many steps"
 AFTER_A_KILL: Final = "kill -9 to the first new frame"
 WAKEUP: Final = "an event wakes a run"
+TURN_WAKEUP: Final = "an event wakes a turn that sleeps"
+TURN_WAKEUP_ELSEWHERE: Final = "an event of another process to the frame behind it"
 IMPORT: Final = "import perdure"
 IMPORT_MEMORY: Final = "memory after import perdure"
 LIVE_TURN: Final = "memory of a live turn"
@@ -114,6 +124,21 @@ async def wakeups(rounds: int) -> list[Alone]:
             median, worst = await postgres_wakeups.event_alone(url, rounds)
         how = f"emitted on one handle, awaited on another; the worst {worst:.0f} ms"
         found.append(Alone(f"{WAKEUP}, {scheme}", median, "ms", how, promise(scheme)))
+    return found
+
+
+async def turn_wakeups(rounds: int) -> list[Alone]:
+    """How soon a turn that sleeps goes on, and how soon its reader sees that."""
+    found: list[Alone] = []
+    for scheme in ("sqlite", "file", "postgres"):
+        here, elsewhere = await turn_wakeup.measure(scheme, rounds)
+        bodies, frames = [one.body_ms for one in here], [one.frame_ms for one in elsewhere]
+        how = f"sent to the body going on, same process; the worst {max(bodies):.0f} ms"
+        told = (statistics.median(bodies), "ms", how, promise(scheme))
+        found.append(Alone(f"{TURN_WAKEUP}, {scheme}", *told))
+        how = f"sent there to read here, where the turn sleeps; the worst {max(frames):.0f} ms"
+        told = (statistics.median(frames), "ms", how, promise(scheme))
+        found.append(Alone(f"{TURN_WAKEUP_ELSEWHERE}, {scheme}", *told))
     return found
 
 
@@ -250,6 +275,7 @@ def parts(*, quick: bool) -> dict[str, Callable[[], list[Alone]]]:
         "new-process": lambda: new_process(*((20, 1) if quick else (1_000, 10))),
         "tokens": lambda: asyncio.run(tokens_per_second(200 if quick else 10_000)),
         "wakeups": lambda: asyncio.run(wakeups(few)),
+        "turn-wakeups": lambda: asyncio.run(turn_wakeups(few)),
         "bytes": lambda: asyncio.run(bytes_written(50 if quick else 1_000)),
         "memory": lambda: memory(10 if quick else 200),
         "readers": lambda: asyncio.run(many_readers(*((20, 20) if quick else (1_000, 300)))),

@@ -168,7 +168,10 @@ def _of_turns(store: str, where: str) -> list[Bound]:
             LEASE_MS + 5_000,
             1_000,
         ),
-        Bound(f"an event wakes a run, {where}", _lone(f"{alone.WAKEUP}, {store}"), "ms", 50),
+        *(
+            Bound(f"{name}, {where}", _lone(f"{name}, {store}"), "ms", 50)
+            for name in (alone.WAKEUP, alone.TURN_WAKEUP, alone.TURN_WAKEUP_ELSEWHERE)
+        ),
     ]
 
 
