@@ -12,6 +12,9 @@ TASK = AgentTaskSpec("door", "Paint the door", required_knowledge=[COLOUR])
 door = {"coats": 0}
 decisions = 0
 
+# The types of the states, actions and results.
+Context = agent.AgentTaskContext[dict[str, int], int, None]
+
 
 class Painter:
     """Puts on one coat after the other; in the first process the third one never dries."""
@@ -19,24 +22,24 @@ class Painter:
     def __init__(self, *, hangs: bool) -> None:
         self.hangs = hangs
 
-    def observe(self, context: agent.AgentTaskContext) -> Any:
+    def observe(self, context: agent.AgentTaskContext) -> dict[str, int]:
         return dict(door)
 
-    def validate(self, context: agent.AgentTaskContext) -> list[agent.ControlEvalResult]:
+    def validate(self, context: Context) -> list[agent.ControlEvalResult]:
         coats = context.state["coats"]
         return [agent.objective_eval("covered", coats == 3, score=coats / 3, severity="error")]
 
-    def decide(self, context: agent.AgentTaskContext) -> agent.ControlDecision:
+    def decide(self, context: Context) -> agent.ControlDecision[int]:
         global decisions
         decisions += 1
-        return agent.Continue({"coat": context.state["coats"] + 1})
+        return agent.Continue(context.state["coats"] + 1)
 
-    async def act(self, action: Any, context: agent.AgentTaskContext) -> Any:
-        if self.hangs and action["coat"] == 3:
+    async def act(self, coat: int, context: Context) -> None:
+        if self.hangs and coat == 3:
             await asyncio.Event().wait()
         [answer] = (context.knowledge.bundle.user_answers or {}).values()
-        print(f"coat {action['coat']} of {answer}")
-        door["coats"] = action["coat"]
+        print(f"coat {coat} of {answer}")
+        door["coats"] = coat
 
 
 async def main() -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TypedDict
 
 from perdure import AgentTaskSpec, agent, erase_run, open_store
 from perdure.observe import TraceSpanQuery
 
 TASK = AgentTaskSpec("ladder", "Climb to the fifth rung")
+
+
+class Stride(TypedDict):
+    """An action: so many rungs at a time."""
+
+    rungs: int
+
+
+Context = agent.AgentTaskContext[int, Stride, str]
 
 
 class Climber:
@@ -18,17 +27,17 @@ class Climber:
         self.stride = stride
         self.rung = 0
 
-    def observe(self, context: agent.AgentTaskContext) -> Any:
+    def observe(self, context: agent.AgentTaskContext) -> int:
         return self.rung
 
-    def validate(self, context: agent.AgentTaskContext) -> list[agent.ControlEvalResult]:
+    def validate(self, context: Context) -> list[agent.ControlEvalResult]:
         score = min(context.state / 5, 1)
         return [agent.objective_eval("up", score == 1, score=score, severity="error")]
 
-    def decide(self, context: agent.AgentTaskContext) -> agent.ControlDecision:
-        return agent.Continue({"rungs": self.stride})
+    def decide(self, context: Context) -> agent.ControlDecision[Stride]:
+        return agent.Continue(Stride(rungs=self.stride))
 
-    def act(self, action: Any, context: agent.AgentTaskContext) -> str:
+    def act(self, action: Stride, context: Context) -> str:
         self.rung += action["rungs"]
         return f"on rung {self.rung}"
 

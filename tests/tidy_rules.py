@@ -25,6 +25,8 @@ PARAMETERS_MAX = 8
 NESTING_MAX = 4
 
 PACKAGES_ALLOWED = {
+    # For type checkers alone, which bring it along: it is imported by none who runs.
+    "src/perdure/agent/type_variables": {"typing_extensions"},
     "src/perdure/backends/anthropic": {"httpx2"},
     "src/perdure/backends/endpoint": {"httpx2"},
     "src/perdure/backends/openai": {"httpx2"},

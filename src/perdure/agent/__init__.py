@@ -8,6 +8,8 @@ from perdure.core.lazily import lazily
 
 if TYPE_CHECKING:
     from perdure.agent.adapter import AgentAdapter as AgentAdapter
+    from perdure.agent.adapter import AgentAdapterHooks as AgentAdapterHooks
+    from perdure.agent.adapter import AgentKnowledgeHooks as AgentKnowledgeHooks
     from perdure.agent.adapter import AgentKnowledgeProvider as AgentKnowledgeProvider
     from perdure.agent.adapter import AgentTaskContext as AgentTaskContext
     from perdure.agent.backend import AgentBackendContext as AgentBackendContext
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from perdure.agent.gaps import (
         user_questions_for_knowledge_gaps as user_questions_for_knowledge_gaps,
     )
+    from perdure.agent.hooks import ControlHooks as ControlHooks
     from perdure.agent.hooks import ControlOptions as ControlOptions
     from perdure.agent.intent import ClassifyIntentResult as ClassifyIntentResult
     from perdure.agent.intent import SubagentMatcher as SubagentMatcher
@@ -129,9 +132,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DROP",
     "AgentAdapter",
+    "AgentAdapterHooks",
     "AgentBackendContext",
     "AgentBackendInput",
     "AgentExecutionBackend",
+    "AgentKnowledgeHooks",
     "AgentKnowledgeProvider",
     "AgentProfile",
     "AgentRuntimeEvent",
@@ -160,6 +165,7 @@ __all__ = [
     "ControlBudget",
     "ControlDecision",
     "ControlEvalResult",
+    "ControlHooks",
     "ControlOptions",
     "ControlRunResult",
     "ControlStep",
@@ -242,6 +248,8 @@ __getattr__ = lazily(
     {
         "perdure.agent.adapter": (
             "AgentAdapter",
+            "AgentAdapterHooks",
+            "AgentKnowledgeHooks",
             "AgentKnowledgeProvider",
             "AgentTaskContext",
         ),
@@ -278,21 +286,13 @@ __getattr__ = lazily(
             "objective_eval",
             "subjective_eval",
         ),
-        "perdure.agent.events": (
-            "AgentRuntimeEvent",
-            "AgentRuntimeEventSink",
-            "AgentTaskStatus",
-        ),
+        "perdure.agent.events": ("AgentRuntimeEvent", "AgentRuntimeEventSink", "AgentTaskStatus"),
         "perdure.agent.gaps": (
             "acquisition_plans_for_knowledge_gaps",
             "user_questions_for_knowledge_gaps",
         ),
-        "perdure.agent.hooks": ("ControlOptions",),
-        "perdure.agent.intent": (
-            "ClassifyIntentResult",
-            "SubagentMatcher",
-            "classify_intent",
-        ),
+        "perdure.agent.hooks": ("ControlHooks", "ControlOptions"),
+        "perdure.agent.intent": ("ClassifyIntentResult", "SubagentMatcher", "classify_intent"),
         "perdure.agent.knowledge": (
             "DataAcquisitionPlan",
             "KnowledgeBundle",
@@ -314,10 +314,7 @@ __getattr__ = lazily(
             "ProfilePrompt",
             "merge_agent_profiles",
         ),
-        "perdure.agent.readiness": (
-            "decide_knowledge_readiness",
-            "score_knowledge_readiness",
-        ),
+        "perdure.agent.readiness": ("decide_knowledge_readiness", "score_knowledge_readiness"),
         "perdure.agent.runtime_run": (
             "RuntimeRun",
             "RuntimeRunCost",
@@ -366,33 +363,17 @@ __getattr__ = lazily(
             "event_to_wire",
         ),
         "perdure.agent.stream_frames": ("AgentTaskProducer",),
-        "perdure.agent.summary": (
-            "AgentTaskRunSummary",
-            "summarize_agent_task_run",
-        ),
-        "perdure.agent.task": (
-            "AgentTaskRunResult",
-            "run_agent_task",
-        ),
+        "perdure.agent.summary": ("AgentTaskRunSummary", "summarize_agent_task_run"),
+        "perdure.agent.task": ("AgentTaskRunResult", "run_agent_task"),
         "perdure.agent.tool_approval": (
             "Approval",
             "ApprovalRequest",
             "answer_approval",
             "pending_approvals",
         ),
-        "perdure.agent.tool_limits": (
-            "ModelUsage",
-            "ToolLimits",
-            "usd_by",
-        ),
-        "perdure.agent.tool_loop": (
-            "ToolLoop",
-            "ToolLoopResult",
-        ),
-        "perdure.agent.tools": (
-            "Tool",
-            "ToolCall",
-        ),
+        "perdure.agent.tool_limits": ("ModelUsage", "ToolLimits", "usd_by"),
+        "perdure.agent.tool_loop": ("ToolLoop", "ToolLoopResult"),
+        "perdure.agent.tools": ("Tool", "ToolCall"),
         "perdure.core.secret": ("Secret",),
     },
 )

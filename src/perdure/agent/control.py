@@ -27,6 +27,7 @@ from perdure.agent.steps import (
     StopDecision,
 )
 from perdure.agent.stopping import Streaks, stop_if_harmless
+from perdure.agent.type_variables import ActionResultT, ActionT, StateT
 from perdure.agent.words import (
     checked_decision,
     checked_evals,
@@ -43,13 +44,13 @@ from perdure.errors import ValidationError
 
 async def run_agent_control_loop(
     intent: str,
-    hooks: ControlHooks,
+    hooks: ControlHooks[StateT, ActionT, ActionResultT],
     *,
     budget: ControlBudget | None = None,
     options: ControlOptions | None = None,
     calls: Calls | None = None,
     gate: Gate | None = None,
-) -> ControlRunResult:
+) -> ControlRunResult[StateT, ActionT, ActionResultT]:
     """Run a loop to its end and return how it ended; no hook's exception is raised.
 
     `calls` decides whether the loop is durable, and carries the signal that cancels it.
@@ -286,15 +287,8 @@ class ControlLoop:
     def _check_cost(self) -> None:
         most = self._budget.max_cost_usd
         if most is not None and self._spent >= most:
-            raise Ended(
-                Ending(
-                    "budget",
-                    "cost",
-                    f"the cost cap of {most:g} USD is reached",
-                    mean_score(self._evals),
-                    "budget_exceeded",
-                )
-            )
+            reason, score = f"the cost cap of {most:g} USD is reached", mean_score(self._evals)
+            raise Ended(Ending("budget", "cost", reason, score, "budget_exceeded"))
 
     def _stuck(self, cause: Literal["no_progress", "repeated_action"], reason: str) -> Ended:
         score = mean_score(self._evals)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Generic, Literal, Protocol, get_args
 
 from perdure.agent.adapter import ControlContext
 from perdure.agent.evals import ControlEvalResult, Emit
-from perdure.agent.steps import ControlStep, ControlStopPolicies
+from perdure.agent.steps import (
+    ControlDecision,
+    ControlStep,
+    ControlStopPolicies,
+    StopDecision,
+)
+from perdure.agent.type_variables import ActionResultT, ActionT, MaybeAwaitable, StateT
 from perdure.core.records import Effect, JsonValue, Retry
 from perdure.errors import ValidationError
 from perdure.observe.telemetry import RuntimeTelemetryOptions
@@ -52,17 +58,35 @@ class OpenGate:
         """Nothing depends on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ControlHooks:
-    """What a loop calls; each hook is plain or async."""
+@dataclass(frozen=True)
+class ControlHooks(Generic[StateT, ActionT, ActionResultT]):
+    """What a loop calls; each hook is plain or async, and returns what `AgentAdapter` says."""
 
-    observe: Callable[[ControlContext], Any]
-    validate: Callable[[ControlContext], Any]
-    decide: Callable[[ControlContext], Any]
-    act: Callable[[JsonValue, ControlContext], Any]
-    should_stop: Callable[[ControlContext], Any] | None = None
-    get_action_cost_usd: Callable[[JsonValue, JsonValue, ControlContext], Any] | None = None
-    on_step: Callable[[ControlStep], Any] | None = None
+    observe: Callable[
+        [ControlContext[StateT | None, ActionT, ActionResultT]], MaybeAwaitable[StateT]
+    ]
+    validate: Callable[
+        [ControlContext[StateT, ActionT, ActionResultT]],
+        MaybeAwaitable[Sequence[ControlEvalResult]],
+    ]
+    decide: Callable[
+        [ControlContext[StateT, ActionT, ActionResultT]], MaybeAwaitable[ControlDecision[ActionT]]
+    ]
+    act: Callable[
+        [ActionT, ControlContext[StateT, ActionT, ActionResultT]], MaybeAwaitable[ActionResultT]
+    ]
+    should_stop: (
+        Callable[[ControlContext[StateT, ActionT, ActionResultT]], MaybeAwaitable[StopDecision]]
+        | None
+    ) = None
+    get_action_cost_usd: (
+        Callable[
+            [ActionT, ActionResultT, ControlContext[StateT, ActionT, ActionResultT]],
+            MaybeAwaitable[float | None],
+        ]
+        | None
+    ) = None
+    on_step: Callable[[ControlStep[StateT, ActionT, ActionResultT]], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, cast
+from typing import Final, Generic, Literal, TypeAlias, cast
 
 from perdure.agent.evals import ControlEvalResult
+from perdure.agent.type_variables import ActionResultT_co, ActionT, ActionT_co, StateT_co
 from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue
 from perdure.core.wire import NULL, WIRE, camel
@@ -69,11 +70,13 @@ def budget_of(partial: Mapping[str, JsonValue] | None) -> ControlBudget:
     return ControlBudget(**given)
 
 
-@dataclass(frozen=True, slots=True)
-class Continue:
+# The generic records have no slots: before Python 3.13 `Continue[int](1)` would be a TypeError
+# then, since a frozen record with slots does not even take the attribute that says its types.
+@dataclass(frozen=True)
+class Continue(Generic[ActionT_co]):
     """Go on with `action`: plain JSON where the task is durable, anything elsewhere."""
 
-    action: JsonValue
+    action: ActionT_co
     reason: str | None = None
     type: Literal["continue"] = "continue"
 
@@ -94,7 +97,7 @@ class Stop:
         _check_score(self.score)
 
 
-ControlDecision = Continue | Stop
+ControlDecision: TypeAlias = Continue[ActionT] | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +122,12 @@ def _check_score(score: object) -> None:
         raise ValidationError(f"the score of a stop must be a finite number, not {score!r:.40}")
 
 
-@dataclass(frozen=True, slots=True)
-class ControlActionOutcome:
+@dataclass(frozen=True)
+class ControlActionOutcome(Generic[ActionResultT_co]):
     """What an action came to. `cost_usd` is None if nothing is known of its cost."""
 
     ok: bool
-    result: JsonValue = None
+    result: ActionResultT_co | None = None
     error: str | None = None
     cost_usd: float | None = None
     duration_ms: float = 0.0
@@ -139,23 +142,23 @@ class ControlRuntimeError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class ControlStep:
+@dataclass(frozen=True)
+class ControlStep(Generic[StateT_co, ActionT_co, ActionResultT_co]):
     """One step of a loop. A step whose action broke the loop off has its states as last known."""
 
     index: int
-    decision: ControlDecision
-    before_state: JsonValue
-    after_state: JsonValue
+    decision: Continue[ActionT_co] | Stop
+    before_state: StateT_co
+    after_state: StateT_co
     evals_before: tuple[ControlEvalResult, ...]
     evals_after: tuple[ControlEvalResult, ...]
-    action_outcome: ControlActionOutcome | None
+    action_outcome: ControlActionOutcome[ActionResultT_co] | None
     started_at: str
     ended_at: str
 
 
-@dataclass(frozen=True, slots=True)
-class ControlRunResult:
+@dataclass(frozen=True)
+class ControlRunResult(Generic[StateT_co, ActionT_co, ActionResultT_co]):
     """How a loop ended. `stopped_by` is the coarse word for `stop_cause`.
 
     `blocked`: it stopped because of what the task does not know. `run_id` is that of the trace, or
@@ -171,8 +174,8 @@ class ControlRunResult:
     stop_cause: StopCause
     blocked: bool = False
     score: float | None = None
-    steps: tuple[ControlStep, ...] = ()
-    final_state: JsonValue = None
+    steps: tuple[ControlStep[StateT_co, ActionT_co, ActionResultT_co], ...] = ()
+    final_state: StateT_co | None = None
     final_evals: tuple[ControlEvalResult, ...] = ()
     wall_ms: float = 0.0
     spent_cost_usd: float = 0.0

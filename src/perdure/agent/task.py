@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, cast
+from typing import Any, Final, Generic, cast
 
 from perdure.agent.adapter import (
     AgentAdapter,
@@ -45,6 +45,14 @@ from perdure.agent.preflight import Preflight, ReadinessPolicy
 from perdure.agent.run_records import EvaluationRunRecord
 from perdure.agent.spec import check_task, manifest_of, requirements_of
 from perdure.agent.steps import ControlRunResult, ControlStep, Stop, budget_of
+from perdure.agent.type_variables import (
+    ActionResultT,
+    ActionResultT_co,
+    ActionT,
+    ActionT_co,
+    StateT,
+    StateT_co,
+)
 from perdure.agent.words import checked_ids
 from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
 from perdure.core.wording import error_text
@@ -62,8 +70,8 @@ BLOCKED_PREFIX: Final = "knowledge readiness blocked: "
 _LOOP_FIELDS: Final = tuple(field.name for field in fields(ControlContext))
 
 
-@dataclass(frozen=True, slots=True)
-class AgentTaskRunResult:
+@dataclass(frozen=True)
+class AgentTaskRunResult(Generic[StateT_co, ActionT_co, ActionResultT_co]):
     """What an agent task came to.
 
     `knowledge` is the report in force at the end, `decision` what the task's policy makes of it.
@@ -76,7 +84,7 @@ class AgentTaskRunResult:
     status: AgentTaskStatus
     knowledge: KnowledgeReadinessReport
     decision: KnowledgeReadinessDecision
-    control: ControlRunResult
+    control: ControlRunResult[StateT_co, ActionT_co, ActionResultT_co]
     questions: tuple[UserQuestion, ...] = ()
     open_questions: tuple[UserQuestion, ...] = ()
     acquisition_plans: tuple[DataAcquisitionPlan, ...] = ()
@@ -88,7 +96,7 @@ class AgentTaskRunResult:
 
 async def run_agent_task(
     task: AgentTaskSpec,
-    adapter: AgentAdapter,
+    adapter: AgentAdapter[StateT, ActionT, ActionResultT],
     *,
     knowledge: AgentKnowledgeProvider | None = None,
     on_event: AgentRuntimeEventSink | None = None,
@@ -96,7 +104,7 @@ async def run_agent_task(
     readiness: ReadinessPolicy | None = None,
     control: ControlOptions | None = None,
     durable: tuple[RunStore, str] | DurableContext | None = None,
-) -> AgentTaskRunResult:
+) -> AgentTaskRunResult[StateT, ActionT, ActionResultT]:
     """Do `task` with `adapter`, once what it needs to know is known, and return how it ended.
 
     With `durable=(store, run_id)` each call of the user's code is a step of that durable run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import TypeGuard, cast
 
 from perdure.agent.evals import ControlEvalResult
 from perdure.agent.steps import Continue, ControlDecision, Stop, StopDecision
@@ -14,9 +14,13 @@ from perdure.errors import UsageError
 
 def checked_decision(value: object) -> ControlDecision:
     """Return what `decide` returned. Raises UsageError if it is no decision."""
-    if not isinstance(value, Continue | Stop):
+    if not _is_decision(value):
         raise UsageError(f"decide must return Continue or Stop, not {value!r:.60}")
     return value
+
+
+def _is_decision(value: object) -> TypeGuard[ControlDecision]:
+    return isinstance(value, Continue | Stop)
 
 
 def checked_stop(value: object) -> StopDecision:

@@ -107,7 +107,7 @@ def _is_record(kind: type[Any]) -> bool:
 
 def _read(kind: Any, value: JsonValue, place: str) -> object:
     """Return what `value` is as a `kind`: an annotation, resolved."""
-    if kind is Any or kind is object:
+    if kind is Any or kind is object or isinstance(kind, TypeVar):
         return value
     if kind is float and type(value) is int:
         return float(value)
@@ -120,6 +120,8 @@ def _read(kind: Any, value: JsonValue, place: str) -> object:
         if value not in get_args(kind):
             raise UsageError(f"{place} is {value!r:.60}, none of {get_args(kind)}")
         return value
+    if isinstance(origin, type) and _is_record(origin):
+        return _read_record(origin, value, place)
     if origin is not None:
         return _read_collection(origin, get_args(kind), value, place)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
@@ -173,4 +175,4 @@ def _object(value: JsonValue, place: str) -> dict[str, JsonValue]:
 
 
 def _takes_none(kind: Any) -> bool:
-    return kind is Any or type(None) in get_args(kind)
+    return kind is Any or isinstance(kind, TypeVar) or type(None) in get_args(kind)

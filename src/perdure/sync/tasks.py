@@ -8,6 +8,7 @@ from perdure.agent.events import AgentRuntimeEventSink
 from perdure.agent.hooks import ControlOptions
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.task import AgentTaskRunResult, run_agent_task
+from perdure.agent.type_variables import ActionResultT, ActionT, StateT
 from perdure.core.records import AgentTaskSpec
 from perdure.store.protocol import RunStore
 from perdure.sync.doors import SyncStore
@@ -16,7 +17,7 @@ from perdure.sync.loop import THREAD
 
 def run_agent_task_sync(
     task: AgentTaskSpec,
-    adapter: AgentAdapter,
+    adapter: AgentAdapter[StateT, ActionT, ActionResultT],
     *,
     knowledge: AgentKnowledgeProvider | None = None,
     on_event: AgentRuntimeEventSink | None = None,
@@ -24,14 +25,14 @@ def run_agent_task_sync(
     readiness: ReadinessPolicy | None = None,
     control: ControlOptions | None = None,
     durable: tuple[SyncStore, str] | None = None,
-) -> AgentTaskRunResult:
+) -> AgentTaskRunResult[StateT, ActionT, ActionResultT]:
     """Do a task as `run_agent_task` does, and wait for how it ended.
 
     The adapter, the provider and the sink are called on the loop of the one thread behind
     `perdure.sync`; a plain method that waits there holds up every other task of the process.
     """
 
-    async def work() -> AgentTaskRunResult:
+    async def work() -> AgentTaskRunResult[StateT, ActionT, ActionResultT]:
         opened: tuple[RunStore, str] | None = None if store is None else (store, run_id)
         return await run_agent_task(
             task,
