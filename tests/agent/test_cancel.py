@@ -10,7 +10,7 @@ from perdure.agent.cancel import CancelSignal
 from perdure.errors import AgentRuntimeError
 
 
-async def test_who_waits_is_woken_and_the_first_reason_stays() -> None:
+async def test_1_2_r2_who_waits_is_woken_and_the_first_reason_stays() -> None:
     signal = CancelSignal()
     waiting = asyncio.ensure_future(signal.wait())
     signal.cancel("bored")
@@ -21,7 +21,7 @@ async def test_who_waits_is_woken_and_the_first_reason_stays() -> None:
         signal.raise_if_cancelled()
 
 
-def test_a_child_fires_with_its_parent_and_not_the_other_way_round() -> None:
+def test_1_2_r2_a_child_fires_with_its_parent_and_not_the_other_way_round() -> None:
     parent = CancelSignal()
     first, second = CancelSignal(parent), CancelSignal(parent)
     first.cancel("alone")

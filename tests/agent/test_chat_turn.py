@@ -294,7 +294,8 @@ def test_14_4_r7_the_address_of_a_sandbox(instance: Any, url: str) -> None:
     assert found == ChatTurnSandbox("box-2", f"https://{url}.example", auth)
 
 
-def test_14_4_r7_a_sandbox_without_an_address_is_refused() -> None:
+@pytest.mark.parametrize("where", [{}, {"url": ""}, {"connection": {"runtimeUrl": ""}}])
+def test_14_4_r7_a_sandbox_without_an_address_is_refused(where: dict[str, Any]) -> None:
     with pytest.raises(ChatTurnError, match="'box-2'") as raised:
-        sandbox_as_chat_turn_target({"id": "box-2"})
+        sandbox_as_chat_turn_target({"id": "box-2", **where})
     assert (raised.value.status, raised.value.retryable) == (0, False)

@@ -13,7 +13,7 @@ from perdure.agent.calls import Calls
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.control import run_agent_control_loop
 from perdure.agent.evals import ControlEvalResult, objective_eval
-from perdure.agent.hooks import ControlHooks, ControlOptions
+from perdure.agent.hooks import ControlHooks, ControlOptions, OpenGate
 from perdure.agent.steps import (
     Continue,
     ControlBudget,
@@ -154,7 +154,7 @@ async def test_bb_8_an_action_is_cut_off_when_the_time_is_up() -> None:
     assert not outcome.ok
 
 
-async def test_5_2_r4a_a_fired_signal_cuts_off_what_runs() -> None:
+async def test_5_2_r1_r4a_a_fired_signal_cuts_off_what_runs() -> None:
     signal = CancelSignal()
 
     async def slow(context: ControlContext) -> None:
@@ -307,3 +307,37 @@ def test_5_1_a_budget_out_of_range_is_refused(budget: dict[str, Any]) -> None:
 async def test_3_1_a_loop_has_an_intent() -> None:
     with pytest.raises(ValidationError, match="intent"):
         await run_agent_control_loop("", hooks())
+
+
+class Broken(OpenGate):
+    """A gate that fails on the second look."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def evals(self, emit: Any = None) -> list[ControlEvalResult]:
+        self.looks += 1
+        if self.looks == 2:
+            raise RuntimeError("the gate is off its hinges")
+        return []
+
+
+async def test_5_2_r10_whatever_else_fails_ends_the_loop_and_what_was_known_is_kept() -> None:
+    result = await run(hooks(), gate=Broken())
+    assert (result.stopped_by, result.completed) == ("runtime-error", False)
+    assert [error.phase for error in result.runtime_errors] == ["act"]
+    assert "hinges" in result.reason
+    assert (result.final_state, result.final_evals) == (0, (FAR,))
+
+
+async def test_5_2_r1_the_time_of_the_budget_ends_what_runs() -> None:
+    signal = CancelSignal()
+
+    async def slow(context: ControlContext) -> None:
+        await asyncio.Event().wait()
+
+    result = await run_agent_control_loop(
+        "Work", hooks(observe=slow), budget=ControlBudget(max_wall_ms=1), calls=Calls(None, signal)
+    )
+    assert (result.stop_cause, result.failure_class) == ("wall_time", "timeout")
+    assert not signal.cancelled

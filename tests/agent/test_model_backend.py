@@ -15,6 +15,8 @@ from perdure.agent.model_backend import (
     create_openai_compatible_backend,
 )
 from perdure.agent.sandbox_backend import event_of_raw
+from perdure.agent.session_life import SessionChoice
+from perdure.agent.sessions import InMemoryRuntimeSessionStore
 from perdure.agent.stream import run_agent_task_stream
 from perdure.agent.stream_events import (
     BACKEND_EVENTS,
@@ -265,3 +267,65 @@ def test_the_events_that_are_told_are_those_that_are_mapped() -> None:
 
 def _raw(kind: str) -> dict[str, str]:
     return {"type": kind, "text": "x", "id": "1", "artifactId": "a", "proposalId": "p"}
+
+
+@pytest.mark.parametrize("slashes", ["", "/"])
+async def test_9_4_r1_r9_one_request_with_the_key_asks_for_a_stream_and_its_usage(
+    server: ModelServer, slashes: str
+) -> None:
+    server.will(reply(ANSWER))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=f"{server.base_url}{slashes}", model="model-1"
+    )
+    await read(run_agent_task_stream(TASK, backend))
+    await backend.aclose()
+    [asked] = server.received
+    assert (asked.method, asked.target) == ("POST", "/v1/chat/completions")
+    assert asked.headers["authorization"] == "Bearer sk-secret"
+    assert asked.headers["content-type"] == "application/json"
+    assert asked.body["stream"] is True
+    assert asked.body["stream_options"] == {"include_usage": True}
+    assert asked.body["messages"] == [{"role": "user", "content": TASK.intent}]
+
+
+@pytest.mark.parametrize("asked_for", ["s-7", None])
+async def test_9_4_r3_a_session_has_the_id_that_was_asked_for_and_no_metadata(
+    server: ModelServer, asked_for: str | None
+) -> None:
+    server.will(reply(ANSWER))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=server.base_url, model="model-1", kind="mine"
+    )
+    choice = SessionChoice(InMemoryRuntimeSessionStore(), asked_for)
+    events = await read(run_agent_task_stream(TASK, backend, session=choice))
+    await backend.aclose()
+    session = final_of(events).session
+    assert session is not None
+    assert (session.backend, session.metadata, session.resume_token) == ("mine", None, None)
+    assert session.id == asked_for or (asked_for is None and session.id)
+
+
+async def test_9_6_r5_an_error_within_the_answer_is_no_empty_success(server: ModelServer) -> None:
+    server.will(reply(sse({"error": {"message": "overloaded", "code": 503}})))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=server.base_url, model="model-1"
+    )
+    final = final_of(await read(run_agent_task_stream(TASK, backend)))
+    await backend.aclose()
+    assert final.status == "failed"
+    assert final.error is not None
+    assert final.error.kind == "transport"
+
+
+async def test_9_6_r4_a_body_is_kept_to_2048_characters(server: ModelServer) -> None:
+    server.will(refusal(400, b"x" * 3_000))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=server.base_url, model="model-1"
+    )
+    events = await read(run_agent_task_stream(TASK, backend))
+    await backend.aclose()
+    error, final = events[-3], final_of(events)
+    assert isinstance(error, BackendErrorEvent)
+    assert final.error is not None
+    assert final.error == error.error
+    assert final.error.body == "x" * 2_048 + "…"

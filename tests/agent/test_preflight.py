@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from perdure.agent.adapter import AgentTaskContext
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.preflight import ReadinessPolicy
+from perdure.agent.readiness import score_knowledge_readiness
 from perdure.agent.steps import Continue
 from perdure.agent.task import run_agent_task
 from perdure.core.records import AgentTaskSpec, JsonValue
@@ -17,6 +20,9 @@ from tests.agent.robots import Climber, Librarian, Sink
 
 TASK = AgentTaskSpec("climb", "Climb the ladder")
 COLOUR = KnowledgeRequirement("colour", "the colour of the ladder", fallback_policy="block")
+MAP = KnowledgeRequirement(
+    "map", "a map", acquisition_mode="inspect_repo", fallback_policy="block", evidence_ids=("e1",)
+)
 CAVEAT = KnowledgeRequirement("wind", "the wind", acquisition_mode="search_web")
 
 
@@ -76,3 +82,46 @@ async def test_only_a_durable_task_can_wait_for_answers() -> None:
 def test_a_policy_waits_for_an_event_with_a_name_and_a_limit(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(given))):
         ReadinessPolicy(**given)
+
+
+class Knowing:
+    """Is told what it may be asked."""
+
+    def __init__(self, *names: str) -> None:
+        self.told: list[tuple[str, ...]] = []
+        for name in names:
+            setattr(self, name, partial(self._asked, name))
+
+    def _asked(self, name: str, *given: Any) -> Any:
+        self.told.append((name, *(type(each).__name__ for each in given)))
+        return {
+            "build_readiness": score_knowledge_readiness("door", [COLOUR, MAP]),
+            "answer_questions": {"question_colour": "red"},
+            "execute_acquisition_plans": ["e1"],
+            "refresh_readiness": score_knowledge_readiness("door", []),
+        }[name]
+
+
+METHODS = {
+    "build_readiness": ("AgentTaskSpec",),
+    "answer_questions": ("tuple", "AgentTaskSpec"),
+    "execute_acquisition_plans": ("tuple", "AgentTaskSpec"),
+    "refresh_readiness": ("AgentTaskSpec", "KnowledgeReadinessReport", "dict", "tuple"),
+}
+
+
+@pytest.mark.parametrize(
+    "names", [each for size in range(5) for each in combinations(METHODS, size)]
+)
+async def test_4_6_each_method_of_a_provider_is_optional_and_told_what_it_is_about(
+    names: tuple[str, ...],
+) -> None:
+    knowing = Knowing(*names)
+    task = AgentTaskSpec("door", "Paint the door", required_knowledge=[COLOUR, MAP])
+    result = await run_agent_task(task, Climber(), knowledge=knowing)
+    due = [name for name in METHODS if name in names]
+    if not {"answer_questions", "execute_acquisition_plans"} & set(names):
+        due = [name for name in due if name != "refresh_readiness"]
+    assert knowing.told == [(name, *METHODS[name]) for name in due]
+    closed = {"answer_questions", "execute_acquisition_plans"} <= set(names)
+    assert (result.status == "completed") == (closed or "refresh_readiness" in due)

@@ -30,13 +30,13 @@ REAL: dict[str, Any] = {
 }
 
 
-def test_14_1_1_two_absent_profiles_are_none() -> None:
+def test_14_1_r1_two_absent_profiles_are_none() -> None:
     assert merge_agent_profiles(None, None) is None
     assert merge_agent_profiles(None, {"name": "a"}) == {"name": "a"}
     assert merge_agent_profiles({"name": "a"}, None) == {"name": "a"}
 
 
-def test_14_1_1_an_overlay_counts_where_it_says_something() -> None:
+def test_14_1_r1_an_overlay_counts_where_it_says_something() -> None:
     merged = merge_agent_profiles(
         {"name": "a", "version": "1", "own": {"a": 1}},
         {"name": None, "version": "2", "own": {"b": 2}},
@@ -44,7 +44,7 @@ def test_14_1_1_an_overlay_counts_where_it_says_something() -> None:
     assert merged == {"name": "a", "version": "2", "own": {"b": 2}}
 
 
-def test_14_1_2_instructions_and_resource_lists_are_joined() -> None:
+def test_14_1_r2_instructions_and_resource_lists_are_joined() -> None:
     lists = ("files", "tools", "skills", "agents", "commands")
     merged = merge_agent_profiles(
         {
@@ -62,7 +62,7 @@ def test_14_1_2_instructions_and_resource_lists_are_joined() -> None:
     }
 
 
-def test_14_1_3_prompts_models_scalars_and_tags_are_replaced() -> None:
+def test_14_1_r3_prompts_models_scalars_and_tags_are_replaced() -> None:
     base = {
         "prompt": {"systemPrompt": "old"},
         "resources": {"instructions": "old", "failOnError": True},
@@ -84,7 +84,7 @@ def test_14_1_3_prompts_models_scalars_and_tags_are_replaced() -> None:
     "name",
     ["permissions", "tools", "mcp", "subagents", "hooks", "modes", "metadata", "extensions"],
 )
-def test_14_1_4_objects_by_name_are_merged_one_level_deep(name: str) -> None:
+def test_14_1_r4_objects_by_name_are_merged_one_level_deep(name: str) -> None:
     base = {name: {"kept": {"x": 1}, "both": {"x": 1}, "held": {"x": 1}}}
     overlay = {name: {"both": {"y": 2}, "new": {"y": 2}, "held": None}}
     assert merge_agent_profiles(base, overlay) == {
@@ -92,7 +92,7 @@ def test_14_1_4_objects_by_name_are_merged_one_level_deep(name: str) -> None:
     }
 
 
-def test_14_1_5_nothing_given_is_changed_and_nothing_is_left_as_none() -> None:
+def test_14_1_r5_nothing_given_is_changed_and_nothing_is_left_as_none() -> None:
     base: dict[str, Any] = {"prompt": {"instructions": ["a"]}, "metadata": {"x": None}}
     overlay: dict[str, Any] = {
         "prompt": {"instructions": ["b"], "systemPrompt": None},

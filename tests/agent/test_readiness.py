@@ -219,3 +219,101 @@ def test_4_5_r1_a_minimum_outside_0_to_1_is_refused(minimum: Any) -> None:
 def test_1_1_r4_a_report_comes_back_from_its_wire_form() -> None:
     report = scored(A, B, C, D, E, F, G)
     assert from_wire(KnowledgeReadinessReport, to_wire(report)) == report
+
+
+@pytest.mark.parametrize(
+    ("needed", "current", "until", "is_missing"),
+    [
+        (0.5, 0.5, None, False),
+        (0.5, 0.49, None, True),
+        (0.5, 1.0, PAST, True),
+        (0, 0, None, False),
+        (0, 0, "soon", True),
+    ],
+)
+def test_4_2_r3_what_is_not_sure_enough_or_stale_is_missing(
+    needed: float, current: float, until: str | None, is_missing: bool
+) -> None:
+    x = KnowledgeRequirement(
+        "x", "x", confidence_needed=needed, current_confidence=current, valid_until=until
+    )
+    assert [each.id for each in scored(x).bundle.missing] == (["x"] if is_missing else [])
+
+
+def test_4_2_r4_each_of_three_marks_blocks_alone_and_both_lists_keep_the_order() -> None:
+    marks: list[dict[str, Any]] = [
+        {"importance": "low"},
+        {"importance": "blocking"},
+        {"importance": "high"},
+        {"fallback_policy": "block"},
+        {"fallback_policy": "use_default"},
+        {"sensitivity": "secret"},
+        {"sensitivity": "public"},
+    ]
+    needs = [KnowledgeRequirement(str(at), "x", **mark) for at, mark in enumerate(marks)]
+    report = scored(*needs)
+    assert [each.id for each in report.blocking_missing_requirements] == ["1", "3", "5"]
+    assert [each.id for each in report.non_blocking_gaps] == ["0", "2", "4", "6"]
+    assert [each.id for each in report.bundle.missing] == [str(at) for at in range(len(marks))]
+    known = [replace(each, current_confidence=1) for each in needs]
+    assert scored(*known).blocking_missing_requirements == ()
+
+
+def test_4_2_r5_the_score_weighs_by_importance_and_caps_each_at_one() -> None:
+    def part(importance: Any, current: float, needed: float = 0.8) -> KnowledgeRequirement:
+        return KnowledgeRequirement(
+            f"{importance} {current} {needed}",
+            "x",
+            importance=importance,
+            confidence_needed=needed,
+            current_confidence=current,
+        )
+
+    for importance, weight in (("blocking", 8), ("high", 4), ("medium", 2), ("low", 1)):
+        report = scored(part(importance, 0.2), part("low", 1))
+        assert report.readiness_score == pytest.approx((weight * 0.25 + 1) / (weight + 1))
+    # More than enough counts as enough, nothing needed as known, and what is stale as nothing.
+    assert scored(part("low", 1), part("low", 0, needed=0)).readiness_score == 1
+    stale = replace(part("low", 1), valid_until=PAST)
+    assert scored(stale, part("low", 0.4)).readiness_score == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "severity"),
+    [
+        ((), "info"),
+        ((C,), "info"),
+        ((C, D), "warning"),
+        ((replace(D, current_confidence=0.9), C), "info"),
+        ((D, A), "critical"),
+    ],
+)
+def test_4_2_r6_the_severity_is_that_of_the_worst_gap(
+    gaps: tuple[KnowledgeRequirement, ...], severity: str
+) -> None:
+    assert scored(*gaps).severity == severity
+
+
+def test_4_2_r8_the_reason_counts_the_gaps_that_matter() -> None:
+    assert scored(A, replace(A, id="A2"), C).reason.startswith("2 blocking gaps ")
+    assert scored(C, D, replace(C, id="C2")).reason.startswith("3 gaps ")
+    assert scored(D).reason.startswith("1 gap ")
+    assert scored(B).reason == scored().reason
+
+
+@pytest.mark.parametrize(
+    ("needs", "status"), [([A, C], "blocked"), ([C], "caveat"), ([B], "ready")]
+)
+def test_4_5_r2_r4_r5_a_decision_says_what_the_report_says(
+    needs: list[KnowledgeRequirement], status: str
+) -> None:
+    report = scored(*needs)
+    decision = decide_knowledge_readiness(report)
+    assert (decision.status, decision.passed) == (status, status == "ready")
+    assert (decision.reason == report.reason) == (status != "caveat")
+    for name in ("readiness_score", "recommended_action", "severity"):
+        assert getattr(decision, name) == getattr(report, name)
+    assert decision.blocking_gap_ids == tuple(
+        each.id for each in report.blocking_missing_requirements
+    )
+    assert decision.non_blocking_gap_ids == tuple(each.id for each in report.non_blocking_gaps)

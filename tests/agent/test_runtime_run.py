@@ -354,3 +354,14 @@ def test_costs_of_other_currencies_are_not_known_in_dollars() -> None:
     run = started()
     run.take_usage(UsageSum(calls=1, cost_nanos={"EUR": 1, "USD": 2_000_000_000}))
     assert (run.cost().cost_usd, run.cost().cost_known) == (2, False)
+
+
+def test_10_r6_a_row_can_be_had_at_any_time() -> None:
+    run = started(now=ticking(100, 350, 9_999))
+    running = run.to_row()
+    assert (running.status, running.completed_at) == ("running", None)
+    assert running.cost.wall_ms == 250
+    run.complete("completed", metadata={"a": 1, "b": 1})
+    ended = run.to_row({"b": 2})
+    assert (ended.status, ended.metadata) == ("completed", {"a": 1, "b": 2})
+    assert run.to_row().metadata == {"a": 1, "b": 1}

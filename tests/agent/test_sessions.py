@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -218,3 +220,21 @@ async def test_one_of_two_takes_up_a_session_within_one_millisecond(
         assert statuses == ["completed", "failed"]
         [lost] = [final_of(each) for each in told if final_of(each).status == "failed"]
         assert "somebody else has just taken the session" in str(lost.reason)
+
+
+def test_8_r2_to_touch_a_session_changes_when_it_was_updated_and_nothing_else() -> None:
+    first = new_session(
+        "demo", session_id="s", resume_token="t", metadata={"a": 1}, clock=lambda: 5
+    )
+    later = touched(first, clock=lambda: 1_000)
+    assert later.updated_at == "1970-01-01T00:00:01.000Z"
+    assert replace(later, updated_at=first.updated_at) == first
+
+
+def test_8_r1_a_new_session_has_the_id_asked_for_or_a_random_one() -> None:
+    assert new_session("demo", session_id="s").id == "s"
+    made = [new_session("demo", session_id=given) for given in (None, "")]
+    assert [UUID(each.id).version for each in made] == [4, 4]
+    assert made[0].id != made[1].id
+    assert {each.status for each in made} == {"active"}
+    assert all(each.created_at == each.updated_at for each in made)

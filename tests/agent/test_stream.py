@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -19,13 +20,16 @@ from perdure.agent.stream import COMPLETED, run_agent_task_stream
 from perdure.agent.stream_events import (
     ReadinessEndEvent,
     ToolCallEvent,
+    event_to_wire,
 )
 from perdure.agent.task import run_agent_task
+from perdure.core.effects import iso_time
 from perdure.core.records import AgentTaskSpec
 from perdure.errors import (
     SessionBusyError,
     SessionMismatchError,
 )
+from perdure.observe.trace import create_trace_bridge
 from tests.agent.robots import Climber, Librarian
 from tests.agent.streaming import Played, final_of, read, said, types
 
@@ -90,7 +94,7 @@ async def test_7_3_r3_r4_answers_lead_to_a_second_start_and_one_report() -> None
     )
 
 
-async def test_7_3_r2_questions_are_told_while_the_user_is_asked() -> None:
+async def test_7_3_r2_bb_9_questions_are_told_while_the_user_is_asked() -> None:
     asked, answered = asyncio.Event(), asyncio.Event()
 
     class Slow:
@@ -214,3 +218,32 @@ async def test_1_2_r5_a_clock_dates_what_happens_and_says_what_is_stale() -> Non
     )
     stale = await run_agent_task(task, Climber(), readiness=late_policy)
     assert stale.status == "blocked"
+
+
+MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
+
+
+async def test_1_2_r4_moments_are_texts_in_utc_and_those_of_a_trace_are_milliseconds() -> None:
+    events = await read(run_agent_task_stream(needing(WIND), Played(*said("Yes."))))
+    told = [event_to_wire(event) for event in events]
+    assert all(MOMENT.fullmatch(str(each["timestamp"])) for each in told)
+    [session] = [each["session"] for each in told if each["type"] == "session_created"]
+    assert MOMENT.fullmatch(session["createdAt"])
+    traced = list(create_trace_bridge(run_id="r").drain(events))
+    moments = [event_to_wire(each)["timestamp"] for each in events if each.type != "text_delta"]
+    assert [type(each.timestamp) for each in traced] == [int] * len(moments)
+    assert [iso_time(each.timestamp) for each in traced] == moments
+
+
+async def test_7_3_r1_the_task_is_told_before_anybody_is_asked() -> None:
+    asked = asyncio.Event()
+
+    class Silent:
+        async def build_readiness(self, task: AgentTaskSpec) -> Any:
+            asked.set()
+            await asyncio.Event().wait()
+
+    stream = run_agent_task_stream(TASK, Played(), knowledge=Silent())
+    assert [(await anext(stream)).type for _ in range(2)] == ["task_start", "readiness_start"]
+    assert not asked.is_set()
+    await stream.aclose()

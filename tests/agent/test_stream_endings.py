@@ -102,7 +102,7 @@ async def test_7_3_r11_a_failing_stop_adds_to_the_message_of_the_error_only() ->
     assert {events[-2].reason, final_of(events).reason} == {"the line is dead"}
 
 
-async def test_9_6_4_a_transport_failure_tells_status_and_body_and_whether_it_may_pass() -> None:
+async def test_9_6_r4_a_transport_failure_tells_status_and_body_and_whether_it_may_pass() -> None:
     refused = BackendTransportError(
         "no key", backend="played", status=401, body="who are you?", retryable=False
     )
@@ -150,7 +150,7 @@ async def test_7_3_r14_a_signal_that_fired_before_ends_before_the_session() -> N
         {"type": "text_delta", "text": "a"},
     ],
 )
-async def test_7_3_r15_what_only_the_runtime_may_tell_is_a_failure_of_the_backend(
+async def test_7_3_r15_bb_9_what_only_the_runtime_may_tell_is_a_failure_of_the_backend(
     event: object,
 ) -> None:
     events = await read(run_agent_task_stream(TASK, Played(event)))
@@ -257,7 +257,7 @@ async def test_bb_4_exactly_one_final_is_last_wherever_the_store_fails(
         assert STORE_ERROR in final.metadata
 
 
-async def test_bb_4_a_failing_provider_ends_the_stream_too() -> None:
+async def test_7_3_r12_bb_4_a_failing_provider_ends_the_stream_too() -> None:
     class Broken:
         def build_readiness(self, task: AgentTaskSpec) -> None:
             raise OSError("no library")

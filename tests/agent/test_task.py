@@ -181,7 +181,9 @@ async def test_bb_5_a_blocked_task_is_blocked_in_whatever_words() -> None:
 
 
 @pytest.mark.parametrize(("on_caveat", "status"), [("continue", "completed"), ("block", "blocked")])
-async def test_bb_5_what_a_caveat_means_is_up_to_the_policy(on_caveat: Any, status: str) -> None:
+async def test_6_3_r7_bb_5_what_a_caveat_means_is_up_to_the_policy(
+    on_caveat: Any, status: str
+) -> None:
     policy = ReadinessPolicy(on_caveat=on_caveat)
     result = await run_agent_task(needing(CAVEAT), Climber(), readiness=policy)
     assert (result.status, result.decision.status) == (status, "caveat")
@@ -194,7 +196,7 @@ class Idle(Climber):
         return []
 
 
-async def test_bb_6_a_task_without_evals_of_its_own_does_not_pass_by_itself() -> None:
+async def test_6_3_r8_bb_6_a_task_without_evals_of_its_own_does_not_pass_by_itself() -> None:
     idle = Idle(aim=2)
     result = await run_agent_task(TASK, idle)
     assert (result.status, idle.executed["act"]) == ("completed", 2)
@@ -257,7 +259,7 @@ async def test_4_7_r3_a_provider_may_build_and_refresh_the_report_itself() -> No
     assert (result.status, provider.executed["refresh"]) == ("completed", 1)
 
 
-async def test_bb_4_a_broken_sink_does_not_disturb_the_task() -> None:
+async def test_6_3_r2_bb_4_a_broken_sink_does_not_disturb_the_task() -> None:
     sink = Sink("task_start", "control_step")
     result = await run_agent_task(TASK, Climber(aim=1), on_event=sink)
     assert result.status == "completed"

@@ -189,7 +189,7 @@ def test_reasoning_that_comes_in_both_dialects_counts_once() -> None:
     assert frames == [reasoning("Hm"), upstream_end("stop")]
 
 
-def test_interleaved_calls_come_in_the_order_of_their_index() -> None:
+def test_9_6_r3_interleaved_calls_come_in_the_order_of_their_index() -> None:
     assert tool_frames(
         calls(fragment("[", index=1, id="b", name="g")),
         calls(fragment("{", index=0, id="a", name="f")),
@@ -242,12 +242,12 @@ def test_a_call_without_an_id_gets_one_of_its_own() -> None:
         ("[" * 100_000, "[" * 100_000),
     ],
 )
-def test_arguments_are_json_or_what_was_written(written: str | None, arguments: Any) -> None:
+def test_9_6_r3_arguments_are_json_or_what_was_written(written: str | None, arguments: Any) -> None:
     (call,) = tool_frames(calls(fragment(written, index=0, id="a", name="f")))
     assert call.data["args"] == arguments
 
 
-def test_a_call_is_complete_only_when_the_provider_says_so() -> None:
+def test_9_6_r3_a_call_is_complete_only_when_the_provider_says_so() -> None:
     reader = CompletionReader("openai")
     assert list(reader.feed(sse(calls(fragment("{}", index=0, id="a", name="f"))))) == []
     assert list(reader.feed(sse(chunk("tool_calls")))) == [tool_call("a", "f", {})]

@@ -126,7 +126,7 @@ async def test_a_lost_connection_is_tried_again_before_the_first_byte(server: Mo
     assert len(server.received) == 3
 
 
-async def test_a_connection_lost_before_the_first_byte_every_time_has_no_status(
+async def test_9_4_r7_a_connection_lost_before_the_first_byte_every_time_has_no_status(
     server: ModelServer,
 ) -> None:
     server.will(*[Reply((Cut(),), status=0)] * 3)
@@ -153,7 +153,9 @@ async def test_a_connection_lost_within_the_answer_is_never_tried_again(
     assert len(server.received) == 1
 
 
-async def test_a_server_that_hangs_before_its_head_is_tried_again(server: ModelServer) -> None:
+async def test_9_4_r7_a_server_that_hangs_before_its_head_is_asked_again(
+    server: ModelServer,
+) -> None:
     # More answers than needed: a slow machine may miss the limit with some of them.
     server.will(Reply((Hang(),), status=0), *[reply(HELLO)] * 9)
     retry = replace(QUICK, tries_max=10, request_timeout_ms=60)
@@ -287,7 +289,7 @@ async def test_what_is_not_json_is_never_text(server: ModelServer) -> None:
         ("a plain text", 200, True),
     ],
 )
-async def test_an_error_within_the_stream_is_raised(
+async def test_9_6_r5_an_error_within_the_stream_is_raised(
     server: ModelServer, error: Any, status: int, retryable: bool
 ) -> None:
     server.will(reply(sse(chunk(content="Hel"), {"error": error})))
@@ -364,7 +366,7 @@ async def test_a_closed_iterator_ends_the_call_upstream(server: ModelServer) -> 
     await backend.aclose()
 
 
-async def test_a_cancelled_wait_between_tries_ends_at_once(
+async def test_9_4_r6_a_cancelled_wait_between_tries_ends_at_once(
     server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = asyncio.Event()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+from typing import get_args
 
 import pytest
 
-from perdure import agent
+from perdure import agent, errors
+from perdure.agent import events
 
 NAMES = {
     "agent.adapter": "AgentAdapter AgentKnowledgeProvider AgentTaskContext",
@@ -97,3 +99,68 @@ def test_what_hooks_and_backends_of_users_give_is_in_the_package() -> None:
         "new_session"
     )
     assert set(made.split()) <= set(agent.__all__)
+
+
+CODES = {
+    "ValidationError": ("AgentRuntimeError", "validation", False),
+    "NotFoundError": ("AgentRuntimeError", "not_found", False),
+    "ConfigError": ("AgentRuntimeError", "config", False),
+    "CaptureIntegrityError": ("AgentRuntimeError", "capture_integrity", False),
+    "JudgeError": ("AgentRuntimeError", "judge", False),
+    "VerificationError": ("AgentRuntimeError", "verification", False),
+    "ReplayError": ("AgentRuntimeError", "replay", False),
+    "SessionMismatchError": ("ValidationError", "validation", False),
+    "RuntimeRunStateError": ("ValidationError", "validation", False),
+    "BackendTransportError": ("AgentRuntimeError", "transport", True),
+    "ChatTurnError": ("BackendTransportError", "transport", True),
+}
+"""Each class with its base, its code, and whether the same may succeed later."""
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_2_bb_1_every_failure_has_its_place_its_code_and_a_word_on_trying_again(name: str) -> None:
+    base, code, retryable = CODES[name]
+    found = getattr(errors, name)
+    assert found.__bases__[0].__name__ == base
+    assert issubclass(found, errors.AgentRuntimeError)
+    assert issubclass(errors.AgentRuntimeError, errors.PerdureError)
+    assert (found.code, found.retryable) == (code, retryable)
+
+
+def test_2_a_failure_tells_what_it_was_about() -> None:
+    lost = errors.BackendTransportError("lost", backend="b", status=0, body="x", retryable=False)
+    assert (lost.backend, lost.status, lost.body, lost.retryable) == ("b", 0, "x", False)
+    other = errors.SessionMismatchError("no", session_backend="a", requested_backend="b")
+    assert (other.session_backend, other.requested_backend) == ("a", "b")
+
+
+EVENT_FIELDS = {
+    "TaskStart": "",
+    "ReadinessStart": "",
+    "ReadinessEnd": "knowledge decision",
+    "QuestionsStart": "questions",
+    "QuestionsEnd": "questions user_answers",
+    "AcquisitionStart": "acquisition_plans",
+    "AcquisitionEnd": "acquisition_plans acquired_evidence_ids",
+    "ControlStart": "knowledge",
+    "ControlStepped": "step",
+    "ControlEnd": "control",
+    "TaskEnd": "status reason",
+}
+
+
+def test_6_2_each_event_of_a_task_has_its_fields_beside_type_and_task() -> None:
+    kinds = {kind.__name__: kind for kind in get_args(events.AgentRuntimeEvent)}
+    assert kinds.keys() == EVENT_FIELDS.keys()
+    for name, kind in kinds.items():
+        own = [field.name for field in dataclasses.fields(kind)]
+        assert own == ["task", *EVENT_FIELDS[name].split(), "type"]
+
+
+def test_6_1_a_task_takes_all_that_its_run_may_need() -> None:
+    parameters = inspect.signature(agent.run_agent_task).parameters
+    assert list(parameters)[:2] == ["task", "adapter"]
+    assert set(KEYWORDS["agent.task.run_agent_task"].split()) == set(list(parameters)[2:])
+    control = {field.name for field in dataclasses.fields(agent.ControlOptions)}
+    assert {"trace_store", "scenario_id", "project_id", "variant_id"} <= control
+    assert agent.ReadinessPolicy().minimum_score == 0.7

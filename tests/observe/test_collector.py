@@ -10,7 +10,7 @@ from perdure.observe.collector import (
     create_runtime_event_collector,
     create_runtime_stream_event_collector,
 )
-from perdure.observe.telemetry import telemetry_client
+from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_client
 from tests.agent.robots import Climber
 
 STREAM: list[dict[str, Any]] = [
@@ -68,3 +68,27 @@ def test_11_3_r4_what_cannot_be_sanitised_is_kept_as_a_mark() -> None:
     collector = create_runtime_event_collector()
     collector.on_event("nonsense")
     assert collector.events == [{"type": "unknown", "sanitizeError": True}]
+
+
+async def test_11_3_r3_each_family_of_events_has_a_collector_of_its_own() -> None:
+    told: list[Any] = []
+    await run_agent_task(AgentTaskSpec("t", "i"), Climber(), on_event=told.append)
+    one, other = create_runtime_event_collector(), create_runtime_stream_event_collector()
+    for event in told:
+        one.on_event(event)
+    for event in STREAM:
+        other.on_event(event)
+    assert not hasattr(one, "summary")
+    assert [each["type"] for each in one.events] == [each.type for each in told]
+    assert "decision" in one.events[2]
+    assert [each["type"] for each in other.events] == [each["type"] for each in STREAM]
+
+
+def test_what_lets_deltas_out_lets_out_the_text_that_they_make() -> None:
+    collector = create_runtime_stream_event_collector(
+        RuntimeTelemetryOptions(include_control_payloads=True)
+    )
+    for event in STREAM:
+        collector.on_event(event)
+    assert collector.events[2]["text"] == "Hel"
+    assert collector.summary().final_text == "Hello"

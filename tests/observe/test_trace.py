@@ -100,7 +100,7 @@ def test_13_an_event_becomes_a_trace_event(event: Any, kind: str, payload: dict[
     assert traced.timestamp == STAMP_MS
 
 
-def test_13_r1_deltas_and_unknown_types_take_no_id() -> None:
+def test_13_r1_r3_deltas_and_unknown_types_take_no_id() -> None:
     bridge = create_trace_bridge(run_id="r", span_id="s")
     kinds = ("text_delta", "reasoning_delta", "task_start", "new_type", "readiness_start")
     traced = list(bridge.drain({"type": kind, "task": TASK} for kind in kinds))
@@ -124,7 +124,7 @@ def test_words_are_redacted_without_their_switch() -> None:
     assert traced.payload["reason"] == "[redacted]"
 
 
-def test_bb_16_two_one_shots_have_two_ids() -> None:
+def test_13_r4_bb_16_two_one_shots_have_two_ids() -> None:
     event = {"type": "task_start", "task": TASK}
     assert project(event).event_id != project(event).event_id
 

@@ -20,7 +20,7 @@ CASES = {case.__name__: case for case in SESSION_STORE_CASES + COMPARING_SESSION
 
 
 @pytest.mark.parametrize(("kind", "name"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
-async def test_a_planted_fault_is_found_by_the_case_that_names_it(
+async def test_bb_20_a_planted_fault_is_found_by_the_case_that_names_it(
     kind: type[SoundStore], name: str
 ) -> None:
     with pytest.raises(AssertionError):

@@ -121,7 +121,7 @@ def sandbox_as_chat_turn_target(
         _member(instance, "connection", "connection"), "runtime_url", "runtimeUrl"
     )
     id = str(_member(instance, "id", "id") or "")
-    if not isinstance(url, str):
+    if not (isinstance(url, str) and url):
         why = "has no address: it may not be running yet"
         raise ChatTurnError(f"the sandbox {id!r} {why}", backend=id, retryable=False)
     return ChatTurnSandbox(id, url.rstrip("/"), auth_header)

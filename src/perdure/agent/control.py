@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from perdure.agent.adapter import ControlContext, resolve
 from perdure.agent.calls import Called, Calls, Cut
-from perdure.agent.endings import Ended, Ending, cut_off, failed
+from perdure.agent.endings import Ended, Ending, cut_off, ends_only_the_attempt, failed
 from perdure.agent.evals import KNOWLEDGE_READY, ControlEvalResult, mean_score
 from perdure.agent.hooks import ControlHooks, ControlOptions, Gate, OpenGate
 from perdure.agent.loop_trace import LoopTrace
@@ -117,6 +117,10 @@ class ControlLoop:
             ending = Ending("budget", "steps", "the steps are used up", None, "budget_exceeded")
         except Ended as ended:
             ending = ended.ending
+        except Exception as error:
+            if ends_only_the_attempt(error):
+                raise
+            ending = self._broken("act", error_text(error)).ending
         except asyncio.CancelledError:
             await self._trace.abandon()
             raise

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from perdure.agent.calls import Cut
 from perdure.agent.steps import StopCause, StoppedBy
+from perdure.errors import DurableRunError, StepFailedError, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,13 @@ def cut_off(cut: Cut) -> Ended:
     if cut == "cancelled":
         return Ended(Ending("abort", "cancelled", "the task was cancelled", None, "cancelled"))
     return Ended(Ending("budget", "wall_time", "the time is used up", None, "timeout"))
+
+
+def ends_only_the_attempt(error: Exception) -> bool:
+    """Return whether `error` ends only this attempt at a durable task, not the task."""
+    if isinstance(error, StepFailedError):
+        return False
+    return isinstance(error, DurableRunError | StoreError)
 
 
 def failed(reason: str) -> Ended:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from perdure.agent.calls import Calls
@@ -47,9 +48,24 @@ WRITE_MS: Final = 5_000
 """How long a loop waits for its trace store; one that does not answer is told nothing more."""
 
 Write = Callable[[TraceStore], Awaitable[None]]
+P = ParamSpec("P")
+Tell: TypeAlias = Callable[Concatenate["LoopTrace", P], Coroutine[Any, Any, None]]
 
 _traced: Final[WeakKeyDictionary[DurableContext, int]] = WeakKeyDictionary()
 """How many loops an attempt at a durable run has begun to trace."""
+
+
+def noted(method: Tell[P]) -> Tell[P]:
+    """Return the method of a trace so that its failure, of whatever kind, stops no loop."""
+
+    @wraps(method)
+    async def tell(self: LoopTrace, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            await method(self, *args, **kwargs)
+        except Exception as error:
+            self.note(error_text(error))
+
+    return tell
 
 
 class LoopTrace:
@@ -57,7 +73,7 @@ class LoopTrace:
 
     What it tells is what the options of the loop let out: `sanitize` decides, as of events.
     Ids and times come from what a durable run has recorded, so that each attempt tells the same.
-    A failure of the store goes to `note`, and never further.
+    A failure, of the store or of what is told, goes to `note`, and never further.
     """
 
     def __init__(
@@ -74,7 +90,7 @@ class LoopTrace:
         self._budget = budget
         self._options = options
         self._calls = calls
-        self._note = note
+        self.note = note
         self._store: TraceStore | None = options.trace_store
         self._owed: deque[Write] = deque()
         self._opening: dict[str, JsonValue] = {}
@@ -82,6 +98,7 @@ class LoopTrace:
         if self._store is not None:
             self.run_id = _run_id_of(calls.context)
 
+    @noted
     async def begin(self) -> None:
         """Begin the run of the trace."""
         if self.run_id is None:
@@ -123,6 +140,7 @@ class LoopTrace:
         )
         self._owed.append(lambda store: store.append_event(event))
 
+    @noted
     async def judge(self, look: int, evals: Sequence[ControlEvalResult]) -> None:
         """Tell of the evals of a look at the state: the first one, or that behind a step."""
         if self.run_id is None:
@@ -158,6 +176,7 @@ class LoopTrace:
             },
         )
 
+    @noted
     async def act(self, index: int, decision: ControlDecision) -> None:
         """Begin the span of a step: its action is about to be done."""
         if self.run_id is None:
@@ -176,6 +195,7 @@ class LoopTrace:
         )
         await self._append_span(span)
 
+    @noted
     async def spend(self, index: int, spent_usd: float) -> None:
         """Tell how the budget of money stands, if there is one."""
         limit = self._budget.max_cost_usd
@@ -203,6 +223,7 @@ class LoopTrace:
             )
             await self._tell(lambda store: store.append_event(event))
 
+    @noted
     async def end_step(self, step: ControlStep, *, broken: str | None, spent_usd: float) -> None:
         """End the span of a step; `broken` says what broke the loop off in it."""
         outcome = step.action_outcome
@@ -229,6 +250,7 @@ class LoopTrace:
         }
         await self._tell(lambda store: store.update_span(self._step_id(step.index), patch))
 
+    @noted
     async def end(self, result: ControlRunResult) -> None:
         """End the run of the trace as the loop has ended."""
         if self.run_id is None:
@@ -249,6 +271,7 @@ class LoopTrace:
         }
         await self._update(patch)
 
+    @noted
     async def abandon(self) -> None:
         """End the run of the trace: whoever runs the loop is cancelled, and nobody goes on."""
         if self.run_id is None or self._calls.context is not None:
@@ -275,14 +298,14 @@ class LoopTrace:
                 await self._pay(store)
         except TimeoutError:
             self._store = None
-            self._note(f"the trace store was silent for {WRITE_MS} ms, and is told no more")
+            self.note(f"the trace store was silent for {WRITE_MS} ms, and is told no more")
 
     async def _pay(self, store: TraceStore) -> None:
         while self._owed:
             try:
                 await self._owed[0](store)
             except Exception as error:
-                self._note(error_text(error))
+                self.note(error_text(error))
                 if _may_pass(error):
                     return
             self._owed.popleft()

@@ -21,7 +21,7 @@ from perdure.agent.adapter import (
 from perdure.agent.calls import Calls, CutShort
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.control import run_agent_control_loop
-from perdure.agent.endings import cut_off
+from perdure.agent.endings import cut_off, ends_only_the_attempt
 from perdure.agent.evals import ControlEvalResult, Emit
 from perdure.agent.events import (
     AgentRuntimeEvent,
@@ -58,7 +58,6 @@ from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
 from perdure.core.wording import error_text
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
-from perdure.errors import DurableRunError, StepFailedError, StoreError
 from perdure.observe.credentials import mask_text
 from perdure.store.protocol import RunStore
 
@@ -189,7 +188,7 @@ class _TaskRun:
             control = await self._control()
             records = await self._run_records(control)
         except Exception as error:
-            if not _goes_on(error):
+            if not ends_only_the_attempt(error):
                 reason = error_text(error)
                 await self._emit(TaskEnd(self._task, "failed", reason))
             raise
@@ -336,13 +335,6 @@ class _TaskRun:
             run_records=records,
             sink_errors=tuple(self._sink_errors),
         )
-
-
-def _goes_on(error: Exception) -> bool:
-    """Return whether `error` ends only this attempt at a durable task, not the task."""
-    if isinstance(error, StepFailedError):
-        return False
-    return isinstance(error, DurableRunError | StoreError)
 
 
 def status_of(control: ControlRunResult) -> AgentTaskStatus:

@@ -11,7 +11,7 @@ from perdure.core.records import JsonValue
 from perdure.core.wire import to_wire
 from perdure.observe.credentials import mask_text
 from perdure.observe.rules import is_on
-from perdure.observe.sanitize import sanitize_event
+from perdure.observe.sanitize import DELTAS_WITH, sanitize_event
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_log
 
 logger = logging.getLogger("perdure.observe")
@@ -20,7 +20,7 @@ _OPENINGS: Final = ("session_created", "session_resumed")
 
 
 class RuntimeStreamEventSummary(NamedTuple):
-    """What a stream came to. `final_text` is empty unless the options include text."""
+    """What a stream came to. `final_text` is empty unless the options let deltas out."""
 
     event_count: int
     event_counts_by_type: Mapping[str, int]
@@ -83,7 +83,7 @@ class RuntimeStreamEventCollector(RuntimeEventCollector):
         self._counts[kind] += 1
         if kind == "final":
             self._final = sanitized
-        elif kind == "text_delta" and is_on(self.options, "include_text"):
+        elif kind == "text_delta" and is_on(self.options, *DELTAS_WITH):
             self._texts.append(_text_of(event))
         elif kind in _OPENINGS and self._first_session_id is None:
             self._first_session_id = sanitized.get("session", {}).get("id")

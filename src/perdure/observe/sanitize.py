@@ -36,6 +36,8 @@ _WORDS = "include_requirement_descriptions"
 _IDS = "include_evidence_ids"
 _PAYLOADS = "include_control_payloads"
 _METADATA = "include_metadata"
+DELTAS_WITH: Final = ("include_text", _PAYLOADS)
+"""With one of these the words of a model leave: its deltas, and the text that they make."""
 
 REQUIREMENT: Final[Part] = {
     "id": keep(),
@@ -165,11 +167,10 @@ ERROR: Final[Part] = {
     "body": only_with(_PAYLOADS),
 }
 
-_TEXT = text("include_text", _PAYLOADS)
 _QUESTIONS: Final[Part] = {"questions": each(QUESTION)}
 _PLANS: Final[Part] = {"acquisitionPlans": each(PLAN)}
 _TOOL: Final[Part] = {"toolName": keep(), "toolCallId": keep()}
-_DELTA: Final[Part] = {"text": _TEXT}
+_DELTA: Final[Part] = {"text": text(*DELTAS_WITH)}
 _BACKEND: Final[Part] = {"backend": keep()}
 
 EVENTS: Final[Mapping[str, Part]] = {
@@ -228,7 +229,7 @@ EVENTS: Final[Mapping[str, Part]] = {
     "final": {
         "status": keep(),
         "reason": text(),
-        "text": text_with("include_text", _PAYLOADS),
+        "text": text_with(*DELTAS_WITH),
         "error": part(ERROR),
         "metadata": only_with(_METADATA),
     },

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
+from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue
 from perdure.errors import NotSerializableError
 from perdure.observe.sanitize import sanitize_event, sanitize_knowledge_readiness_report
@@ -33,7 +34,7 @@ def encode_server_sent_event(
         lines.append(f"id: {_on_one_line(id)}")
     if event:
         lines.append(f"event: {_on_one_line(event)}")
-    if retry is not None and math.isfinite(retry) and retry >= 0:
+    if retry is not None and is_finite(retry) and retry >= 0:
         lines.append(f"retry: {math.floor(retry)}")
     text = data if isinstance(data, str) else _json(data)
     lines += [f"data: {piece}" for piece in _LINE_ENDS.split(_SURROGATES.sub("\ufffd", text))]

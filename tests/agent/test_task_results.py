@@ -1,0 +1,80 @@
+"""What a task tells while it runs, and what its result has in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from perdure.agent.knowledge import KnowledgeRequirement
+from perdure.agent.task import run_agent_task
+from perdure.core.records import AgentTaskSpec, JsonValue
+from tests.agent.robots import Climber, Librarian, Sink
+
+TASK = AgentTaskSpec("climb", "Climb the ladder")
+COLOUR = KnowledgeRequirement("colour", "the colour of the ladder", fallback_policy="block")
+MAP = KnowledgeRequirement("map", "a map", acquisition_mode="inspect_repo", fallback_policy="block")
+
+
+def needing(*requirements: KnowledgeRequirement) -> AgentTaskSpec:
+    return TASK._replace(required_knowledge=requirements)
+
+
+async def test_4_7_r4_bb_7_what_is_still_open_is_told_apart_from_what_was_asked() -> None:
+    result = await run_agent_task(needing(COLOUR, MAP), Climber(), knowledge=Librarian())
+    assert [each.id for each in result.questions] == ["question_colour"]
+    plans = [each.id for each in result.acquisition_plans]
+    assert plans == ["acquire_ask_user", "acquire_inspect_repo"]
+    assert (result.status, result.open_questions) == ("blocked", ())
+    assert [each.id for each in result.knowledge.blocking_missing_requirements] == ["map"]
+
+
+class Slow(Sink):
+    """Notes how far the climber was when an event was told, after a while."""
+
+    def __init__(self, climber: Climber) -> None:
+        super().__init__()
+        self.rungs: list[int] = []
+        self._climber = climber
+
+    async def __call__(self, event: Any) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.rungs.append(self._climber.rung)
+        await super().__call__(event)
+
+
+async def test_6_3_r2_the_task_waits_for_its_sink() -> None:
+    climber = Climber(aim=2)
+    slow = Slow(climber)
+    await run_agent_task(TASK, climber, on_event=slow)
+    assert dict(zip(slow.types, slow.rungs, strict=True)) == {
+        "task_start": 0,
+        "readiness_start": 0,
+        "readiness_end": 0,
+        "control_start": 0,
+        "control_step": 2,
+        "control_end": 2,
+        "task_end": 2,
+    }
+    assert slow.rungs[4:6] == [1, 2]
+
+
+class Recorder(Climber):
+    def project_run_records(self, control: Any, task: AgentTaskSpec) -> list[JsonValue]:
+        return [{"runId": task.id}]
+
+
+async def test_6_3_r10_the_result_has_all_that_the_task_came_to() -> None:
+    proven = KnowledgeRequirement(
+        "proof", "a proof", acquisition_mode="search_web", evidence_ids=("e1",)
+    )
+    task = needing(COLOUR, proven)
+    result = await run_agent_task(task, Recorder(), knowledge=Librarian("red", ["e1"]))
+    assert (result.task, result.status) == (task, "completed")
+    assert result.knowledge.readiness_score == 1  # The latest report, not the first.
+    assert [each.id for each in result.questions] == ["question_colour"]
+    assert [each.id for each in result.acquisition_plans][-1] == "acquire_search_web"
+    assert result.user_answers == {"question_colour": "red"}
+    assert result.acquired_evidence_ids == ("e1",)
+    assert (result.control.passed, len(result.control.steps)) == (True, 2)
+    assert result.run_records == ({"runId": "climb", "scenarioId": "climb"},)
