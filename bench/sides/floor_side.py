@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from bench.file_floor import FileFloor
@@ -17,6 +18,9 @@ class AnyFloor(Protocol):
     async def run_steps(self, run_id: str, count: int) -> None: ...
     async def replay(self, run_id: str) -> list[Any]: ...
     async def close(self) -> None: ...
+
+
+Opener = Callable[[Asked], Awaitable[AnyFloor]]
 
 
 async def opened(asked: Asked) -> AnyFloor:
@@ -34,14 +38,14 @@ async def opened(asked: Asked) -> AnyFloor:
     return Floor(asked.file("floor.db"), synchronous=asked.durability)
 
 
-async def steps(asked: Asked) -> Answer:
-    floor = await opened(asked)
+async def steps(asked: Asked, open_floor: Opener = opened) -> Answer:
+    floor = await open_floor(asked)
     await floor.run_steps("warm", WARM_STEPS)
     return await timed(lambda: floor.run_steps("run", asked.size), per=asked.size)
 
 
-async def runs(asked: Asked) -> Answer:
-    floor = await opened(asked)
+async def runs(asked: Asked, open_floor: Opener = opened) -> Answer:
+    floor = await open_floor(asked)
     await many(lambda index: floor.run_steps(f"warm-{index}", 3), 64)
     return await many(lambda index: floor.run_steps(f"run-{index}", 3), asked.size)
 

@@ -16,7 +16,7 @@ from bench.load import BENDING, LOADS, OURS, RAW
 from bench.loaded import Loaded
 from bench.picture import bars
 from bench.soak import LOG_MB, Seen, grown
-from bench.suite import Compared, Comparison, Figure, Places, plan
+from bench.suite import FENCED, Compared, Comparison, Figure, Places, plan
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -37,6 +37,21 @@ def test_the_comparisons_run_and_end_in_a_table() -> None:
     for name in names:
         (row,) = (row for row in rows if titles[name] in row)
         assert "**" in row
+
+
+def test_the_page_tells_the_promise_from_the_library() -> None:
+    beside = [one for one in plan() if FENCED in one.sides]
+    names = {one.name for one in beside}
+    assert names == {"steps-sqlite", "runs-sqlite", "steps-postgres", "runs-postgres"}
+    figures = [
+        Figure("floor", "", 200, 200, 200, 1.0, 90),
+        Figure(FENCED, "", 250, 250, 250, 1.25, 120, own_cpu_us=30),
+        Figure("perdure", "1", 300, 300, 300, 1.5, 190, own_cpu_us=100),
+    ]
+    head, _, row = page.comparisons([Compared(beside[0], 1, "full", figures)]).splitlines()
+    assert head.startswith("| work | the floor | our promise by hand | perdure 1 |")
+    assert "| 200 | **1.25×** (250) | **1.50×** (300) |" in row
+    assert "100 µs, of which the promise 30.0 µs" in row
 
 
 def test_a_side_that_fails_is_told_with_its_words() -> None:
