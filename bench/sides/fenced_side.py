@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from bench.sides import floor_side
 from bench.sides.asked import Asked, answer
@@ -17,7 +18,8 @@ async def opened(asked: Asked) -> AnyFloor:
         return await FencedPostgres.open(asked.place, synchronous=asked.durability)
     from bench.fenced_sqlite import FencedSqlite
 
-    return FencedSqlite(asked.file("fenced.db"), synchronous=asked.durability)
+    durability: Any = asked.durability
+    return FencedSqlite(asked.file("fenced.db"), synchronous=durability)
 
 
 if __name__ == "__main__":
