@@ -41,6 +41,21 @@ def hooks(**more: Any) -> ControlHooks:
     return ControlHooks(**{**given, **more})
 
 
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize("action", [CYCLE, {1: "no text"}], ids=["a cycle", "a key"])
+async def test_5_2_r2_what_cannot_be_told_is_noted_and_stops_nothing(action: Any) -> None:
+    store = InMemoryTraceStore()
+    made = hooks(decide=lambda context: Continue(action))
+    result = await run(store, made, telemetry=WORDS)
+    assert (result.stopped_by, len(result.steps)) == ("budget", 1)
+    assert {error.phase for error in result.runtime_errors} == {"trace"}
+    [kept] = await store.list_runs()
+    assert kept.status == "failed"
+
+
 def failing(*arguments: object) -> Any:
     raise ConnectionError("no line")
 

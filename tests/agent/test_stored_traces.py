@@ -11,7 +11,7 @@ import pytest
 from perdure.agent.hooks import ControlOptions
 from perdure.agent.stored_traces import LOGS_MAX, DurableTraceStore
 from perdure.agent.task import run_agent_task
-from perdure.core.records import AgentTaskSpec, SessionKey
+from perdure.core.records import AgentTaskSpec, RunDetails, SessionKey
 from perdure.durable.erasing import erase_run, erase_session, erase_user
 from perdure.durable.scope import report_usage
 from perdure.errors import NotFoundError, RunNotFoundError
@@ -198,3 +198,37 @@ async def test_13_the_events_of_a_bridge_are_kept_beside_the_spans() -> None:
         assert scored.payload["kind"] == "readiness_scored"
         assert bridged == projected
         assert "task_end" in [event.payload["phase"] for event in projected]
+
+
+class Counting(MemoryStore):
+    """Counts how many traces are read."""
+
+    reads = 0
+
+    async def read_details(self, run_id: str) -> RunDetails:
+        self.reads += 1
+        return await super().read_details(run_id)
+
+
+@pytest.mark.parametrize("count", [6, 60])
+async def test_a_page_reads_as_many_traces_as_it_has(count: int) -> None:
+    store = Counting()
+    for number in range(count):
+        await DurableTraceStore(store).append_run(a_run(f"r-{number:03}", at=number))
+    store.reads = 0
+    [last, _] = page = await DurableTraceStore(store).find_runs(limit=2)
+    assert (len(page), store.reads) == (2, 2)
+    assert last.run_id == f"r-{count - 1:03}"
+    await DurableTraceStore(store).find_runs(after=last.run_id, limit=3)
+    assert store.reads == 2 + 3
+
+
+async def test_a_page_has_nothing_of_another_owner() -> None:
+    store = MemoryStore()
+    await DurableTraceStore(store, owner_id="ada").append_run(a_run("hers"))
+    await DurableTraceStore(store).append_run(a_run("free"))
+    for owner, ids in (("ada", {"free", "hers"}), ("bob", {"free"}), (None, {"free"})):
+        traces = DurableTraceStore(store, owner_id=owner)
+        assert {run.run_id for run in await traces.find_runs(limit=2)} == ids
+    with pytest.raises(NotFoundError):
+        await DurableTraceStore(store, owner_id="bob").find_runs(after="hers")

@@ -182,6 +182,32 @@ class LosesTheBreach(SoundStore):
             await super().append_event(event)
 
 
+class ListsTheOldestFirst(SoundStore):
+    async def find_runs(
+        self, wanted: TraceRunQuery = ALL_RUNS, *, after: str | None = None, limit: int = 50
+    ) -> Sequence[TraceRun]:
+        page = await super().find_runs(wanted, after=after, limit=limit)
+        return sorted(page, key=lambda run: run.run_id)
+
+
+class CutsThePageBeforeItLooks(SoundStore):
+    async def find_runs(
+        self, wanted: TraceRunQuery = ALL_RUNS, *, after: str | None = None, limit: int = 50
+    ) -> Sequence[TraceRun]:
+        page = await super().find_runs(after=after, limit=limit)
+        return [run for run in page if wanted.scenario_id in (None, run.scenario_id)]
+
+
+class BeginsAnewBehindNobody(SoundStore):
+    async def find_runs(
+        self, wanted: TraceRunQuery = ALL_RUNS, *, after: str | None = None, limit: int = 50
+    ) -> Sequence[TraceRun]:
+        try:
+            return await super().find_runs(wanted, after=after, limit=limit)
+        except NotFoundError:
+            return await super().find_runs(wanted, limit=limit)
+
+
 FAULTS: list[tuple[type[SoundStore], str]] = [
     (FindsWhatIsNotThere, "what_was_never_appended_is_not_there"),
     (ForgetsOutcomes, "a_run_comes_back_whole"),
@@ -204,6 +230,9 @@ FAULTS: list[tuple[type[SoundStore], str]] = [
     (LosesWhatIsWrittenAtOnce, "spans_of_many_writers_are_all_kept"),
     (HandsOutItsOwnList, "a_list_is_the_readers_own"),
     (LosesTheBreach, "a_loop_is_kept_as_it_went"),
+    (ListsTheOldestFirst, "runs_come_in_pages_the_newest_first"),
+    (CutsThePageBeforeItLooks, "a_page_has_only_what_is_wanted"),
+    (BeginsAnewBehindNobody, "a_page_behind_nothing_is_refused"),
 ]
 
 

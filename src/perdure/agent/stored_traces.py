@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from perdure.agent.kept_runs import entry_key, keep_entry, keep_run, run_for
 from perdure.core.identity import stored_id
-from perdure.core.records import AgentTaskSpec, RunManifest, SessionKey
+from perdure.core.records import AgentTaskSpec, RunManifest, RunRecord, SessionKey
 from perdure.core.wire import from_wire, to_wire
 from perdure.durable.traces import TRACE_PREFIX, kept_name
 from perdure.errors import RunNotFoundError
@@ -32,6 +32,7 @@ from perdure.observe.trace_store import (
     ALL_RUNS,
     ALL_SPANS,
     Trace,
+    check_limit,
     in_order,
     no_run,
     no_span,
@@ -44,6 +45,9 @@ HANDLER: Final = "agent-traces"
 
 LOGS_MAX: Final = 64
 """So many traces, those that were written last, a handle knows without reading them again."""
+
+PAGE_MAX: Final = 200
+"""So many traces are read at once, at most, where most are not wanted."""
 
 _KEYS: Final = "entry:"
 
@@ -67,7 +71,8 @@ class DurableTraceStore:
     The model calls of a durable run stand in the ledger of its store. If that is this store, they
     are among the spans of its trace, read from the ledger: the two cannot differ.
 
-    To list runs, and whatever names no run, costs a look at every trace.
+    A page of runs (`find_runs`) reads as many traces as it has runs, and those it passes over; the
+    tenant's other runs that lie between are passed over as rows. To list all runs, and whatever names no run, costs a look at every trace.
     """
 
     def __init__(self, store: RunStore, *, owner_id: str | None = None) -> None:
@@ -108,6 +113,21 @@ class DurableTraceStore:
 
     async def list_runs(self, wanted: TraceRunQuery = ALL_RUNS) -> Sequence[TraceRun]:
         return in_order([trace async for trace in self._traces()], wanted)
+
+    async def find_runs(
+        self, wanted: TraceRunQuery = ALL_RUNS, *, after: str | None = None, limit: int = 50
+    ) -> Sequence[TraceRun]:
+        check_limit(limit)
+        found: list[TraceRun] = []
+        behind = None if after is None else await self._place_of(after)
+        size = min(limit, PAGE_MAX)
+        while len(found) < limit and (page := await self._kept(behind, size)):
+            size = min(2 * size, PAGE_MAX)
+            behind = stored_id(page[-1].tenant, page[-1].run_id)
+            logs = await asyncio.gather(*(self._read(run.run_id) for run in page))
+            runs = [log.trace.run for log in logs if log.trace is not None]
+            found += [run for run in runs if is_wanted(run, run.started_at, wanted)]
+        return found[:limit]
 
     async def spans(self, wanted: TraceSpanQuery = ALL_SPANS) -> Sequence[TraceSpan]:
         found: list[TraceSpan] = []
@@ -231,13 +251,27 @@ class DurableTraceStore:
 
     async def _names(self) -> list[str]:
         """Return the runs that keep traces, the oldest first."""
-        upkeep, wanted = upkeep_of(self._store), RunQuery(self._store.tenant, handler=HANDLER)
         found: list[str] = []
         after: str | None = None
-        while page := await upkeep.find_runs(wanted, after=after):
+        while page := await self._kept(after):
             found += [run.run_id for run in page if run.owner_id in (None, self._owner_id)]
             after = stored_id(page[-1].tenant, page[-1].run_id)
         return found[::-1]
+
+    async def _kept(self, after: str | None, limit: int = 50) -> Sequence[RunRecord]:
+        """Return a page of the runs that keep traces, of all owners, the newest first."""
+        wanted = RunQuery(self._store.tenant, handler=HANDLER)
+        return await upkeep_of(self._store).find_runs(wanted, after=after, limit=limit)
+
+    async def _place_of(self, run_id: str) -> str:
+        """Return the stored id of the run that keeps a trace. Raises NotFoundError."""
+        try:
+            run = await run_for(self._store, _name(run_id), self._owner_id)
+        except RunNotFoundError:
+            run = None
+        if run is None:
+            raise no_run(run_id)
+        return stored_id(run.tenant, run.run_id)
 
     async def _model_calls(self, run_id: str) -> list[TraceSpan]:
         try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import dropwhile, islice
 from typing import Protocol, TypeVar
 
-from perdure.errors import NotFoundError
+from perdure.errors import NotFoundError, ValidationError
 from perdure.observe.trace import TraceEvent
 from perdure.observe.trace_records import (
     Patch,
@@ -68,7 +69,17 @@ class TraceStore(Protocol):
         ...
 
     async def list_runs(self, wanted: TraceRunQuery = ALL_RUNS) -> Sequence[TraceRun]:
-        """Return the wanted runs, the oldest first."""
+        """Return all the wanted runs, the oldest first."""
+        ...
+
+    async def find_runs(
+        self, wanted: TraceRunQuery = ALL_RUNS, *, after: str | None = None, limit: int = 50
+    ) -> Sequence[TraceRun]:
+        """Return a page of the wanted runs: those appended last first, behind the run `after`.
+
+        It looks at no more runs than it takes to fill the page. Raises NotFoundError for an
+        unknown `after`, and ValidationError for a limit below 1.
+        """
         ...
 
     async def spans(self, wanted: TraceSpanQuery = ALL_SPANS) -> Sequence[TraceSpan]:
@@ -144,6 +155,12 @@ def in_order(traces: Iterable[Trace], wanted: TraceRunQuery) -> list[TraceRun]:
     return sorted(runs, key=lambda run: run.started_at)
 
 
+def check_limit(limit: int) -> None:
+    """Raise ValidationError for a page of no runs."""
+    if limit < 1:
+        raise ValidationError(f"the limit of a page must be from 1, not {limit!r:.40}")
+
+
 def no_run(run_id: str) -> NotFoundError:
     """Return what is raised where a run is missed."""
     return NotFoundError(f"there is no run {run_id!r:.300} in the trace store: append it first")
@@ -194,6 +211,17 @@ class InMemoryTraceStore:
 
     async def list_runs(self, wanted: TraceRunQuery = ALL_RUNS) -> Sequence[TraceRun]:
         return in_order(self._traces.values(), wanted)
+
+    async def find_runs(
+        self, wanted: TraceRunQuery = ALL_RUNS, *, after: str | None = None, limit: int = 50
+    ) -> Sequence[TraceRun]:
+        check_limit(limit)
+        runs: Iterator[TraceRun] = (trace.run for trace in reversed(self._traces.values()))
+        if after is not None:
+            self._trace(after)
+            runs = dropwhile(lambda run: run.run_id != after, runs)
+            next(runs)
+        return list(islice((run for run in runs if is_wanted(run, run.started_at, wanted)), limit))
 
     async def spans(self, wanted: TraceSpanQuery = ALL_SPANS) -> Sequence[TraceSpan]:
         return [span for trace in self._of(wanted.run_id) for span in trace.spans(wanted)]

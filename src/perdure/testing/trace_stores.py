@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from perdure.testing.cases import traces
+from perdure.testing.cases import trace_pages, traces
 from perdure.testing.conforming import cases_in, run_cases
 from perdure.testing.trace_store_lab import NewTraceStoreLab, TraceStoreLab
 
 TraceStoreCase = Callable[[TraceStoreLab], Awaitable[None]]
 
-TRACE_STORE_CASES: Final[tuple[TraceStoreCase, ...]] = cases_in(traces)
+TRACE_STORE_CASES: Final[tuple[TraceStoreCase, ...]] = (
+    *cases_in(traces),
+    *cases_in(trace_pages),
+)
 """Every case: an async function that takes a TraceStoreLab, named as what it proves."""
 
 
