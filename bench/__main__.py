@@ -3,10 +3,12 @@
     python -m bench [--quick] [--rounds 5] [--only NAME …] [--keep] [--no-peers]
                     [--durability full|normal]
 
-Without `--quick` and `--only` it writes bench/results.json, docs/performance.md and its picture;
-with `--keep` those of the names alone are put into the page, beside what is there already.
-`--quick` measures next to nothing: it shows that the programs work. Peers are installed into
-.venv-bench. Ratios travel between machines, times do not.
+Without `--quick`, `--only` and `--no-peers` it writes bench/results.json, docs/performance.md and
+its pictures; what one that was interrupted has measured is kept, and the next one goes on behind
+it. What fails is told at the end, and the page is left as it was: the next call measures that
+alone. With `--keep` what was found is put into the page, beside what is there already. `--quick`
+measures next to nothing: it shows that the programs work. Peers are installed into .venv-bench.
+Ratios travel between machines, times do not.
 """
 
 from __future__ import annotations
@@ -17,12 +19,31 @@ import platform
 import shutil
 import sqlite3
 import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import date
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from bench import alone, counts, page, suite
+from bench.figure import Alone
 from bench.peers import PEERS
+from bench.progress import UNFINISHED, Progress
+from tests.store.postgres_server import MAJOR
+
+COUNTS: Final = "counts"
+Found = dict[str, Sequence[Any]]
+"""What was found, by the list that it belongs to."""
+
+
+class Work(NamedTuple):
+    """One thing to measure."""
+
+    name: str
+    measure: Callable[[], Found]
 
 
 def main() -> None:
@@ -30,21 +51,79 @@ def main() -> None:
     # The loads have a command of their own, and stay as they were measured.
     loads = page.load().loads
     results = page.Results(_machine(), date.today().isoformat(), [], [], [], loads)
+    is_whole = not (options.quick or options.only or options.no_peers)
+    way = {"rounds": options.rounds, "durability": options.durability}
+    progress = Progress(results, way, UNFINISHED if is_whole else None)
     with ExitStack() as stack:
-        places = suite.Places(stack)
-        results.compared.extend(_compared(options, places))
-        if _wanted(options, "counts"):
-            counted = counts.measure(places, steps=100 if options.quick else 1_000)
-            results = results._replace(counted=counted)
-    parts = [name for name in alone.parts(quick=options.quick) if _wanted(options, name)]
-    results.alone.extend(alone.measure(parts, quick=options.quick))
+        works = [
+            work
+            for work in _works(options, suite.Places(stack))
+            if _wanted(options, work.name) and work.name not in progress.done
+        ]
+        failed = measured(works, progress, at_once=(os.cpu_count() or 1) if options.quick else 1)
+    results = progress.results
     found = (page.comparisons(results.compared), page.counts(results.counted))
     print(*found, page.alone(results.alone), sep="\n\n")
-    if options.keep:
-        results = page.keep(results)
-    if options.keep or not (options.quick or options.only or options.no_peers):
+    if options.keep or (is_whole and not failed):
+        results = page.keep(results) if options.keep else results
         page.save(results)
         page.write(results)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+    progress.finish()
+
+
+def measured(works: Sequence[Work], progress: Progress, *, at_once: int) -> list[str]:
+    """Measure, tell how long each took, and return the names of what failed."""
+    failed: list[str] = []
+
+    def done(work: Work) -> Found | None:
+        began = time.monotonic()
+        print(work.name, file=sys.stderr)
+        try:
+            found = work.measure()
+        except Exception:
+            # An hour of measuring is not lost to one peer: it is told, and counts as a failure.
+            traceback.print_exc()
+            failed.append(work.name)
+            return None
+        print(f"{work.name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        return found
+
+    # What measures nothing may go on side by side.
+    with ThreadPoolExecutor(at_once) as pool:
+        for work, found in zip(works, pool.map(done, works), strict=True):
+            if found is not None:
+                progress.add(work.name, **found)
+    return failed
+
+
+def _works(options: argparse.Namespace, places: suite.Places) -> list[Work]:
+    """Return all that can be measured here, the comparisons first."""
+    quick = options.quick
+
+    def comparison(one: suite.Comparison) -> Found:
+        rounds, durability = options.rounds, options.durability
+        found = suite.compare(one, places, rounds=rounds, quick=quick, durability=durability)
+        return {"compared": [found]}
+
+    def counted() -> Found:
+        return {"counted": counts.measure(places, steps=100 if quick else 1_000)}
+
+    def part(measure: Callable[[], list[Alone]]) -> Found:
+        found = measure()
+        told = [f"{one.name}: {one.value:,.1f} {one.unit}" for one in found]
+        print(*told, sep="\n", file=sys.stderr)
+        return {"alone": found}
+
+    return [
+        *(Work(one.name, lambda one=one: comparison(one)) for one in _compared(options)),
+        Work(COUNTS, counted),
+        *(
+            Work(name, lambda measure=measure: part(measure))
+            for name, measure in alone.parts(quick=quick).items()
+        ),
+    ]
 
 
 def _wanted(options: argparse.Namespace, name: str) -> bool:
@@ -55,7 +134,7 @@ def _wanted(options: argparse.Namespace, name: str) -> bool:
     )
 
 
-def _compared(options: argparse.Namespace, places: suite.Places) -> list[suite.Compared]:
+def _compared(options: argparse.Namespace) -> list[suite.Comparison]:
     wanted = [one for one in suite.plan() if _wanted(options, one.name)]
     if shutil.which("npm") is None:
         print("D1 is left out, and Restate: they are packages of npm", file=sys.stderr)
@@ -66,17 +145,7 @@ def _compared(options: argparse.Namespace, places: suite.Places) -> list[suite.C
         wanted = list({(one.work, one.store): one for one in reversed(wanted)}.values())[::-1]
     if options.no_peers:
         wanted = [one._replace(sides=_without(one, *PEERS)) for one in wanted]
-
-    def compare(comparison: suite.Comparison) -> suite.Compared:
-        print(comparison.title, file=sys.stderr)
-        rounds, durability = options.rounds, options.durability
-        return suite.compare(
-            comparison, places, rounds=rounds, quick=options.quick, durability=durability
-        )
-
-    # What measures nothing may go on side by side.
-    with ThreadPoolExecutor(os.cpu_count() if options.quick else 1) as pool:
-        return list(pool.map(compare, wanted))
+    return wanted
 
 
 def _without(comparison: suite.Comparison, *left_out: str) -> tuple[str, ...]:
@@ -90,7 +159,7 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     names = [comparison.name for comparison in suite.plan()]
-    names += ["counts", "alone", *alone.parts(quick=False)]
+    names += [COUNTS, "alone", *alone.parts(quick=False)]
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME")
@@ -106,10 +175,16 @@ def _options() -> argparse.Namespace:
 
 def _machine() -> str:
     python = ".".join(platform.python_version_tuple()[:2])
+    kind = "a virtual machine" if _is_virtual() else "one machine"
     return (
-        f"{os.cpu_count()} cores of a shared virtual machine, {platform.system()}, "
-        f"Python {python}, SQLite {sqlite3.sqlite_version}, PostgreSQL 18"
+        f"{os.cpu_count()} cores of {kind}, {platform.system()}, "
+        f"Python {python}, SQLite {sqlite3.sqlite_version}, PostgreSQL {MAJOR}"
     )
+
+
+def _is_virtual() -> bool:
+    processor = Path("/proc/cpuinfo")
+    return processor.exists() and " hypervisor " in processor.read_text()
 
 
 if __name__ == "__main__":

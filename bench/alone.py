@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
+
+import psycopg
 
 from bench import (
     first_frame,
     growth,
+    limits,
     postgres_wakeups,
     processes,
+    readers,
     restart,
     turn_memory,
     turn_wakeup,
 )
 from bench.figure import Alone, promise
 from bench.sides.asked import tokens
-from bench.stage import Model, bench, empty, read
+from bench.stage import Model, bench, empty, opened, read
+from perdure.store.sql.postgres.address import read_address
 
 ROOT: Final = Path(__file__).parent.parent
 FIRST_HERE: Final = "the first frame, same process, above one commit"
 FIRST_ELSEWHERE: Final = "the first frame, another process"
 NEW_PROCESS: Final = "a new process behind many steps"
 AFTER_A_KILL: Final = "kill -9 to the first new frame"
+STOP: Final = "a stop"
+STOP_ELSEWHERE: Final = "a stop from elsewhere"
+STOP_SILENT: Final = "a stop of a silent turn from elsewhere"
 WAKEUP: Final = "an event wakes a run"
 TURN_WAKEUP: Final = "an event wakes a turn that sleeps"
 TURN_WAKEUP_ELSEWHERE: Final = "an event of another process to the frame behind it"
@@ -92,28 +99,54 @@ def new_process(steps: int, rounds: int) -> list[Alone]:
 
 
 async def stop(rounds: int) -> list[Alone]:
-    took: list[float] = []
-    async with bench(Model(3, waits=True)) as stage:
-        for _ in range(rounds):
-            turn, _ = await stage.submit()
-            began = time.perf_counter()
-            await stage.engine.stop(turn)
-            took.append((time.perf_counter() - began) * 1e3)
-    how = "asked to ended, same process"
-    return [Alone("a stop", statistics.median(took), "ms", how, promise("sqlite"))]
+    """From the moment a stop is asked for until readers see the end, here and from elsewhere.
 
-
-async def tokens_per_second(count: int) -> list[Alone]:
+    A turn that speaks hears of it with its next write, a silent one looks.
+    """
     found: list[Alone] = []
-    for scheme in ("memory", "sqlite", "file", "postgres"):
-        async with bench(Model(count), scheme) as stage:
-            _, submitted = await stage.submit()
-            began = time.perf_counter()
-            await read(submitted)
-            rate = count / (time.perf_counter() - began)
-        how = "one turn without a pause, all journaled, one reader"
-        found.append(Alone(f"tokens a second, {scheme}", rate, "", how, promise(scheme)))
+    for scheme in ("sqlite", "postgres"):
+        for name, model, how in (
+            (STOP, Model(3, waits=True), "same process"),
+            (STOP_ELSEWHERE, Model(2_000, pause_ms=50), "another handle, 20 tokens a second"),
+            (STOP_SILENT, Model(3, waits=True), "another handle, a turn that says nothing"),
+        ):
+            # A look comes once a second.
+            took = await _stopped(scheme, model, min(rounds, 8), is_elsewhere=name is not STOP)
+            told = f"asked to the end of its stream, {how}; the worst {max(took):.0f} ms"
+            value = statistics.median(took)
+            found.append(Alone(f"{name}, {scheme}", value, "ms", told, promise(scheme)))
     return found
+
+
+async def _stopped(scheme: str, model: Model, rounds: int, *, is_elsewhere: bool) -> list[float]:
+    took: list[float] = []
+    async with empty(scheme) as url, opened(url, model) as here, opened(url, model) as other:
+        for _ in range(rounds):
+            turn, submitted = await here.submit()
+            await _first((line async for line in submitted.lines()), b"tok002")
+            # Anybody stops it at any time between two looks.
+            await asyncio.sleep(random.uniform(0.05, 0.5))
+            began = time.perf_counter()
+            await (other if is_elsewhere else here).engine.stop(turn)
+            await read(submitted)
+            took.append((time.perf_counter() - began) * 1e3)
+    return took
+
+
+async def tokens_per_second(count: int, rounds: int) -> list[Alone]:
+    found: dict[str, list[float]] = {"memory": [], "sqlite": [], "file": [], "postgres": []}
+    for _ in range(rounds):
+        for scheme, rates in found.items():
+            async with bench(Model(count), scheme) as stage:
+                _, submitted = await stage.submit()
+                began = time.perf_counter()
+                await read(submitted)
+                rates.append(count / (time.perf_counter() - began))
+    how = f"one turn of {count:,} without a pause, all journaled, one reader; rounds: {rounds}"
+    return [
+        Alone(f"tokens a second, {scheme}", statistics.median(rates), "", how, promise(scheme))
+        for scheme, rates in found.items()
+    ]
 
 
 async def wakeups(rounds: int) -> list[Alone]:
@@ -142,52 +175,35 @@ async def turn_wakeups(rounds: int) -> list[Alone]:
     return found
 
 
-def _written() -> int:
-    for line in Path("/proc/self/io").read_text().splitlines():
-        name, value = line.split(": ")
-        if name == "write_bytes":
-            return int(value)
-    raise RuntimeError("no write_bytes in /proc/self/io")
-
-
 async def bytes_written(count: int) -> list[Alone]:
     """What goes to the disk for what a reader gets, at the pace of a model."""
     if sys.platform != "linux":
         return []
-    async with bench(Model(count, pause_ms=5)) as stage:
-        before = _written()
-        _, submitted = await stage.submit()
-        size = await read(submitted)
-        ratio = (_written() - before) / size
-    how = f"SQLite, {count} tokens at 5 ms, write-ahead log included"
-    return [Alone("bytes written for a byte streamed", ratio, "×", how, promise("sqlite"))]
+    found: list[Alone] = []
+    for scheme, of in (("sqlite", _to_disk), ("file", _to_disk), ("postgres", _to_log)):
+        async with empty(scheme) as url, opened(url, Model(count, pause_ms=5)) as stage:
+            before = await asyncio.to_thread(of, url)
+            _, submitted = await stage.submit()
+            size = await read(submitted)
+            ratio = (await asyncio.to_thread(of, url) - before) / size
+        where = "the server's write-ahead log" if scheme == "postgres" else "in the system's pages"
+        how = f"{count} tokens at 5 ms, {where}"
+        name = f"bytes written for a byte streamed, {scheme}"
+        found.append(Alone(name, ratio, "×", how, promise(scheme)))
+    return found
 
 
-async def many_readers(readers: int, count: int) -> list[Alone]:
-    """A thousand readers of one turn; one of them never reads on."""
-
-    async def took(number: int) -> float:
-        model = Model(count, pause_ms=1)
-        async with bench(model) as stage:
-            turn, submitted = await stage.submit()
-            stalled = (line async for line in submitted.lines())
-            await anext(stalled)
-            others = [stage.engine.read(turn) for _ in range(number - 1)]
-            began = time.process_time()
-            await asyncio.gather(read(submitted), *(_lines(other) for other in others))
-            spent = time.process_time() - began
-            await stalled.aclose()
-        return spent * 1e6 / count / number
-
-    alone, together = await took(1), await took(readers)
-    name = f"a token at each of {readers:,} readers"
-    how = f"processor time, one reader stalled; {alone:.0f} µs for a single one"
-    return [Alone(name, together, "µs", how, promise("sqlite"))]
+def _to_disk(_url: str) -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["write_bytes"])
 
 
-async def _lines(lines: AsyncIterator[Any]) -> None:
-    async for _ in lines:
-        pass
+def _to_log(url: str) -> int:
+    asked = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+    with psycopg.connect(read_address(url).conninfo) as connection:
+        row = connection.execute(asked).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 async def at_once(turns: int, seconds: float) -> list[Alone]:
@@ -273,31 +289,19 @@ def parts(*, quick: bool) -> dict[str, Callable[[], list[Alone]]]:
         "stop": lambda: asyncio.run(stop(few)),
         "kill": lambda: after_a_kill(1 if quick else 10),
         "new-process": lambda: new_process(*((20, 1) if quick else (1_000, 10))),
-        "tokens": lambda: asyncio.run(tokens_per_second(200 if quick else 10_000)),
+        "tokens": lambda: asyncio.run(tokens_per_second(*((200, 1) if quick else (10_000, 5)))),
         "wakeups": lambda: asyncio.run(wakeups(few)),
         "turn-wakeups": lambda: asyncio.run(turn_wakeups(few)),
         "bytes": lambda: asyncio.run(bytes_written(50 if quick else 1_000)),
         "memory": lambda: memory(10 if quick else 200),
-        "readers": lambda: asyncio.run(many_readers(*((20, 20) if quick else (1_000, 300)))),
+        "readers": lambda: asyncio.run(
+            readers.measure(*((20, 20, 1) if quick else (1_000, 150, 3)))
+        ),
         "at-once": lambda: asyncio.run(at_once(*((10, 1) if quick else (200, 10)))),
         "old-runs": lambda: asyncio.run(growth.of_runs(64 if quick else 1_000_000)),
         "long-run": lambda: asyncio.run(growth.of_steps(*((300, 1) if quick else (10_000, 10)))),
-        "long-turn": lambda: asyncio.run(growth.of_frames(3_000 if quick else 50_000)),
+        "long-turn": lambda: asyncio.run(growth.of_frames(*((3_000, 1) if quick else (50_000, 5)))),
+        "limits": lambda: limits.measure(*((20, 1) if quick else (500, 5))),
         "import": lambda: imports(few),
         **({} if quick else {"wheel": wheel}),
     }
-
-
-def measure(names: Sequence[str], *, quick: bool) -> list[Alone]:
-    """Return the figures of these parts, in the order of the page."""
-    works = parts(quick=quick)
-
-    def done(name: str) -> list[Alone]:
-        found = works[name]()
-        told = [f"{one.name}: {one.value:,.1f} {one.unit}" for one in found]
-        print(*told, sep="\n", file=sys.stderr)
-        return found
-
-    # What measures nothing may go on side by side.
-    with ThreadPoolExecutor(os.cpu_count() if quick else 1) as pool:
-        return [one for found in pool.map(done, names) for one in found]

@@ -4,7 +4,8 @@
 
 Each figure is the difference between a long run and a short one, each in a process of its own, for
 each further step. Statements are those that are given to the database, BEGIN and COMMIT with them.
-Bytes are those that are handed to the system (SQLite, files) or to the server's write-ahead log.
+Bytes are those that are handed to the system (SQLite, files) or to the server's write-ahead log;
+what D1 writes is its own affair, where each request is one transaction.
 None of it depends on how busy the machine is, but for the switches and the processor time.
 """
 
@@ -28,16 +29,19 @@ from unittest import mock
 
 import psycopg
 
-from bench.floor import Floor
+from bench.d1_floor import D1Floor
 from bench.postgres_floor import PostgresFloor
-from bench.sides import perdure_side
+from bench.sides import floor_side, perdure_side
 from bench.sides.asked import Asked
+from perdure.store.sql.d1.address import TOKEN_VARIABLE
+from perdure.store.sql.d1.api import D1Api
 from perdure.store.sql.postgres.texts import Renderer
+from tests.store.d1_server import TOKEN
 
 ROOT: Final = Path(__file__).parent.parent
 SHORT: Final = 100
 PATIENCE_S: Final = 300
-STORES: Final = ("sqlite", "postgres", "file", "memory")
+STORES: Final = ("sqlite", "postgres", "file", "d1", "memory")
 
 
 class Counted(NamedTuple):
@@ -47,7 +51,7 @@ class Counted(NamedTuple):
     store: str
     statements: float
     commits: float
-    bytes_written: float
+    bytes_written: float | None
     switches: float
     cpu_us: float
 
@@ -57,10 +61,12 @@ def measure(places: Any, *, steps: int, stores: Sequence[str] = STORES) -> list[
     rows: list[Counted] = []
     for store in stores:
         for side in ("floor", "perdure"):
-            if side == "perdure" or store in ("sqlite", "postgres"):
-                short, long = (_asked(places, side, store, size) for size in (SHORT, SHORT + steps))
-                each = {name: (long[name] - short[name]) / steps for name in long}
-                rows.append(Counted(side, store, **each))
+            if side == "perdure" or store != "memory":
+                further = steps // 10 if store == "d1" else steps
+                sizes = (SHORT, SHORT + further)
+                short, long = (_asked(places, side, store, size) for size in sizes)
+                each = {name: (long[name] - short[name]) / further for name in long}
+                rows.append(Counted(side, store, **{"bytes_written": None, **each}))
     return rows
 
 
@@ -72,10 +78,13 @@ def _asked(places: Any, side: str, store: str, size: int) -> dict[str, float]:
             capture_output=True,
             text=True,
             cwd=ROOT,
+            env={**os.environ, TOKEN_VARIABLE: TOKEN},
             timeout=PATIENCE_S,
             check=True,
         )
         found: dict[str, float] = json.loads(done.stdout)
+        if store == "d1":
+            del found["bytes_written"]
         if store == "postgres":
             found.update(_of_server(place))
         return found
@@ -100,6 +109,7 @@ async def _count(side: str, asked: Asked) -> dict[str, float]:
     with ExitStack() as stack:
         stack.enter_context(_sqlite_counted(counts))
         stack.enter_context(_postgres_counted(counts))
+        stack.enter_context(_d1_counted(counts))
         stack.enter_context(_flushes_counted(counts))
         spent, switches, bytes_before = time.process_time(), _switches(), written()
         if side == "perdure":
@@ -107,11 +117,7 @@ async def _count(side: str, asked: Asked) -> dict[str, float]:
             await perdure_side.run(store, "run", perdure_side.task_of(asked.size))
             await store.close()
         else:
-            floor = (
-                await PostgresFloor.open(asked.place, synchronous="full")
-                if asked.store == "postgres"
-                else Floor(asked.file("floor.db"), synchronous="full")
-            )
+            floor = await floor_side.opened(asked)
             await floor.run_steps("run", asked.size)
             await floor.close()
         spent, switches = time.process_time() - spent, _switches() - switches
@@ -174,6 +180,28 @@ def _postgres_counted(counts: Counter[str]) -> Iterator[None]:
     with (
         mock.patch.object(Renderer, "render", rendered),
         mock.patch.object(PostgresFloor, "_send", counted),
+    ):
+        yield
+
+
+@contextmanager
+def _d1_counted(counts: Counter[str]) -> Iterator[None]:
+    """Count what is sent to D1: by us, several statements in a request, and by the floor."""
+    batch, write = D1Api.batch, D1Floor.write
+
+    def sent(self: D1Api, statements: Sequence[Any]) -> Any:
+        counts["statements"] += len(statements)
+        counts["commits"] += 1
+        return batch(self, statements)
+
+    def written(self: D1Floor, *arguments: Any) -> Any:
+        counts["statements"] += 1
+        counts["commits"] += 1
+        return write(self, *arguments)
+
+    with (
+        mock.patch.object(D1Api, "batch", sent),
+        mock.patch.object(D1Floor, "write", written),
     ):
         yield
 

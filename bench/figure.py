@@ -12,10 +12,9 @@ _PROMISES: Final = {
     "memory": {"full": "nothing is kept"},
 }
 _OF_PEERS: Final = {
-    ("dbos", "sqlite"): "rollback journal, synchronous=FULL",
     ("restate", "sqlite"): "the log of its server, fsync",
 }
-"""Where a peer's own default differs from what the other sides are set to."""
+"""Where a peer keeps what it does elsewhere than the other sides."""
 
 
 class Alone(NamedTuple):

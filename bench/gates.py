@@ -1,4 +1,4 @@
-"""A picture of the budget: for each bound a bar, which has to end before the line of its gate."""
+"""A picture of the budget: a bar for each bound, which has to end before the line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from bench.budget import BUDGET, Bound, Measured
 
 _ROW: Final = 22
 _LEFT: Final = 470
-_WIDTH: Final = 720
+_WIDTH: Final = 960
 _GATE: Final = 120
-"""So far from the left end of a bar its gate is; twice as far is where it is cut."""
+"""So far from the left end of a bar its bound is."""
+MOST: Final = 2.0
+"""So many times its bound a bar is long at most: there it is cut."""
 _STYLE: Final = (
     "text{font:12px system-ui,sans-serif;fill:#334155}"
-    ".met{fill:#0f766e}.missed{fill:#b45309}.gate{stroke:#64748b}.goal{fill:#0f172a;stroke:#fff}"
+    ".met{fill:#0f766e}.missed{fill:#b45309}.gate{stroke:#64748b}.cut{stroke:#fff;stroke-width:3}"
+    ".goal{fill:#0f172a;stroke:#fff}"
     "@media (prefers-color-scheme: dark){text{fill:#cbd5e1}"
     ".met{fill:#2dd4bf}.missed{fill:#f59e0b}.gate{stroke:#cbd5e1}}"
 )
@@ -25,10 +28,10 @@ def gates(measured: Measured) -> str:
     found = [(bound, bound.find(measured)) for bound in BUDGET]
     known = [(bound, each.value) for bound, each in found if each is not None]
     bottom = (len(known) + 1) * _ROW + 4
-    title = "How near each figure is to its gate; a dot is its goal"
+    title = "How near each figure is to its bound; a dot is its goal"
     parts = [
         _text(0, 14, title),
-        _text(_LEFT + _GATE - 12, 14, "gate"),
+        _text(_LEFT + _GATE - 18, 14, "bound"),
         f'<line class="gate" x1="{_LEFT + _GATE}" y1="{_ROW}" x2="{_LEFT + _GATE}" y2="{bottom}"/>',
     ]
     for row, (bound, value) in enumerate(known, 1):
@@ -43,13 +46,17 @@ def gates(measured: Measured) -> str:
 
 def _bar(bound: Bound, value: float, top: int) -> list[str]:
     is_missed = "missed" in bound.verdict(value)
-    length = _GATE * min(2.0, _share(bound, value))
+    length = _GATE * min(MOST, _share(bound, value))
     parts = [
         _text(0, top + 14, bound.work.replace("`", "")),
         f'<rect class="{"missed" if is_missed else "met"}" x="{_LEFT}" y="{top + 4}" '
         f'width="{max(length, 1):.1f}" height="{_ROW - 8}" rx="3"/>',
     ]
-    if bound.gate is not None and bound.goal is not None:
+    parts.append(_text(_LEFT + 2 * _GATE + 12, top + 14, bound.told(value)))
+    if _share(bound, value) > MOST:
+        # A bar that is cut has an end like the edge of a torn page.
+        parts.append(f'<path class="cut" d="M{_LEFT + 2 * _GATE - 8} {top + 2}l4 {_ROW - 4}"/>')
+    if bound.goal is not None and bound.goal != bound.line and _share(bound, bound.goal) < MOST:
         goal = _LEFT + _GATE * _share(bound, bound.goal)
         parts.append(f'<circle class="goal" cx="{goal:.1f}" cy="{top + _ROW // 2}" r="3"/>')
     return parts
@@ -57,9 +64,7 @@ def _bar(bound: Bound, value: float, top: int) -> list[str]:
 
 def _share(bound: Bound, value: float) -> float:
     """Return how much of what is allowed a value uses up; more than 1 is too much."""
-    allowed = bound.gate if bound.gate is not None else bound.goal
-    assert allowed is not None
-    return allowed / value if bound.at_least else value / allowed
+    return bound.line / value if bound.at_least else value / bound.line
 
 
 def _text(x: int, y: int, content: str) -> str:

@@ -11,7 +11,8 @@ what the servers took of a core while all turns were live. The readers are one p
 machine: its share is told too. `--ramp` asks the service for more and more turns, until it bends:
 one in a hundred waits for the next token over twice the pace. It stops by itself after about
 2 x rounds x (10 + seconds) seconds. `--save` keeps the rows for docs/performance.md, under a name;
-`--all` measures all loads of that page, one after another, and keeps them.
+`--all` measures all loads of that page, one after another, and keeps each at once; with `--only`
+those that are named. One that fails is told at the end, and its rows stay as they were.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -244,12 +246,26 @@ def ramped(asked: Asked, steps: Sequence[int]) -> list[Loaded]:
     return rows
 
 
-def keep_all(asked: Asked, rounds: int) -> None:
-    """Measure the loads of the page at the pace and for the time of `asked`; keep each at once."""
-    for name, differences in LOADS.items():
+def keep_all(asked: Asked, rounds: int, names: Sequence[str]) -> list[str]:
+    """Measure loads of the page at the pace and for the time of `asked`; keep each at once.
+
+    Return the names of what failed.
+    """
+    failed: list[str] = []
+    for name in names:
         print(name, flush=True)
-        page.keep_load(name, compared(asked._replace(**differences), rounds))
-    page.keep_load(BENDING, ramped(asked, RAMP))
+        try:
+            if name == BENDING:
+                rows = ramped(asked, RAMP)
+            else:
+                rows = compared(asked._replace(**LOADS[name]), rounds)
+        except Exception:
+            # The others are not lost to it.
+            traceback.print_exc()
+            failed.append(name)
+        else:
+            page.keep_load(name, rows)
+    return failed
 
 
 def main() -> None:
@@ -269,6 +285,8 @@ def main() -> None:
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--save", metavar="NAME")
     kept.add_argument("--all", action="store_true")
+    names = (*LOADS, BENDING)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -281,8 +299,8 @@ def main() -> None:
         options.readers,
     )
     if options.all:
-        keep_all(asked, options.rounds)
-        return
+        failed = keep_all(asked, options.rounds, options.only)
+        sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
     rows = ramped(asked, options.ramp) if options.ramp else compared(asked, options.rounds)
     print(page.loads({options.save or "this load": rows}))
     if options.save:

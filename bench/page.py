@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bench import summary
 from bench.budget import BUDGET, Bound, Measured
 from bench.counts import Counted
 from bench.figure import Alone, promise, promises
@@ -17,6 +18,7 @@ from bench.suite import FENCED, FLOOR, OURS, Compared, Comparison, Figure, plan
 
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "performance.md"
+README: Final = ROOT / "README.md"
 PICTURE: Final = ROOT / "docs" / "images" / "performance.svg"
 GATES: Final = ROOT / "docs" / "images" / "budget.svg"
 RESULTS: Final = ROOT / "bench" / "results.json"
@@ -35,8 +37,9 @@ class Results(NamedTuple):
     loads: Mapping[str, Sequence[Loaded]] = {}
 
 
-def save(results: Results, path: Path = RESULTS) -> None:
-    plain = {
+def to_plain(results: Results) -> dict[str, Any]:
+    """Return what JSON can say."""
+    return {
         "machine": results.machine,
         "taken_on": results.taken_on,
         "compared": [
@@ -51,11 +54,17 @@ def save(results: Results, path: Path = RESULTS) -> None:
         "counted": [one._asdict() for one in results.counted],
         "loads": {name: [row._asdict() for row in rows] for name, rows in results.loads.items()},
     }
-    path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+
+
+def save(results: Results, path: Path = RESULTS) -> None:
+    path.write_text(json.dumps(to_plain(results), indent=1, ensure_ascii=False) + "\n")
 
 
 def load(path: Path = RESULTS) -> Results:
-    plain: dict[str, Any] = json.loads(path.read_text())
+    return of_plain(json.loads(path.read_text()))
+
+
+def of_plain(plain: Mapping[str, Any]) -> Results:
     compared = [
         Compared(
             Comparison(**{**one["comparison"], "sides": tuple(one["comparison"]["sides"])}),
@@ -94,15 +103,25 @@ def keep_load(name: str, rows: Sequence[Loaded]) -> None:
 
 def rendered(page: str, results: Results) -> str:
     """Return the page with its measured parts made anew."""
+    measured = Measured(results.compared, results.alone)
+    page = _replaced(page, "few", summary.few(measured))
+    page = _replaced(page, "verdicts", summary.verdicts(measured))
     page = _replaced(page, "where", _where(results))
-    page = _replaced(page, "budget", budget(Measured(results.compared, results.alone)))
+    page = _replaced(page, "budget", budget(measured))
     page = _replaced(page, "compared", comparisons(results.compared))
     page = _replaced(page, "counted", counts(results.counted))
     page = _replaced(page, "loads", loads(results.loads))
+    page = _replaced(page, "loads in short", summary.loads(results.loads))
     return _replaced(page, "alone", alone(results.alone))
 
 
+def rendered_readme(page: str, results: Results) -> str:
+    """Return the README with its measured part made anew."""
+    return _replaced(page, "few", summary.few(Measured(results.compared, results.alone)))
+
+
 def write(results: Results) -> None:
+    README.write_text(rendered_readme(README.read_text(), results))
     PAGE.write_text(rendered(PAGE.read_text(), results))
     GATES.write_text(gates(Measured(results.compared, results.alone)))
     PICTURE.write_text(bars([one for one in results.compared if len(one.figures) > 2]))
@@ -110,7 +129,8 @@ def write(results: Results) -> None:
 
 def _replaced(page: str, name: str, content: str) -> str:
     begin = _BEGIN.format(name)
-    head, _, rest = page.partition(begin)
+    head, found, rest = page.partition(begin)
+    assert found, f"the page has no place for {name!r}"
     _, _, tail = rest.partition(_END)
     return f"{head}{begin}\n\n{content}\n\n{_END}{tail}"
 
@@ -127,12 +147,14 @@ def comparisons(compared: Sequence[Compared]) -> str:
         if any(figure.side == side for one in compared for figure in one.figures)
     ]
     names = {figure.side: _name(figure) for one in compared for figure in one.figures}
-    head = ["work", *(names[side] for side in sides), "own CPU above the floor", "durability"]
+    head = ["work", *(names[side] for side in sides), "own CPU above the floor", "rounds"]
+    head.append("durability")
     rows = [
         [
             f"{one.comparison.title} ({one.comparison.unit})",
             *(_cell(one, side) for side in sides),
             _own_cpu(one),
+            _rounds(one),
             promises(
                 one.comparison.store, one.durability, tuple(each.side for each in one.figures)
             ),
@@ -154,27 +176,19 @@ def budget(measured: Measured) -> str:
     rows: list[list[str]] = []
     for bound in BUDGET:
         found = bound.find(measured)
-        told = (
+        figure, verdict, durability = (
             ("not measured", "", "")
             if found is None
-            else (
-                f"{_exact(found.value)} {bound.unit}",
-                bound.verdict(found.value),
-                found.durability,
-            )
+            else (bound.shown(found.value), bound.verdict(found.value), found.durability)
         )
-        figure, verdict, durability = told
-        bounds = (_bound(bound, bound.gate), _bound(bound, bound.goal))
+        bounds = (_bound(bound, each) for each in (bound.gate, bound.goal, bound.held_to))
         rows.append([bound.work, figure, *bounds, verdict, durability])
-    return _table(["work", "figure", "gate", "goal", "verdict", "durability"], rows)
+    head = ["work", "figure", "gate", "goal", "tightened to", "verdict", "durability"]
+    return _table(head, rows)
 
 
 def _bound(bound: Bound, value: float | None) -> str:
     return "" if value is None else f"{'≥' if bound.at_least else '≤'} {value:,g} {bound.unit}"
-
-
-def _exact(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1_000 else f"{value:.2f}"
 
 
 def counts(rows: Sequence[Counted]) -> str:
@@ -188,7 +202,7 @@ def counts(rows: Sequence[Counted]) -> str:
             f"{one.side}, {one.store}",
             _short(one.statements),
             _short(one.commits),
-            _short(one.bytes_written),
+            "" if one.bytes_written is None else _short(one.bytes_written),
             _short(one.switches),
             f"{_short(one.cpu_us)} µs",
             promise(one.store),
@@ -270,6 +284,11 @@ def _own_cpu(one: Compared) -> str:
         return ""
     shown = f"{_short(ours)} µs"
     return shown if promised is None else f"{shown}, of which the promise {_short(promised)} µs"
+
+
+def _rounds(one: Compared) -> str:
+    others = {each.rounds or one.rounds for each in one.figures if each.side not in (FLOOR, OURS)}
+    return str(one.rounds) + "".join(f", others {rounds}" for rounds in others - {one.rounds})
 
 
 def _short(value: float) -> str:

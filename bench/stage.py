@@ -61,13 +61,18 @@ async def empty(scheme: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
+async def opened(url: str, model: Model) -> AsyncIterator[Bench]:
+    store = await perdure.open_store(url)
+    bench = Bench(store, model)
+    yield bench
+    await bench.engine.aclose()
+    await store.close()
+
+
+@asynccontextmanager
 async def bench(model: Model, scheme: str = "sqlite") -> AsyncIterator[Bench]:
-    async with empty(scheme) as url:
-        store = await perdure.open_store(url)
-        bench = Bench(store, model)
+    async with empty(scheme) as url, opened(url, model) as bench:
         yield bench
-        await bench.engine.aclose()
-        await store.close()
 
 
 async def read(submitted: perdure.SubmittedTurn) -> int:

@@ -37,7 +37,8 @@ _OWN: Final = (FLOOR, OURS)
 class Comparison(NamedTuple):
     """One piece of work. `size` counts steps, runs or tokens.
 
-    With `more_is_better`, the figure is a rate, and the ratio of a good one is above others.
+    With `more_is_better`, the figure is a rate, and the ratio of a good one is above others. Peers
+    take part in the first `peer_rounds` alone, as some need a minute for what takes us a second.
     """
 
     name: str
@@ -50,12 +51,14 @@ class Comparison(NamedTuple):
     more_is_better: bool = False
     pause_ms: float = 0
     quick_size: int = 20
+    peer_rounds: int = 3
 
 
 class Figure(NamedTuple):
     """What one side needed: the median of all rounds, and the median of its paired ratios.
 
-    `own_cpu_us` is the processor time above the floor's, paired likewise.
+    `own_cpu_us` is the processor time above the floor's, paired likewise. `rounds`: how many there
+    were of this side; None for all.
     """
 
     side: str
@@ -67,6 +70,7 @@ class Figure(NamedTuple):
     cpu_us: float | None = None
     p99_ms: float | None = None
     own_cpu_us: float | None = None
+    rounds: int | None = None
 
 
 class Compared(NamedTuple):
@@ -117,13 +121,14 @@ def _of_runs(store: str) -> list[Comparison]:
         title=f"Going on behind {steps:,} steps, {where}",
         work="resume",
         unit="ms",
-        sides=tuple(side for side in sides if side != "dbos"),
+        sides=sides,
     )
     growth = step._replace(
         name=f"steps-long-{store}",
         title=f"A step of a run of {long:,}, {where}",
         size=long,
-        sides=_OWN,
+        sides=sides,
+        peer_rounds=1,
     )
     return [step, rate, resume, growth]
 
@@ -216,8 +221,10 @@ def compare(
     """Measure all sides in turn. Raises RuntimeError with what a side said if it failed."""
     sides = [side for side in comparison.sides if not (quick and side in PEERS)]
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for _ in range(rounds):
+    for index in range(rounds):
         for side in sides:
+            if side in PEERS and index >= comparison.peer_rounds:
+                continue
             with places.of(side, comparison.store) as place:
                 found[side].append(_ask(side, comparison, place, durability, quick=quick))
     return Compared(
@@ -252,13 +259,11 @@ def _figure(
     side: str, answers: Sequence[dict[str, float]], floors: Sequence[dict[str, float]]
 ) -> Figure:
     values = [answer["value"] for answer in answers]
-    ratios = [
-        answer["value"] / floor["value"] for answer, floor in zip(answers, floors, strict=True)
-    ]
-
+    pairs = list(zip(answers, floors[: len(answers)], strict=True))
+    ratios = [answer["value"] / floor["value"] for answer, floor in pairs]
     own = [
         {"own_cpu_us": answer["cpu_us"] - floor["cpu_us"]}
-        for answer, floor in zip(answers, floors, strict=True)
+        for answer, floor in pairs
         if "cpu_us" in answer and "cpu_us" in floor
     ]
 
@@ -276,6 +281,7 @@ def _figure(
         median("cpu_us"),
         median("p99_ms"),
         None if side == FLOOR else median("own_cpu_us", own),
+        len(answers),
     )
 
 

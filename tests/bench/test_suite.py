@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from bench import counts, page
+from bench.__main__ import Found, Work, measured
 from bench.budget import Measured
+from bench.figure import Alone
 from bench.gates import gates
 from bench.load import BENDING, LOADS, OURS, RAW
 from bench.loaded import Loaded
 from bench.picture import bars
+from bench.progress import Progress
 from bench.soak import LOG_MB, Seen, grown
 from bench.suite import FENCED, Compared, Comparison, Figure, Places, plan
 
@@ -71,6 +74,7 @@ def test_a_side_that_fails_is_told_with_its_words() -> None:
 def test_the_page_shows_the_stored_results() -> None:
     results = page.load()
     assert page.rendered(page.PAGE.read_text(), results) == page.PAGE.read_text()
+    assert page.rendered_readme(page.README.read_text(), results) == page.README.read_text()
     several = [one for one in results.compared if len(one.figures) > 2]
     assert bars(several) == page.PICTURE.read_text()
     assert gates(Measured(results.compared, results.alone)) == page.GATES.read_text()
@@ -80,6 +84,30 @@ def test_results_are_read_as_they_were_stored(tmp_path: Path) -> None:
     results = page.load()
     page.save(results, tmp_path / "results.json")
     assert page.load(tmp_path / "results.json") == results
+
+
+def test_one_that_is_interrupted_goes_on_behind_what_it_has_measured(tmp_path: Path) -> None:
+    path, way = tmp_path / "cache" / "unfinished.json", {"rounds": 5}
+    nothing = page.Results("here", "today", [], [], [])
+    first = Progress(nothing, way, path)
+    first.add("stop", alone=[Alone("a stop", 3.0, "ms", "asked to ended")])
+    second = Progress(nothing, way, path)
+    assert (second.done, second.results.alone) == (["stop"], first.results.alone)
+    assert Progress(nothing, {"rounds": 3}, path).done == [], "measured in another way"
+    second.finish()
+    assert Progress(nothing, way, path).done == []
+
+
+def test_one_that_fails_costs_no_other_its_figures(capfd: pytest.CaptureFixture[str]) -> None:
+    def broken() -> Found:
+        raise RuntimeError("no such peer")
+
+    progress = Progress(page.Results("here", "today", [], [], []), {})
+    figure = Alone("a stop", 3.0, "ms", "asked to ended")
+    works = [Work("runs", broken), Work("stop", lambda: {"alone": [figure]})]
+    assert measured(works, progress, at_once=1) == ["runs"]
+    assert progress.results.alone == [figure]
+    assert "no such peer" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("more_is_better", "shown"), [(False, "4.00×"), (True, "0.25×")])
