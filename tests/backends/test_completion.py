@@ -356,3 +356,39 @@ def test_words_of_the_provider_are_in_the_body_only() -> None:
     failure = failure_of({"error": {"message": "canary", "code": "see canary here"}})
     assert "canary" in failure.body
     assert "canary" not in str(failure)
+
+
+COUNTED = {"prompt_tokens": 7, "completion_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{**chunk("stop"), "x_groq": {"id": "req_1", "usage": COUNTED}}],
+        [
+            {"type": "message_start", "message": {"usage": {"input_tokens": 7}}},
+            {"type": "message_delta", "usage": {"output_tokens": 2}},
+            chunk("stop"),
+        ],
+        [{**chunk("stop"), "usage": COUNTED, "x_groq": {"usage": {"prompt_tokens": 1}}}],
+    ],
+    ids=["Groq", "the other protocol", "both"],
+)
+def test_9_6_r2_usage_is_read_wherever_a_provider_has_it(records: list[Any]) -> None:
+    [frame] = [each for each in read(sse(*records)) if each.kind == "usage"]
+    assert (frame.data["in"], frame.data["out"]) == (7, 2)
+
+
+def test_an_answer_that_groq_stops_early_is_a_failure() -> None:
+    stopped = {**chunk("stop"), "x_groq": {"id": "req_1", "error": "over capacity"}}
+    failure = failure_of(chunk(content="Hel"), stopped)
+    assert "over capacity" in failure.body
+    assert failure.retryable
+
+
+def test_thoughts_as_ollama_and_groq_tell_them_go_back_by_their_name() -> None:
+    thought = [chunk(role="assistant", content="", reasoning=each) for each in ("Hm", ", well")]
+    called = chunk("tool_calls", tool_calls=[fragment("{}", index=0, id="x", name="f")])
+    frames = read(sse(*thought, called))
+    assert frames[:2] == [reasoning("Hm"), reasoning(", well")]
+    assert frames[-1].data["replay"]["content"] == [{"reasoning": "Hm, well"}, {}]

@@ -72,7 +72,8 @@ class DurableTraceStore:
     are among the spans of its trace, read from the ledger: the two cannot differ.
 
     A page of runs (`find_runs`) reads as many traces as it has runs, and those it passes over; the
-    tenant's other runs that lie between are passed over as rows. To list all runs, and whatever names no run, costs a look at every trace.
+    tenant's other runs that lie between are passed over as rows. To list all runs, and whatever
+    names no run, costs a look at every trace.
     """
 
     def __init__(self, store: RunStore, *, owner_id: str | None = None) -> None:

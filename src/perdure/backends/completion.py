@@ -43,6 +43,10 @@ _TOKEN_COUNTS: Final = {
     ),
 }
 """Where the providers keep each count; the first that is there counts."""
+_STOPPED_IN: Final = "x_groq"
+"""What of a record says at Groq why its answer was stopped early, and, at the end, its usage."""
+_USAGE_IN: Final = (("usage",), ("message", "usage"), (_STOPPED_IN, "usage"))
+"""Where in a record the counts are."""
 _COME_OUT: Final = ("tokens_out", "tokens_reasoning")
 AGENT_EVENTS: Final = frozenset(
     {
@@ -187,7 +191,7 @@ class CompletionReader:
 
     def _refuse_error(self, record: dict[str, JsonValue], event: SSEEvent) -> None:
         document = {"error": record.get("error", record)} if event.event == "error" else record
-        error = provider_error(document)
+        error = provider_error(document) or provider_error(record.get(_STOPPED_IN))
         if error is None:
             return
         code = f" ({error.code})" if error.code else ""
@@ -205,7 +209,8 @@ class CompletionReader:
         if isinstance(id, str) and id and self._request_id is None:
             self._request_id = id
         for name, paths in _TOKEN_COUNTS.items():
-            counts = (count_of(record.get("usage"), path) for path in paths)
+            places = ((*place, *path) for place in _USAGE_IN for path in paths)
+            counts = (count_of(record, place) for place in places)
             count = next((each for each in counts if each is not None), None)
             if count is not None:
                 self._counts[name] = count
