@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from perdure.core.jsonvalue import kind_of
 from perdure.core.limits import ERROR_TEXT_BYTES_MAX
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, RunOutcome, StepError
 from perdure.errors import StoreCorruptError, UsageError
+
+_FLAT: Final = frozenset({str, int, float, bool, type(None)})
+_PARTS_OF_TASK: Final = AgentTaskSpec._fields.index("inputs")
+_NO_PARTS: Final = (None, (), None, None)
 
 
 def check_manifest(manifest: RunManifest) -> None:
@@ -76,6 +81,19 @@ def manifest_from_json(value: JsonValue) -> RunManifest:
         scenario_id=fields.optional("scenarioId", str),
         tags=fields.optional("tags", dict),
     )
+
+
+def copied_if_flat(manifest: RunManifest) -> RunManifest | None:
+    """Return a copy of a manifest that was read, which shares nothing that anybody can change.
+
+    None: it holds lists or objects beside its input, or within it.
+    """
+    project_id, task, given, scenario_id, tags = manifest
+    if tags is not None or task[_PARTS_OF_TASK:] != _NO_PARTS:
+        return None
+    if not _FLAT.issuperset(map(kind_of, given.values())):
+        return None
+    return RunManifest(project_id, task, dict(given), scenario_id)
 
 
 def outcome_to_json(outcome: RunOutcome) -> dict[str, JsonValue]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from tests.store.sql.reference_database import (
     trail,
 )
 
+WORDS = re.compile(r"CHECK \((\w+) IN \(([^)]+)\)\)")
 PACKAGE = Path(__file__).parents[3] / "src/perdure/store/sql"
 
 
@@ -69,6 +71,31 @@ def test_applying_version_1_twice_keeps_the_first_time(path: Path) -> None:
         connection.executescript(DURABLE_SCHEMA_SQL)
         rows = connection.execute("SELECT * FROM durable_schema_info").fetchall()
     assert rows == [(1, "first")]
+
+
+async def test_a_column_takes_its_words_and_no_others_without_a_table_of_them(path: Path) -> None:
+    await open_and_close(path)
+    made = [DURABLE_SCHEMA_SQL, *(migration.sql for migration in own_migrations())]
+    words = [found for sql in made for found in WORDS.findall(sql)]
+    assert len(words) == 6
+    store = await opened(path)
+    await hold(store)
+    await store.close()
+    with connected(path) as connection:
+        insert = "EXPLAIN INSERT INTO durable_steps (run_id, step_index, intent, kind, status)"
+        program = connection.execute(f"{insert} VALUES ('run', 0, 'x', 'logic', 'completed')")
+        assert "OpenEphemeral" not in {operation for _, operation, *_ in program}
+        texts = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'").fetchall()
+        checks = [check for (text,) in texts for check in re.findall(r"CHECK \(.+\)", text)]
+        assert len(checks) == 6
+        for word in ("suspended", "completed"):
+            connection.execute("UPDATE durable_runs SET status = ?", (word,))
+        for wrong in ("", "Completed", "done"):
+            with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+                connection.execute("UPDATE durable_runs SET status = ?", (wrong,))
+    for column, listed in words:
+        spelled = [f"{column} = {word.strip()}" for word in listed.split(",")]
+        assert f"CHECK ({' OR '.join(spelled)})" in {check.rstrip(",") for check in checks}
 
 
 async def test_a_new_database_is_version_1_and_every_own_migration(path: Path) -> None:

@@ -213,6 +213,23 @@ async def test_a_run_ends_as_it_stands_in_the_database_whatever_its_lease_rememb
     assert written.run == await SqlStore(database).read_run("run")
 
 
+@pytest.mark.parametrize("step_of_another", [1, 4])
+async def test_a_run_ends_with_the_steps_that_it_has_whoever_wrote_them(
+    store: SqlStore, database: Sqlite, step_of_another: int
+) -> None:
+    claim = await store.start_or_resume("run", manifest(), worker_id="ann")
+    assert claim.lease is not None
+    await store.write(claim.lease, completed(0), completed(1), completed(2))
+    # The same lease in other hands: what was granted here knows nothing of this step.
+    await store.write(Lease(*claim.lease), completed(step_of_another))
+    written = await store.write(claim.lease, ended())
+    assert written.run == await SqlStore(database).read_run("run")
+    assert written.run is not None
+    assert written.run.step_count == max(step_of_another + 1, 3)
+    details = await store.read_details("run")
+    assert [attempt.ended for attempt in details.attempts] == ["completed"]
+
+
 async def test_a_lease_longer_than_a_year_ends_when_the_database_says(store: SqlStore) -> None:
     claim = await store.start_or_resume("run", manifest(), worker_id="ann", lease_ms=10**12)
     assert claim.run == await store.read_run("run")

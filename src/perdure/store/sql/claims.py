@@ -33,6 +33,8 @@ from perdure.store.sql.rows import (
 _DUE: Final = ("due_runs", "due_wakes", "due_queued")
 _LOOK_MS: Final = 250
 """Sweeps for the same handlers look at most so often whether holders of live leases are dead."""
+_OPENED: Final = 7
+"""How many values of a new run are not of a session; they stand first."""
 _LEASE_KNOWN_MS_MAX: Final = 366 * 24 * 3_600_000
 """The end of a longer lease is left to the database, which may not be able to write it."""
 _ROUNDS: Final = 16
@@ -251,7 +253,7 @@ class Claims:
         if key is not None:
             statements += _session(opening.tenant, key.session_id, key.owner_id, stored_id)
         if not known:
-            return [*statements, _create(opening, wish), self._attempt(stored_id, wish)]
+            return [*statements, _create(opening, wish), self._first_attempt(stored_id, wish)]
         return statements + self._take(
             stored_id,
             opening.manifest_hash,
@@ -289,6 +291,11 @@ class Claims:
             self._attempt(stored_id, wish),
             *_whole_run(stored_id),
         ]
+
+    def _first_attempt(self, stored_id: str, wish: Wish) -> Statement:
+        known = (stored_id, wish.worker_id, self._code_version, wish.lock)
+        attempt = self._attempt(stored_id, wish)
+        return Statement(*attempt[:3], "insert_attempt", known)
 
     def _attempt(self, stored_id: str, wish: Wish) -> Statement:
         return Statement("open_attempt", (stored_id, wish.token, self._code_version, wish.lock))
@@ -358,8 +365,9 @@ def _parent(opening: Opening) -> str | None:
 def _create(opening: Opening, wish: Wish) -> Statement:
     lease = (wish.worker_id, wish.lease_ms, wish.token)
     values = (*_stored(opening), *lease, _parent(opening))
-    is_plain = opening.session is None and wish.lease_ms <= _LEASE_KNOWN_MS_MAX
-    return Statement("create_run", values, True, "insert_run" if is_plain else None)
+    if opening.session is not None or wish.lease_ms > _LEASE_KNOWN_MS_MAX:
+        return Statement("create_run", values, required=True)
+    return Statement("create_run", values, True, "insert_run", (*values[:_OPENED], *lease))
 
 
 def enqueue_statement(opening: Opening) -> Statement:

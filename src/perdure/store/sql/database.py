@@ -17,15 +17,16 @@ class Statement(NamedTuple):
     """One statement of a list: a block of `statements.sql` and its parameters.
 
     `required`: without a row in answer nothing of the whole list happens. `shortcut` names a
-    cheaper block with the same parameters, for the common case: a driver may try it first, and
-    where it writes a row, all of that row is known but the store's time and what the shortcut
-    returns, which are the answer.
+    cheaper block for the common case, with the same parameters unless it has `shortcut_values`: a
+    driver may try it first, and where it writes a row, all of that row is known but the store's
+    time, which is the answer.
     """
 
     name: str
     values: tuple[Value, ...]
     required: bool = False
     shortcut: str | None = None
+    shortcut_values: tuple[Value, ...] | None = None
 
 
 class Refused(Exception):

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Self
 
 from perdure.core.effects import epoch_ms, iso_time
 from perdure.core.jsonvalue import decode_value
-from perdure.core.recordjson import manifest_from_json, outcome_from_json
-from perdure.core.records import Claim, Lease, RunRecord
+from perdure.core.recordjson import copied_if_flat, manifest_from_json, outcome_from_json
+from perdure.core.records import Claim, Lease, RunManifest, RunRecord
 from perdure.core.transitions import state_of
 from perdure.store.entry import Opening
 from perdure.store.sql.database import Row
-from perdure.store.sql.rows import decoded, manifest_text_of, owner_of, run_record, step_record
+from perdure.store.sql.rows import manifest_text_of, owner_of, run_record, step_record
 
 
 class Wish(NamedTuple):
@@ -36,34 +36,48 @@ class GrantedLease(Lease):
     """
 
     run: RunRecord | None = None
+    manifest: RunManifest | None = None
+    """That of the run, once more; None where it has parts within parts."""
     manifest_text: str | None = None
+    step_count: int = 0
+    """How many steps the run has, as far as its holder has written them."""
 
     @classmethod
     def of(cls, run: RunRecord, stored_id: str, wish: Wish, manifest_text: str | None) -> Self:
         """Return the lease of a claim by which the run stands as in `run`."""
         granted = cls(stored_id, run.epoch, wish.token, wish.worker_id)
         granted.run, granted.manifest_text = run, manifest_text
+        granted.manifest = None if run.manifest is None else copied_if_flat(run.manifest)
+        granted.step_count = run.step_count
         return granted
 
+    def has_steps(self, steps: Any) -> None:
+        """Note that the run has at least so many steps now."""
+        if steps > self.step_count:
+            self.step_count = steps
 
-def plain_run(lease: Lease) -> RunRecord | None:
-    """Return the run as it stood when the lease was granted, if all of it is known.
+
+def granted_plainly(lease: Lease) -> GrantedLease | None:
+    """Return the lease if it was granted here, with all that is to be said of its run.
 
     The owner of a session may change while a turn of it is live.
     """
-    run = lease.run if isinstance(lease, GrantedLease) else None
-    return None if run is None or run.session_id is not None else run
+    if not isinstance(lease, GrantedLease) or lease.run is None:
+        return None
+    return None if lease.run.session_id is not None else lease
 
 
-def ended_record(lease: Lease, end: Sequence[Any], told: Row) -> RunRecord:
-    """Return a plain run at its end: as it was granted, ended so, and what is told of it."""
-    run = plain_run(lease)
-    assert run is not None
-    assert isinstance(lease, GrantedLease)
-    text = lease.manifest_text
-    status, refinement, reason, outcome = end
-    now, step_count, stop_requested_at, live_from, upstream = told
-    return run._replace(
+def ended_record(lease: Lease, end: Sequence[Any], now: str) -> RunRecord:
+    """Return a run whose lease was granted plainly at its end, of which nothing else changed."""
+    granted = granted_plainly(lease)
+    assert granted is not None
+    assert granted.run is not None
+    # Another one than the task was given, which may have changed its input.
+    manifest, text = granted.manifest, granted.manifest_text
+    if manifest is None and text is not None:
+        manifest = manifest_from_json(decode_value(text))
+    status, refinement, reason, outcome, step_count = end
+    return granted.run._replace(
         status=status,
         state=state_of(status, refinement),
         updated_at=now,
@@ -74,11 +88,10 @@ def ended_record(lease: Lease, end: Sequence[Any], told: Row) -> RunRecord:
         step_count=step_count,
         strikes=0,
         reason=reason,
-        # Made anew: the task may have changed the input that it was given.
-        manifest=None if text is None else manifest_from_json(decode_value(text)),
-        stop_requested_at=stop_requested_at,
-        live_from=live_from,
-        upstream=decoded(upstream),
+        manifest=manifest,
+        stop_requested_at=None,
+        live_from=0,
+        upstream=None,
     )
 
 

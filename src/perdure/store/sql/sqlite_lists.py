@@ -185,16 +185,10 @@ class ListRunner:
     def _execute(self, statements: Sequence[Statement], now: str) -> Rows:
         cursor, texts = self._cursor, self._texts
         rows: Rows = []
-        for name, values, required, shortcut in statements:
+        for name, values, required, shortcut, others in statements:
             if shortcut is not None:
-                cursor.execute(texts[shortcut].sql, (*values, now))
-                if cursor.description is not None:
-                    known = cursor.fetchone()
-                    if known is not None:
-                        cursor.fetchone()
-                        rows.append([(now, *known)])
-                        continue
-                elif cursor.rowcount:
+                known = values if others is None else others
+                if cursor.execute(texts[shortcut].sql, (*known, now)).rowcount:
                     rows.append([(now,)])
                     continue
             sql, wants_now = texts[name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from typing import Final
 
 from perdure.core.effects import Clock, iso_time
 from perdure.errors import SchemaError
@@ -13,6 +15,8 @@ from perdure.store.sql.schema import (
     split_statements,
 )
 from perdure.store.sql.sqlite_connection import PATIENCE_MS, begin, patient
+
+_WORDS: Final = re.compile(r"CHECK \((\w+) IN \(([^)]+)\)\)")
 
 
 def prepare_schema(
@@ -61,11 +65,11 @@ def _missing(connection: sqlite3.Connection) -> list[Migration]:
 
 def _apply(connection: sqlite3.Connection, missing: list[Migration], now: str) -> None:
     for statement in split_statements(DURABLE_SCHEMA_SQL):
-        connection.execute(statement)
+        connection.execute(word_by_word(statement))
     for migration in missing:
         for statement in split_statements(migration.sql):
             try:
-                connection.execute(statement)
+                connection.execute(word_by_word(statement))
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
                     raise
@@ -74,3 +78,16 @@ def _apply(connection: sqlite3.Connection, missing: list[Migration], now: str) -
         "INSERT INTO perdure_schema (number, name, sha256, applied_at) VALUES (?, ?, ?, ?)",
         [(migration.number, migration.name, migration.sha256, now) for migration in missing],
     )
+
+
+def word_by_word(statement: str) -> str:
+    """Return the statement with the words of its CHECKs compared one after the other.
+
+    Of a list of more than two SQLite makes a table, anew for each statement that writes a row.
+    """
+    return _WORDS.sub(_compared, statement)
+
+
+def _compared(check: re.Match[str]) -> str:
+    column, words = check.groups()
+    return f"CHECK ({' OR '.join(f'{column} = {word.strip()}' for word in words.split(','))})"

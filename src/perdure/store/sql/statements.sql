@@ -70,10 +70,8 @@ RETURNING {run_columns}
 -- known, so nothing is returned.
 INSERT INTO durable_runs (
   run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
-  lease_holder_id, lease_expires_at, token, tenant, handler, manifest_json,
-  session_id, turn_index, revision, parent_run_id, epoch)
-VALUES (?1, ?2, ?3, ?4, 'running', {now}, {now}, ?11, {now+?12}, ?13, ?5, ?6, ?7,
-  ?8, CAST(?9 AS INTEGER), CAST(?10 AS INTEGER), ?14, 1)
+  lease_holder_id, lease_expires_at, token, tenant, handler, manifest_json, epoch)
+VALUES (?1, ?2, ?3, ?4, 'running', {now}, {now}, ?8, {now+?9}, ?10, ?5, ?6, ?7, 1)
 ON CONFLICT DO NOTHING
 
 -- take_run --
@@ -134,6 +132,12 @@ WHERE run_id = ?1 AND ended_at IS NULL
 INSERT INTO perdure_attempts (run_id, epoch, holder, liveness, code_version, started_at)
 SELECT run_id, epoch, lease_holder_id, ?4, ?3, {now} FROM durable_runs
 WHERE run_id = ?1 AND token = ?2 AND status = 'running'
+ON CONFLICT DO NOTHING
+
+-- insert_attempt --
+-- The shortcut of the one above, behind the statement that has created the run.
+INSERT INTO perdure_attempts (run_id, epoch, holder, liveness, code_version, started_at)
+VALUES (?1, 1, ?2, ?4, ?3, {now})
 ON CONFLICT DO NOTHING
 
 -- free_run --
@@ -326,6 +330,11 @@ WHERE run_id = ?1 AND epoch = CAST(?5 AS INTEGER) AND call = CAST(?6 AS INTEGER)
 UPDATE perdure_attempts SET ended_at = {now}, ended = ?5, error_json = ?6
 WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND ended_at IS NULL AND {fence}
 
+-- close_fenced --
+-- The shortcut of the one above, only behind a fence that holds for the whole transaction.
+UPDATE perdure_attempts SET ended_at = {now}, ended = ?5, error_json = ?6
+WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER) AND ended_at IS NULL
+
 -- end_run --
 -- This and the next two take the lease away, so they stand last in their list.
 UPDATE durable_runs SET status = ?5, state = ?6, reason = ?7, outcome_json = ?8,
@@ -335,13 +344,13 @@ WHERE {fence_self}
 RETURNING {run_columns}, {owner}
 
 -- end_granted --
--- The shortcut of the one above, for whoever keeps the run as it was granted: only what a live
--- lease may have changed since is returned.
+-- The shortcut of the one above, for whoever keeps the run as it was granted and has counted its
+-- steps: where nothing else of it has changed, all is known, so nothing is returned.
 UPDATE durable_runs SET status = ?5, state = ?6, reason = ?7, outcome_json = ?8,
   completed_at = {now}, updated_at = {now}, lease_holder_id = NULL, lease_expires_at = NULL,
   wake_at = NULL, wake_key = NULL
-WHERE {fence_self}
-RETURNING step_count, stop_requested_at, live_from, upstream_json
+WHERE {fence_self} AND step_count = CAST(?9 AS INTEGER)
+  AND stop_requested_at IS NULL AND live_from = 0 AND upstream_json IS NULL
 
 -- suspend_run --
 -- An event that is there already, and a stop that was asked for, make it due at once.

@@ -25,18 +25,18 @@ from perdure.core.records import Lease, RunRecord, StepRecord, Written
 from perdure.core.transitions import status_of
 from perdure.errors import DivergenceError, PerdureError, StoreCorruptError, UsageError
 from perdure.store.sql.database import Row, Statement
-from perdure.store.sql.granted import ended_record, plain_run
+from perdure.store.sql.granted import GrantedLease, ended_record, granted_plainly
 from perdure.store.sql.rows import logical_run_id, owner_of, run_record, step_record
 
 FENCE: Final = 0
 """The place of the fence in the list of every write."""
+_STEPS: Final = 4
+"""The place, among its values, of how many steps the run has at least by then."""
 
 LEAVING: Final = frozenset({"end_run", "suspend_run", "release_run"})
 """What stands last in a list because it takes the lease away."""
 
 _ANSWERS: Final = frozenset({"complete_step", "fail_step"})
-_TOLD_AT_END: Final = 5
-"""What the shortcut of an end tells: the time, and what may have changed since the claim."""
 
 
 def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]:
@@ -44,6 +44,7 @@ def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]
     fence = (lease.run_id, lease.epoch, lease.token, lease.worker_id)
     statements: list[Statement] = [Statement("fence", fence)]
     leaving: list[Statement] = []
+    end: EndRun | None = None
     steps, progress = 0, 0
     for change in changes:
         match change:
@@ -58,14 +59,15 @@ def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]
                 steps = max(steps, change.position + 1)
                 statements.append(_fail(fence, change))
             case EndRun():
-                progress = 1
-                leaving = _end(lease, fence, change)
+                progress, end = 1, change
             case Suspend():
                 leaving = _suspend(fence, change)
             case Release():
                 leaving = _release(fence, change)
             case _:
                 statements += _others(lease, fence, change)
+    if end is not None:
+        leaving = _end(lease, fence, end, steps)
     statements[FENCE] = Statement("fence", (*fence, steps, progress), True, "fence_unstopped")
     return statements + leaving if leaving else statements
 
@@ -118,27 +120,32 @@ def _fail(fence: Fence, step: FailStep) -> Statement:
     return Statement("fail_step", values, required=True)
 
 
-def _end(lease: Lease, fence: Fence, end: EndRun) -> list[Statement]:
+def _end(lease: Lease, fence: Fence, end: EndRun, steps: int) -> list[Statement]:
     refinement = "stopped" if end.state == "stopped" else None
     values = (*fence, status_of(end.state), refinement, end.reason, end.outcome_text)
-    shortcut = None if plain_run(lease) is None else "end_granted"
-    return [
-        Statement("close_attempt", (*fence, end.state, end.error_text)),
-        Statement("end_run", values, True, shortcut),
-    ]
+    ending = Statement("end_run", values, required=True)
+    granted = granted_plainly(lease)
+    if granted is not None:
+        known = (*values, max(granted.step_count, steps))
+        ending = Statement("end_run", values, True, "end_granted", known)
+    return [_close(fence, end.state, end.error_text), ending]
+
+
+def _close(fence: Fence, ended: str, error_text: str | None) -> Statement:
+    return Statement("close_attempt", (*fence, ended, error_text), False, "close_fenced")
 
 
 def _suspend(fence: Fence, rest: Suspend) -> list[Statement]:
     values = (*fence, rest.state, rest.reason, rest.wake_key, rest.wake_at, rest.wake_in_ms)
     return [
-        Statement("close_attempt", (*fence, rest.state, rest.error_text)),
+        _close(fence, rest.state, rest.error_text),
         Statement("suspend_run", values, required=True),
     ]
 
 
 def _release(fence: Fence, release: Release) -> list[Statement]:
     return [
-        Statement("close_attempt", (*fence, release.reason, None)),
+        _close(fence, release.reason, None),
         Statement("release_run", fence, required=True),
     ]
 
@@ -172,7 +179,7 @@ def settle_statement(lease: Lease, usage: SettleUsage) -> Statement:
 
 
 def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[Row]]) -> Written:
-    """Return the answer to a write that was committed."""
+    """Return the answer to a write that was committed; a granted lease counts its steps."""
     steps: list[StepRecord] = []
     wake_at: str | None = None
     run: RunRecord | None = None
@@ -188,6 +195,8 @@ def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[R
             wake_at = found[0][0]
         elif statement.name == "end_run":
             run = _ended(lease, statement, found[0])
+    if isinstance(lease, GrantedLease):
+        lease.has_steps(statements[FENCE].values[_STEPS])
     fence = rows[FENCE][0]
     # The shortcut of the fence answers for runs that nobody has asked to stop.
     stop_requested = len(fence) > 1 and fence[1] is not None
@@ -204,10 +213,11 @@ def _inserted(run_id: str, statement: Statement, now: str) -> StepRecord:
 
 
 def _ended(lease: Lease, statement: Statement, row: Row) -> RunRecord:
-    """Return the run at its end; a shortcut tells only what is not known of it already."""
-    if len(row) > _TOLD_AT_END:
+    """Return the run at its end; a shortcut tells only when that was."""
+    values = statement.shortcut_values
+    if len(row) != 1 or values is None:
         return run_record(row, owner_id=owner_of(row))
-    return ended_record(lease, statement.values[4:], row)
+    return ended_record(lease, values[4:], row[0])
 
 
 def refusal(lease: Lease, statement: Statement) -> PerdureError:

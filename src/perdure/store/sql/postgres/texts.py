@@ -103,7 +103,7 @@ class Renderer:
             values = text.encoded(fusion.values(statements) + moment)
             return [Sent(text.name, text.plain, values, text.formats)]
         sent: list[Sent] = []
-        for index, (name, known, required, _) in enumerate(statements):
+        for index, (name, known, required, *_) in enumerate(statements):
             text = self._texts[name]
             values = text.encoded((*known, *moment) if moment else known)
             if required:
