@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -50,6 +52,25 @@ async def test_a_finished_run_has_its_result_its_record_and_its_steps(store: Run
     assert done.record.lease_holder_id is None
     assert [(step.intent, step.result) for step in done.steps] == [("one", 1)]
     assert [one.ended for one in await attempts_of(store)] == ["completed"]
+
+
+async def test_what_a_run_held_is_free_when_it_ends_without_a_collection(store: RunStore) -> None:
+    class Agent:
+        async def work(self, context: DurableContext) -> str:
+            return await context.step("one", lambda: "result")
+
+    agent = Agent()
+    gone = weakref.ref(agent)
+    work = agent.work
+    del agent
+    gc.disable()
+    try:
+        done = await run(store, work)
+        del work
+        assert done.result == "result"
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_completed_run_replays_read_only(store: RunStore) -> None:

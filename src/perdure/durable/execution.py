@@ -93,6 +93,9 @@ class Execution(Generic[T]):
         def over(settled: asyncio.Task[T]) -> None:
             forget()
             live_runs.leave(handle, stored_id)
+            # What points in a circle would lie about until the garbage is collected.
+            self._attempt.on_change = self._steps.on_unwind = None
+            self._attempt.held.forget()
             if not settled.cancelled():
                 settled.exception()  # Who waited for it may have been cancelled.
 
@@ -173,8 +176,10 @@ class Execution(Generic[T]):
                 ),
                 "attempts_exhausted",
             )
-        running.set((*running.get(), live))
+        mark = running.set((*running.get(), live))
         self._work = asyncio.get_running_loop().create_task(self._call())
+        # The task has a copy. This context belongs to what `live` points at.
+        running.reset(mark)
         self._work.add_done_callback(lambda _: self._over.set())
         try:
             await self._over.wait()

@@ -37,7 +37,7 @@ class HeldLease:
         self.lease_ms = lease_ms
         self.lost = False
         self.stop_requested = False
-        self._on_change = on_change
+        self._on_change: Callable[[], None] | None = on_change
         self._length_ms = lease_ms - min(WATCHDOG_MS, lease_ms / 4)
         self._until_ms = granted_ms + self._length_ms
 
@@ -61,12 +61,20 @@ class HeldLease:
         """Note that the lease is gone."""
         if not self.lost:
             self.lost = True
-            self._on_change()
+            self._tell()
 
     def ask_to_stop(self) -> None:
         """Note that somebody asked for the run to be stopped."""
         if not self.stop_requested:
             self.stop_requested = True
+            self._tell()
+
+    def forget(self) -> None:
+        """Tell nobody any more: nothing is left that could be interrupted."""
+        self._on_change = None
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
             self._on_change()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator, Hashable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Final
 
@@ -40,19 +40,35 @@ def before_close(handle: Hashable, rest: Rest) -> Callable[[], None]:
     return forget
 
 
-@contextmanager
-def keeping_open(handle: Hashable) -> Generator[None, None, None]:
+def keeping_open(handle: Hashable) -> AbstractContextManager[None]:
     """Have the handle closed only behind this block, and behind what it has begun when it ends.
 
     Whoever claims a run within it registers what works on the run, without an `await` between.
     """
-    over = asyncio.Event()
-    forget = before_close(handle, over.wait)
-    try:
-        yield
-    finally:
-        forget()
-        over.set()
+    return _Block(handle)
+
+
+class _Block:
+    """A block behind which a handle is closed; hardly ever is somebody just closing it."""
+
+    def __init__(self, handle: Hashable) -> None:
+        self._handle = handle
+        self._is_over = False
+        self._over: asyncio.Event | None = None
+
+    def __enter__(self) -> None:
+        self._forget = before_close(self._handle, self._end)
+
+    def __exit__(self, *_: object) -> None:
+        self._forget()
+        self._is_over = True
+        if self._over is not None:
+            self._over.set()
+
+    async def _end(self) -> None:
+        if not self._is_over:
+            self._over = asyncio.Event()
+            await self._over.wait()
 
 
 @contextmanager
