@@ -286,7 +286,7 @@ def parts(*, quick: bool) -> dict[str, Callable[[], list[Alone]]]:
     return {
         "first-token": lambda: asyncio.run(first_token(few)),
         "first-frame": lambda: asyncio.run(first_frames(few)),
-        "stop": lambda: asyncio.run(stop(few)),
+        "stop": lambda: asyncio.run(stop(1 if quick else 20)),
         "kill": lambda: after_a_kill(1 if quick else 10),
         "new-process": lambda: new_process(*((20, 1) if quick else (1_000, 10))),
         "tokens": lambda: asyncio.run(tokens_per_second(*((200, 1) if quick else (10_000, 5)))),

@@ -31,9 +31,10 @@ async def measure(readers: int, count: int, rounds: int) -> list[Alone]:
     growth = statistics.median(
         (many - one) / (readers - 1) / ((few - one) / (some - 1)) for one, few, many in found
     )
-    how = f"processor time, one reader stalled; {single:.0f} µs for a single one"
+    pace = f"a token each {PACE_MS} ms"
+    how = f"processor time, {pace}, one reader stalled; {single:.0f} µs for a single one"
     name = f"a token at each of {readers:,} readers"
-    further = f"beside one of the first {some}: processor time of a token, one reader stalled"
+    further = f"beside one of the first {some}: processor time, {pace}, one reader stalled"
     return [
         Alone(name, whole / readers, "µs", how, promise("sqlite")),
         Alone(FURTHER_READER, growth, "×", f"of {readers:,} {further}", promise("sqlite")),

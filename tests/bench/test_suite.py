@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 def test_the_comparisons_run_and_end_in_a_table() -> None:
     names = ["steps-sqlite", "runs-sqlite", "resume-sqlite", "stream-fast", "steps-postgres"]
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--only", *names],
+        [sys.executable, "-m", "bench", "--quick", "--only", *names, "limits", "long-turn"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -40,6 +40,8 @@ def test_the_comparisons_run_and_end_in_a_table() -> None:
     for name in names:
         (row,) = (row for row in rows if titles[name] in row)
         assert "**" in row
+    for figure in ("limit: a flush", "a long turn, postgres"):
+        assert f"| {figure} | " in done.stdout
 
 
 def test_the_page_tells_the_promise_from_the_library() -> None:
