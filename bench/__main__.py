@@ -65,7 +65,11 @@ def main() -> None:
     found = (page.comparisons(results.compared), page.counts(results.counted))
     print(*found, page.alone(results.alone), sep="\n\n")
     if options.keep or (is_whole and not failed):
-        results = page.keep(results) if options.keep else results
+        if options.keep:
+            kept = page.keep(results)
+            # A few rows leave the page what it says of the others.
+            taken = {"machine": results.machine, "taken_on": results.taken_on} if is_whole else {}
+            results = kept._replace(**taken)
         page.save(results)
         page.write(results)
     if failed:
