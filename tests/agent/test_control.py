@@ -126,7 +126,7 @@ async def test_5_2_r4b_nothing_is_done_without_any_money() -> None:
     assert (result.stop_cause, result.steps) == ("cost", ())
 
 
-@pytest.mark.parametrize("cost", [-1, float("nan"), float("inf"), "much"])
+@pytest.mark.parametrize("cost", [-1, float("nan"), float("inf"), True, "much"])
 async def test_5_2_r4f_a_cost_that_is_none_is_no_failure_of_the_action(cost: object) -> None:
     made = hooks(get_action_cost_usd=lambda action, result, context: cost)
     result = await run(made, budget=ControlBudget(max_steps=1))
@@ -165,6 +165,18 @@ async def test_5_2_r1_r4a_a_fired_signal_cuts_off_what_runs() -> None:
     assert (result.stopped_by, result.stop_cause) == ("abort", "cancelled")
     assert (result.failure_class, result.score) == ("cancelled", None)
     assert result.final_evals == (FAR,)
+
+
+async def cancel_itself(*_: object) -> None:
+    raise asyncio.CancelledError("its own")
+
+
+@pytest.mark.parametrize("hook", ["observe", "validate", "decide", "should_stop"])
+async def test_5_2_r10_a_hook_that_cancels_itself_has_failed(hook: str) -> None:
+    made: dict[str, Any] = {hook: cancel_itself}
+    result = await run(hooks(**made))
+    assert (result.stopped_by, result.passed) == ("runtime-error", False)
+    assert "cancelled from within" in result.reason
 
 
 async def test_1_2_r3_cancelling_the_caller_passes_through_and_cleans_up() -> None:

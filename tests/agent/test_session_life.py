@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -161,3 +162,108 @@ async def test_8_r3_a_session_that_was_dropped_leaves_nothing_behind() -> None:
     assert list(await store.list_events("s-1")) == []
     await store.put(touched(first))
     assert list(await store.list_events("s-1")) == []
+
+
+class KeepsAndFails(InMemoryRuntimeSessionStore):
+    """Keeps the first session, and then does what `then` does."""
+
+    def __init__(self, then: Callable[[], Awaitable[object]]) -> None:
+        super().__init__()
+        self.then = then
+
+    async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
+        kept = await super().put_if(session, expected)
+        await self.then()
+        return kept
+
+
+async def cancel_itself(*_: object) -> None:
+    raise asyncio.CancelledError("its own")
+
+
+async def break_off() -> None:
+    raise OSError("the line is dead")
+
+
+@pytest.mark.parametrize(("then", "status"), [(hang, "aborted"), (break_off, "failed")])
+async def test_7_3_r11_a_session_that_was_kept_but_not_opened_is_ended_and_its_backend_stopped(
+    then: Any, status: str
+) -> None:
+    signal, backend = CancelSignal(), Played(*said("a"))
+
+    async def at_last() -> None:
+        if then is hang:
+            signal.cancel("enough")
+        await then()
+
+    store = KeepsAndFails(at_last)
+    choice = SessionChoice(store, "s-1")
+    events = await read(run_agent_task_stream(TASK, backend, session=choice, signal=signal))
+    assert final_of(events).status == status
+    assert cast("Any", await store.get("s-1")).status == status
+    assert [event.type for event in await store.list_events("s-1")] == ["task_end", "final"]
+    assert len(backend.stopped) == 1
+
+
+async def test_7_3_r13_a_reader_who_leaves_while_a_session_is_opened_leaves_none_active() -> None:
+    reached = asyncio.Event()
+
+    async def reach_and_hang() -> None:
+        reached.set()
+        await hang()
+
+    store, backend = KeepsAndFails(reach_and_hang), Played(*said("a"))
+    choice = SessionChoice(store, "s-1")
+    reader = asyncio.ensure_future(read(run_agent_task_stream(TASK, backend, session=choice)))
+    await reached.wait()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert cast("Any", await store.get("s-1")).status == "aborted"
+    assert [event.type for event in await store.list_events("s-1")] == ["final"]
+    assert backend.stopped == ["nobody listens any more"]
+
+
+async def test_bb_10_a_session_that_somebody_else_has_taken_is_neither_ended_nor_stopped() -> None:
+    store = InMemoryRuntimeSessionStore()
+    other = new_session("played", session_id="s-1", metadata={"by": "somebody else"})
+
+    async def be_late(input: object, context: Any) -> RuntimeSession:
+        await store.put(other)
+        return new_session("played", session_id=context.requested_session_id)
+
+    backend = Played(*said("a"), start=be_late)
+    choice = SessionChoice(store, "s-1")
+    events = await read(run_agent_task_stream(TASK, backend, session=choice))
+    assert final_of(events).status == "failed"
+    assert await store.get("s-1") == other
+    assert backend.stopped == []
+
+
+async def test_7_3_r11_a_backend_is_stopped_if_the_first_event_cannot_be_kept() -> None:
+    backend = Played(*said("a"))
+    events = await read(
+        run_agent_task_stream(TASK, backend, session=SessionChoice(RaisesAtOnce(), "s-1"))
+    )
+    assert final_of(events).status == "failed"
+    assert backend.stopped == ["the disk is gone"]
+
+
+@pytest.mark.parametrize("method", ["get", "put_if", "put", "append_event"])
+async def test_bb_4_a_store_that_cancels_itself_is_a_failure_and_costs_no_final(
+    method: str,
+) -> None:
+    store = InMemoryRuntimeSessionStore()
+    setattr(store, method, cancel_itself)
+    choice = SessionChoice(store, "s-1")
+    events = await read(run_agent_task_stream(TASK, Played(*said("a")), session=choice))
+    assert final_of(events).status == "failed"
+    assert "cancelled from within" in final_of(events).reason
+
+
+@pytest.mark.parametrize("hook", ["start", "stop"])
+async def test_bb_4_a_hook_of_the_backend_that_cancels_itself_costs_no_final(hook: str) -> None:
+    hooks: dict[str, Any] = {hook: cancel_itself}
+    backend = Played(OSError("no line"), **hooks)
+    events = await read(run_agent_task_stream(TASK, backend))
+    assert final_of(events).status == "failed"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.task import run_agent_task
 from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.errors import UsageError
 from tests.agent.robots import Climber, Librarian, Sink
 
 TASK = AgentTaskSpec("climb", "Climb the ladder")
@@ -78,3 +81,10 @@ async def test_6_3_r10_the_result_has_all_that_the_task_came_to() -> None:
     assert result.acquired_evidence_ids == ("e1",)
     assert (result.control.passed, len(result.control.steps)) == (True, 2)
     assert result.run_records == ({"runId": "climb", "scenarioId": "climb"},)
+
+
+async def test_6_3_r12_what_is_no_list_of_records_is_named() -> None:
+    climber: Any = Recorder()
+    climber.project_run_records = lambda control, task: {"runId": task.id}
+    with pytest.raises(UsageError, match="project_run_records must return a list of records"):
+        await run_agent_task(TASK, climber)

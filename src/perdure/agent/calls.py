@@ -20,10 +20,13 @@ from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.core.wire import to_wire
 from perdure.core.wording import error_text
 from perdure.durable.context import DurableContext
-from perdure.errors import StepFailedError, UsageError
+from perdure.errors import AgentRuntimeError, StepFailedError, UsageError
 
 GRACE_MS: Final = 1_000
 """How long a call that was cancelled may take to clean up before it is left behind."""
+
+CANCELLED_WITHIN: Final = "it was cancelled from within"
+"""What is told of a call that raised CancelledError although nobody cancelled it."""
 
 Cut = Literal["cancelled", "wall_time"]
 
@@ -86,7 +89,8 @@ class Calls:
         """Call `fn`, plain or async, and return what it came to; only Exceptions are held.
 
         In a durable task the value is recorded in wire form, and `read` makes of it what the
-        caller works with. What concerns the run itself (a lost lease, a store) is raised.
+        caller works with. What concerns the run itself (a lost lease, a store) is raised. One that
+        cancels itself has failed.
         """
         if self.context is None:
             try:
@@ -181,6 +185,9 @@ class Calls:
         length = monotonic_ms() - begun
         if was_cut and (not work.done() or work.cancelled()):
             return Called(cut=cut, at_ms=at_ms, duration_ms=length)
+        if work.cancelled():
+            # Nobody has cancelled the task: for it this is a failure like any other.
+            raise AgentRuntimeError(CANCELLED_WITHIN)
         return Called(work.result(), at_ms=at_ms, duration_ms=length)
 
     async def _leave(self, work: asyncio.Future[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -37,6 +36,7 @@ from perdure.agent.words import (
     read_stop,
 )
 from perdure.core.effects import iso_time
+from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue, Retry, StepKind
 from perdure.core.wording import error_text
 from perdure.errors import ValidationError
@@ -246,7 +246,7 @@ class ControlLoop:
         if ask is not None:
             try:
                 cost = await resolve(ask(action, result, context))
-                if cost is not None and not (math.isfinite(cost) and cost >= 0):
+                if cost is not None and not (is_finite(cost) and cost >= 0):
                     raise ValidationError(f"get_action_cost_usd returned {cost!r:.40}")
                 found["costUsd"] = cost
             except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar, cast, get_args
@@ -12,7 +13,7 @@ from perdure.agent.backend import (
     AgentExecutionBackend,
     AgentStartContext,
 )
-from perdure.agent.calls import Calls
+from perdure.agent.calls import CANCELLED_WITHIN, Calls
 from perdure.agent.sessions import (
     ComparingSessionStore,
     InMemoryRuntimeSessionStore,
@@ -25,7 +26,13 @@ from perdure.agent.sessions import (
 from perdure.agent.stream_events import RuntimeStreamEvent
 from perdure.core.effects import Clock, epoch_ms, iso_time, system_clock
 from perdure.core.wording import error_text
-from perdure.errors import SessionBusyError, SessionMismatchError, ValidationError
+from perdure.durable.calls import is_cancelled
+from perdure.errors import (
+    AgentRuntimeError,
+    SessionBusyError,
+    SessionMismatchError,
+    ValidationError,
+)
 from perdure.observe.credentials import mask_text
 
 logger = logging.getLogger("perdure.agent")
@@ -75,6 +82,7 @@ class SessionLife:
         self.session: RuntimeSession | None = None
         self.resumed = False
         self.store_error: str | None = None
+        self._begun: RuntimeSession | None = None
         self._backend = backend
         self._choice = choice
         self._clock = clock
@@ -105,6 +113,7 @@ class SessionLife:
             if wanted.resume:
                 metadata = {**(session.metadata or {}), RESUME_MISSED: True}
                 session = replace(session, metadata=metadata)
+        self._begun = session
         await self._put_first(session, found)
         self.session = session
 
@@ -112,7 +121,7 @@ class SessionLife:
         """Append the event to the session, then return it."""
         assert self.session is not None
         if self._append is not None:
-            await resolve(self._append(self.session.id, event))
+            await _asked(self._append(self.session.id, event))
         return event
 
     async def told_last(self, event: E) -> E:
@@ -125,15 +134,32 @@ class SessionLife:
         """Give the session its last status and store it. Raises what the store raises."""
         if self.session is not None:
             self.session = touched(self.session, status=status, clock=self._clock)
-            await resolve(self._store.put(self.session))
+            await _asked(self._store.put(self.session))
 
     async def end_anyway(self, status: SessionStatus) -> None:
         """End the session although something has failed, or is about to."""
         await self._despite_failure(self.end(status))
 
+    async def give_up(self, status: SessionStatus, reason: str) -> None:
+        """End a session that was begun but not opened: the backend may work for it already.
+
+        The store may have kept it before it failed, or before nobody waited any more. One that
+        somebody else has under this id is left alone.
+        """
+        begun = self._begun
+        if begun is None:
+            return
+        kept = await Calls().call("session", lambda: self._store.get(begun.id), timeout_ms=STOP_MS)
+        if kept.value not in (None, begun):
+            return
+        if kept.value is not None:
+            self.session = begun
+            await self.end_anyway(status)
+        await self.stop_backend(reason)
+
     async def stop_backend(self, reason: str) -> str | None:
         """Have the backend clean up, within STOP_MS; return what of that failed."""
-        stop, session = optional_method(self._backend, "stop"), self.session
+        stop, session = optional_method(self._backend, "stop"), self.session or self._begun
         if stop is None or session is None:
             return None
         called = await Calls().call("stop", lambda: stop(session, reason), timeout_ms=STOP_MS)
@@ -194,3 +220,13 @@ class SessionLife:
             self.store_error = error_text(error)
             why = mask_text(self.store_error)
             logger.warning("the store of a session failed at its end: %s", why)
+
+
+async def _asked(answer: Any) -> Any:
+    """Return what a store answers; one that cancels itself has failed."""
+    try:
+        return await resolve(answer)
+    except asyncio.CancelledError as error:
+        if is_cancelled():
+            raise
+        raise AgentRuntimeError(f"the session store failed: {CANCELLED_WITHIN}") from error

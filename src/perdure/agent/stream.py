@@ -200,16 +200,19 @@ class _TaskStream:
         )
         if opening.cut is not None:
             self._ending = self._aborted()
-            return
-        if isinstance(opening.error, Exception):
+        elif isinstance(opening.error, Exception):
             self._ending = _failed("session", opening.error)
+        if (ending := self._ending) is not None:
+            is_aborted = ending.status == "aborted"
+            await life.give_up("aborted" if is_aborted else "failed", ending.reason)
             return
         kind = SessionResumedEvent if life.resumed else SessionCreatedEvent
         try:
             event = await life.told(kind(**self._in_session()))
         except Exception as error:
-            await life.end_anyway("failed")
             self._ending = _failed("session", error)
+            await life.end_anyway("failed")
+            await life.stop_backend(self._ending.reason)
             return
         yield event
 
@@ -283,14 +286,17 @@ class _TaskStream:
 
     async def _abandon(self) -> None:
         """End the session in the store, since nobody will read that it ended."""
-        if self._life.session is None or self._is_told:
+        life, ending = self._life, self._ending
+        if self._is_told:
             return
-        ending = self._ending
         if ending is None:
             ending = _Ending("aborted", "nobody listens any more")
-            await self._life.end_anyway("aborted")
-            await self._life.stop_backend(ending.reason)
-        await self._life.told_last(self._final(ending))
+            if life.session is None:
+                await life.give_up("aborted", ending.reason)
+            else:
+                await life.end_anyway("aborted")
+                await life.stop_backend(ending.reason)
+        await life.told_last(self._final(ending))
 
     # What events are made of.
 

@@ -53,7 +53,7 @@ from perdure.agent.type_variables import (
     StateT,
     StateT_co,
 )
-from perdure.agent.words import checked_ids
+from perdure.agent.words import checked_ids, checked_records
 from perdure.core.records import AgentTaskSpec, JsonValue, RunOutcome
 from perdure.core.wording import error_text
 from perdure.durable.context import DurableContext
@@ -310,9 +310,9 @@ class _TaskRun:
         project = optional_method(self._adapter, "project_run_records")
         if project is None:
             return ()
-        records: Sequence[JsonValue] = await resolve(project(control, self._task)) or ()
+        found = await Calls().value("run_records", lambda: project(control, self._task))
         scenario_id = cast("str", self._options.scenario_id)
-        return tuple(_with_scenario(record, scenario_id) for record in records)
+        return tuple(_with_scenario(record, scenario_id) for record in checked_records(found))
 
     def _result(
         self,

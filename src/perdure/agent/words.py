@@ -53,6 +53,15 @@ def checked_ids(value: object, name: str) -> tuple[str, ...]:
     return cast("tuple[str, ...]", ids)
 
 
+def checked_records(value: object) -> Sequence[object]:
+    """Return the records that a hook returned; None is none. Raises UsageError for no list."""
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise UsageError(f"project_run_records must return a list of records, not {value!r:.40}")
+    return cast("Sequence[object]", value)
+
+
 def read_decision(value: JsonValue) -> ControlDecision:
     """Return the decision of its wire form. Raises UsageError."""
     try:
