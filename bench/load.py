@@ -54,6 +54,7 @@ LOADS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """The loads of the page, by name."""
 BENDING: Final = "until it bends, SQLite"
+NAMES: Final = (*LOADS, BENDING)
 RAMP: Final = (100, 150, 200, 250, 300, 400, 500)
 RAW: Final = "straight from the generator"
 OURS: Final = "perdure serve"
@@ -264,7 +265,7 @@ def keep_all(asked: Asked, rounds: int, names: Sequence[str]) -> list[str]:
             traceback.print_exc()
             failed.append(name)
         else:
-            page.keep_load(name, rows)
+            page.keep_load(name, rows, NAMES)
     return failed
 
 
@@ -285,8 +286,7 @@ def main() -> None:
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--save", metavar="NAME")
     kept.add_argument("--all", action="store_true")
-    names = (*LOADS, BENDING)
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -304,7 +304,7 @@ def main() -> None:
     rows = ramped(asked, options.ramp) if options.ramp else compared(asked, options.rounds)
     print(page.loads({options.save or "this load": rows}))
     if options.save:
-        page.keep_load(options.save, rows)
+        page.keep_load(options.save, rows, NAMES)
 
 
 if __name__ == "__main__":

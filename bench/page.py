@@ -93,10 +93,13 @@ def keep(results: Results, path: Path = RESULTS) -> Results:
     )
 
 
-def keep_load(name: str, rows: Sequence[Loaded]) -> None:
+def keep_load(name: str, rows: Sequence[Loaded], order: Sequence[str]) -> None:
     """Keep the rows of one load beside the other results, and show them in the page."""
     known = load()
-    results = known._replace(loads={**known.loads, name: rows})
+    loads = {**known.loads, name: rows}
+    # Names that are not in the order come last.
+    names = sorted(loads, key=lambda each: order.index(each) if each in order else len(order))
+    results = known._replace(loads={each: loads[each] for each in names})
     save(results)
     write(results)
 
