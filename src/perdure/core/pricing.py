@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, cast
 
 NANOS: Final = 1_000_000_000
 """So many nanos are one unit of a currency."""
@@ -40,3 +40,8 @@ class PriceTable(Protocol):
     def price(self, call: ModelCall) -> Price | None:
         """Return what the call costs; None if that is not known. It neither waits nor guesses."""
         ...
+
+
+def prices_of(store: object) -> PriceTable | None:
+    """Return the table by which a store records costs; None if it records none."""
+    return cast("PriceTable | None", getattr(store, "prices", None))

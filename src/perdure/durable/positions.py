@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from perdure.core.pricing import PriceTable, prices_of
 from perdure.core.records import StepRecord
 from perdure.durable.attempt import Attempt
 from perdure.durable.calls import OpenCalls, note_failure
@@ -47,6 +48,11 @@ class Positions:
     @property
     def history(self) -> Mapping[int, StepRecord]:
         return self._history if self.attempt is None else self.attempt.history
+
+    @property
+    def prices(self) -> PriceTable | None:
+        """By what the store records the costs of the calls of these steps."""
+        return None if self.attempt is None else prices_of(self.attempt.store)
 
     def take(self) -> int:
         """Return the next position. Raises what ended this attempt, if something did."""

@@ -15,6 +15,7 @@ from perdure.core import billing, identity, observing
 from perdure.core.changes import BeginStep, CompleteStep, FailStep, SettleUsage
 from perdure.core.lengths import check_length as check_length
 from perdure.core.observing import StepSeen, Watch
+from perdure.core.pricing import PriceTable
 from perdure.core.records import Effect, JsonValue, Retry, StepCall, StepKind
 from perdure.durable.used import Told, used_together
 from perdure.errors import NotSerializableError, StepTimeoutError, UsageError
@@ -105,6 +106,11 @@ class StepOwner(Protocol):
     @property
     def stored_id(self) -> str: ...
 
+    @property
+    def prices(self) -> PriceTable | None:
+        """By what the costs of its calls are recorded, where more than a store has to know it."""
+        ...
+
 
 class StepScope:
     """What is known inside the body of a step; `holds_steps`: it may begin steps of its own."""
@@ -160,7 +166,7 @@ class StepScope:
         def count(used: Told | None) -> None:
             told[number:] = [used, *told[number + 1 :]]
             if call == self.usage_call and any(told):
-                self.usage = used_together(call, told)
+                self.usage = used_together(call, told, self.owner.prices)
 
         count(None)
         return count

@@ -8,6 +8,7 @@ from typing import Required, TypedDict, TypeVar, Unpack
 
 from perdure.core.changes import Change, SettleUsage
 from perdure.core.frames import Frame
+from perdure.core.pricing import PriceTable, prices_of
 from perdure.core.records import (
     Claim,
     DeliveryRecord,
@@ -92,6 +93,11 @@ class ForwardingStore:
     @property
     def handle(self) -> Hashable:
         return self._inner.handle
+
+    @property
+    def prices(self) -> PriceTable | None:
+        """The table by which the store beneath records costs, if it does."""
+        return prices_of(self._inner)
 
     async def start_or_resume(
         self, run_id: str, manifest: RunManifest, **options: Unpack[ClaimOptions]

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import Final
 
 from perdure.core.changes import Change, IntendUsage, SettleUsage
-from perdure.core.pricing import ModelCall, PriceTable
+from perdure.core.pricing import ModelCall, Price, PriceTable
 from perdure.core.records import Lease, Written
 from perdure.store.erasure import Erasure, erasure_of
 from perdure.store.forwarding import ForwardingStore
@@ -79,18 +79,20 @@ class _Pricing:
             tokens_reasoning=usage.tokens_reasoning,
             tokens_cache_written=usage.tokens_cache_written,
         )
-        try:
-            price = self._prices.price(call)
-        except Exception:
-            logger.exception("the price of a call of %r is not recorded", model)
+        price = self.price(call)
+        if price is None:
             return usage
-        return (
-            usage
-            if price is None
-            else usage._replace(
-                cost_nanos=price.cost_nanos, currency=price.currency, price_version=price.version
-            )
+        return usage._replace(
+            cost_nanos=price.cost_nanos, currency=price.currency, price_version=price.version
         )
+
+    def price(self, call: ModelCall) -> Price | None:
+        """Return what the call costs; a table that fails knows no price."""
+        try:
+            return self._prices.price(call)
+        except Exception:
+            logger.exception("the price of a call of %r is not recorded", call.model)
+            return None
 
 
 class PricedStore(ForwardingStore):
@@ -106,6 +108,11 @@ class PricedStore(ForwardingStore):
 
     async def settle_usage(self, lease: Lease, usage: SettleUsage) -> None:
         await super().settle_usage(lease, self._pricing.settled(lease, usage))
+
+    @property
+    def prices(self) -> PriceTable | None:
+        """The table by which costs are recorded."""
+        return self._pricing
 
     def upkeep(self) -> Upkeep:
         return upkeep_of(self._inner)
