@@ -16,7 +16,8 @@ from perdure.agent.stored_sessions import DurableSessionStore, stored_name
 from perdure.agent.stored_traces import DurableTraceStore
 from perdure.core.changes import Change
 from perdure.core.records import AgentTaskSpec, Lease, RunManifest, SessionKey, Written
-from perdure.errors import SessionBusyError
+from perdure.durable.retention import collect_garbage
+from perdure.errors import SessionBusyError, StoreUnavailableError
 from perdure.observe.trace_records import TraceRun
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
@@ -125,3 +126,40 @@ async def test_of_many_who_keep_at_once_none_fails_and_all_is_ended(
     assert stored_name("s-1") in runs
     assert set(runs.values()) == {"completed"}
     await store.close()
+
+
+@pytest.mark.parametrize("tenant", ["", "acme"])
+async def test_what_a_lost_process_left_and_nobody_uses_is_ended_by_a_clean_up(
+    tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, data = ManualClock(), MemoryData()
+    store = MemoryStore(data, clock=clock)
+
+    async def gone(lease: Lease, *changes: Change) -> Written:
+        raise StoreUnavailableError("the process is gone")
+
+    lost = MemoryStore(data, clock=clock).for_tenant(tenant)
+    monkeypatch.setattr(lost, "write", gone)
+    for keep in (begin_session, keep_row, keep_trace):
+        with pytest.raises(StoreUnavailableError):
+            await keep(lost)
+    begun = store.for_tenant(tenant)
+    await begun.start_or_resume("a task", MANIFEST, worker_id="w", lease_ms=LEASE_MS)
+
+    async def states() -> list[tuple[str, str]]:
+        return sorted((run.run_id[:12], run.state) for run in await begun.list_runs())
+
+    before = await states()
+    assert [state for _, state in before] == ["running"] * 4
+    await collect_garbage(store)
+    assert await states() == before, "its process may live"
+    clock.advance(LEASE_MS + 1)
+    await collect_garbage(store, dry_run=True)
+    assert await states() == before
+    await collect_garbage(store)
+    assert [state for _, state in await states()].count("completed") == 3
+    [left] = await begun.list_runs(state="running")
+    assert left.run_id == "a task"
+    await begin_session(begun)
+    await keep_row(begun)
+    await keep_trace(begun)

@@ -9,6 +9,7 @@ from perdure.core.identity import derive_worker_id
 from perdure.core.records import JsonValue, RunManifest, RunRecord, SessionKey
 from perdure.core.transitions import RESTING_STATES
 from perdure.durable.retrying import known_manifest
+from perdure.durable.traces import KEPT_HANDLER
 from perdure.errors import LeaseHeldError, LeaseLostError, RunNotFoundError, SessionBusyError
 from perdure.store.protocol import RunStore
 
@@ -22,13 +23,14 @@ async def keep_run(
     manifest: RunManifest,
     *,
     session: SessionKey | None,
-    handler: str | None = None,
+    handler: str = KEPT_HANDLER,
 ) -> bool:
     """Begin the run and end it at once; return whether it has ended.
 
     Then it is there, and takes events. What a lost process left between the two is ended too: the
     run itself, and what else holds the session's place. One that somebody else ends just now is
-    there, and False: call again. No worker ever gets it; `handler` serves to find it among others.
+    there, and False: call again. No worker ever gets it; by `handler` it is found among others,
+    also by a clean-up, which ends what a lost process has left.
 
     Raises RunNotFoundError for a session of another owner, and SessionBusyError, with no run
     begun, while another process that lives has the session's place.

@@ -11,7 +11,7 @@ from perdure.agent.kept_runs import entry_key, keep_entry, keep_run, run_for
 from perdure.core.identity import stored_id
 from perdure.core.records import AgentTaskSpec, RunManifest, RunRecord, SessionKey
 from perdure.core.wire import from_wire, to_wire
-from perdure.durable.traces import TRACE_PREFIX, kept_name
+from perdure.durable.traces import TRACE_HANDLER, TRACE_PREFIX, kept_name
 from perdure.errors import RunNotFoundError
 from perdure.observe.ledger import span_of_usage
 from perdure.observe.trace import TraceEvent
@@ -39,9 +39,6 @@ from perdure.observe.trace_store import (
 )
 from perdure.store.protocol import RunStore
 from perdure.store.upkeep import RunQuery, upkeep_of
-
-HANDLER: Final = "agent-traces"
-"""By this handler the runs that keep traces are found; no worker serves it."""
 
 LOGS_MAX: Final = 64
 """So many traces, those that were written last, a handle knows without reading them again."""
@@ -158,7 +155,7 @@ class DurableTraceStore:
             log.name,
             RunManifest("agent-traces", AgentTaskSpec(run.scenario_id, "Keep a trace of an agent")),
             session=None if owner_id is None else SessionKey(log.name, 0, owner_id=owner_id),
-            handler=HANDLER,
+            handler=TRACE_HANDLER,
         )
         entry: Entry = {"run": to_wire(run)}
         await self._keep(log, entry)
@@ -261,7 +258,7 @@ class DurableTraceStore:
 
     async def _kept(self, after: str | None, limit: int = 50) -> Sequence[RunRecord]:
         """Return a page of the runs that keep traces, of all owners, the newest first."""
-        wanted = RunQuery(self._store.tenant, handler=HANDLER)
+        wanted = RunQuery(self._store.tenant, handler=TRACE_HANDLER)
         return await upkeep_of(self._store).find_runs(wanted, after=after, limit=limit)
 
     async def _place_of(self, run_id: str) -> str:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Final, NamedTuple
 
 from perdure.core import identity
+from perdure.core.changes import EndRun
 from perdure.core.effects import epoch_ms, iso_time, jittered
-from perdure.core.limits import FRAMES_KEPT_MS, GARBAGE_BATCH, GARBAGE_BEGIN_MS, GARBAGE_EVERY_MS
-from perdure.errors import StoreError, UsageError
+from perdure.core.limits import (
+    FRAMES_KEPT_MS,
+    GARBAGE_BATCH,
+    GARBAGE_BEGIN_MS,
+    GARBAGE_EVERY_MS,
+    LEASE_MS,
+)
+from perdure.durable.traces import KEPT_HANDLER, TRACE_HANDLER
+from perdure.errors import LeaseLostError, StoreError, UsageError
 from perdure.store.protocol import RunStore
 from perdure.store.upkeep import Found, Upkeep, upkeep_of
 
@@ -45,6 +55,8 @@ async def collect_garbage(
     Runs that ended `runs_after_ms` ago or earlier go with all that belongs to them, failed ones
     included, but never one with a delivery that waits, and a session only as a whole. None keeps.
 
+    Runs that keep something of an agent, which a lost process has begun and not ended, are ended.
+
     Each run is judged by the store's clock where it is deleted, at most `batch` in a transaction,
     so any number of processes may collect at once. `dry_run` only counts. Raises UsageError for a
     length that is none and for a store without `upkeep()`, StoreError.
@@ -55,10 +67,32 @@ async def collect_garbage(
     if batch < 1:
         raise UsageError(f"batch must be at least 1, it is {batch}")
     sweep = _Sweep(store, upkeep_of(store), batch, dry_run)
+    if not dry_run:
+        await _end_kept(store, batch)
     # Whole runs first, so that their frames are not written off one by one.
     runs = 0 if runs_after_ms is None else await sweep.runs(runs_after_ms)
     frames = 0 if frames_after_ms is None else await sweep.frames(frames_after_ms)
     return Collected(frames, runs)
+
+
+async def _end_kept(store: RunStore, batch: int) -> None:
+    """End what only keeps something, and was left between its begin and its end by a lost process.
+
+    Whoever uses it next would do so; but nobody may ever use it, and it would stay `running`.
+    """
+    claim_due = partial(
+        store.claim_due,
+        (KEPT_HANDLER, TRACE_HANDLER),
+        worker_id=identity.derive_worker_id(),
+        lease_ms=LEASE_MS,
+        limit=batch,
+    )
+    while claims := await claim_due():
+        for claim in claims:
+            assert claim.lease is not None
+            tenant = store.for_tenant(claim.run.tenant)
+            with suppress(LeaseLostError):  # Somebody uses it just now, and has ended it.
+                await tenant.write(claim.lease, EndRun("completed"))
 
 
 async def keep_collecting(

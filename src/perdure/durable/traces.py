@@ -18,6 +18,12 @@ TRACE_PREFIX: Final = "agent-trace:"
 """How the id of the run begins that keeps a trace."""
 
 
+TRACE_HANDLER: Final = "agent-traces"
+"""By this handler the runs that keep traces are found; no worker serves it."""
+KEPT_HANDLER: Final = "agent-kept"
+"""The handler of other runs that keep something, and have nothing to do; no worker serves it."""
+
+
 def kept_name(prefix: str, name: str) -> str:
     """Return the id of the run that keeps what is called `name`: the hash of a long name."""
     whole = prefix + name
