@@ -328,3 +328,45 @@ def test_frames_of_a_stream_behind_a_failure_that_is_final_stay() -> None:
     frames = log(text("sorry"))
     found = evidence(frames, step(1, "failed"), step(2, frames_to=1), step(3, "running"))
     assert texts(found.kept) == "sorry"
+
+
+# A turn that waited.
+
+
+def waits_in(position: int, status: StepStatus = "running") -> StepRecord:
+    return step(position, status)._replace(kind="event", intent="event:answer")
+
+
+def mark(position: int) -> Frame:
+    return Frame(0, 0, "wait", {"step": position})
+
+
+ASKED = log(text("Found. "), text("May I? "), mark(2), text("Still here."))
+FOUND = step(1, frames_to=1)
+
+
+def test_what_stands_before_a_wait_that_goes_on_stays() -> None:
+    found = evidence(ASKED, FOUND, waits_in(2))
+    assert texts(found.kept) == "Found. May I? "
+    assert (found.open_wait, found.kept_position) == (2, 2)
+    assert found.shows_more_than_is_kept
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (FOUND, step(2, "running")),
+        (FOUND, waits_in(2, "failed")),
+        (step(1, "running"), waits_in(2)),
+        (FOUND,),
+    ],
+)
+def test_only_an_open_wait_behind_recorded_steps_keeps_anything(steps: list[StepRecord]) -> None:
+    found = evidence(ASKED, *steps)
+    assert found.open_wait == 0
+    assert "May I?" not in texts(found.kept)
+
+
+async def test_who_waited_was_not_interrupted() -> None:
+    found = evidence(ASKED[:3], FOUND, waits_in(2))
+    assert await choose_rung(found, "fail", identity=TURN, attempt=2) == "rerun_unseen"

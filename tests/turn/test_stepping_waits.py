@@ -10,6 +10,7 @@ import pytest
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame, text
 from perdure.core.records import JsonValue
+from perdure.durable.execution import live_runs
 from perdure.durable.runner import emit_event
 from perdure.errors import AwaitEventTimeoutError, SessionBusyError
 from perdure.turn.handout import Turn
@@ -135,11 +136,14 @@ async def test_a_turn_goes_on_in_place_with_what_a_worker_here_claims_of_it(stag
     engine = await stage.engine(produce, store=store)
     await engine.submit(TURN, "Hi")
     await until(lambda: is_in(stage, "waiting"))
-    # The turn itself looks again in a while; a sweep is made at once.
+    # The turn itself looks at once as well: whoever is first, it goes on in place.
     await emit_event(store, RUN, "answer", "yes")
     asked_ms = monotonic_ms()
-    for claim in await store.claim_due(["chat"], worker_id="w", lease_ms=60_000, limit=9):
-        await engine.work(claim, asked_ms=asked_ms)
+    with live_runs.sweeping(store.handle):
+        claims = await store.claim_due(["chat"], worker_id="w", lease_ms=60_000, limit=9)
+        works = [engine.work(claim, asked_ms=asked_ms) for claim in claims]
+    for work in works:
+        await work
     reader = await Reader().read(engine)
     assert reader.text == "May I? You said yes."
     assert (len(asked), RESTARTED in reader.kinds, (await stage.run()).epoch) == (1, False, 2)
@@ -223,8 +227,76 @@ async def test_what_is_yielded_while_a_turn_waits_is_shown(stage: Stage) -> None
     assert RESTARTED not in reader.kinds
 
 
-async def _has_begun(stage: Stage) -> bool:
-    return len(await (await stage.store()).read_steps(RUN)) == 2
+async def test_it_is_held_while_another_step_of_it_runs_and_sleeps_once_that_ends(
+    stage: Stage,
+) -> None:
+    may_end, asked = asyncio.Event(), list[Turn]()
+
+    async def search() -> str:
+        await may_end.wait()
+        return "found"
+
+    async def both(turn: Turn) -> AsyncIterator[Frame]:
+        asked.append(turn)
+        answer, result = await asyncio.gather(
+            turn.await_event("answer", timeout_ms=None), turn.step("search", search)
+        )
+        yield text(f"{result}, you said {answer}.")
+
+    engine = await stage.engine(both)
+    await engine.submit(TURN, "Hi")
+    await until(lambda: _has_begun(stage, 3))
+    run = await stage.run()
+    # Whoever took it over now would make the step a second time.
+    assert (run.state, run.lease_holder_id is None) == ("running", False)
+    may_end.set()
+    await until(lambda: is_in(stage, "waiting"))
+    run = await stage.run()
+    assert (run.epoch, run.lease_holder_id, run.wake_key) == (1, None, "answer")
+    await emit_event(await stage.store(), RUN, "answer", "yes")
+    assert (await Reader().read(engine)).text == "found, you said yes."
+    assert ((await stage.run()).epoch, len(asked)) == (2, 1)
+
+
+async def test_an_answer_that_comes_while_another_step_runs_is_taken_at_once(stage: Stage) -> None:
+    may_end = asyncio.Event()
+
+    async def both(turn: Turn) -> AsyncIterator[Frame]:
+        searching = asyncio.ensure_future(turn.step("search", may_end.wait))
+        yield text(f"You said {await turn.await_event('answer', timeout_ms=None)}. ")
+        yield text(f"Found: {await searching}.")
+
+    engine = await stage.engine(both)
+    await engine.submit(TURN, "Hi")
+    await until(lambda: _has_begun(stage, 3))
+    await emit_event(await stage.store(), RUN, "answer", "yes")
+    reader = await Reader().read(engine, lines_max=2)
+    assert (reader.text, (await stage.run()).epoch) == ("You said yes. ", 1)
+    may_end.set()
+    assert (await reader.read(engine)).text == "You said yes. Found: True."
+
+
+async def test_of_two_waits_at_once_the_last_one_sleeps(stage: Stage) -> None:
+    async def two(turn: Turn) -> AsyncIterator[Frame]:
+        answers = await asyncio.gather(
+            turn.await_event("one", timeout_ms=None), turn.await_event("two", timeout_ms=None)
+        )
+        yield text(f"You said {answers}.")
+
+    engine = await stage.engine(two)
+    await engine.submit(TURN, "Hi")
+    await until(lambda: _has_begun(stage, 3))
+    store = await stage.store()
+    # One key wakes a run: while two are waited for, its process holds it.
+    assert (await stage.run()).state == "running"
+    await emit_event(store, RUN, "two", 2)
+    await until(lambda: is_in(stage, "waiting"))
+    await emit_event(store, RUN, "one", 1)
+    assert (await Reader().read(engine)).text == "You said [1, 2]."
+
+
+async def _has_begun(stage: Stage, steps: int = 2) -> bool:
+    return len(await (await stage.store()).read_steps(RUN)) == steps
 
 
 async def _waits_in(stage: Stage, epoch: int) -> bool:

@@ -62,6 +62,9 @@ class Lines:
         async with asyncio.timeout(PATIENCE_S):
             return await anext(self._lines)
 
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._lines
+
     async def take(self, count: int) -> list[bytes]:
         return [await self.next() for _ in range(count)]
 

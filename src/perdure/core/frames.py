@@ -21,6 +21,8 @@ KEPT_KINDS: Final = frozenset(
     {"text", "reasoning", "tool_call", "tool_result", "source", "data", "event"}
 )
 """What a reader keeps of a turn: the kinds that become parts of its result."""
+MARK_KINDS: Final = frozenset({"upstream_end", "wait"})
+"""What is stored for the next attempt, and belongs to no part of what readers see."""
 SEALED_KIND: Final = "sealed"
 """Stands for all frames of a sealed row, under the seq of the last of them."""
 URGENT_KINDS: Final = frozenset(

@@ -75,6 +75,9 @@ TURNS_MAX: Final = 1_024
 """The most turns that a process works on at a time before it refuses to begin another (429)."""
 TENANT_TURNS_MAX: Final = 256
 """How many of those may be of one tenant."""
+SLEEPERS_MAX: Final = 256
+"""So many turns of an engine stay in memory while they wait for an event; of more, the one that has
+waited longest is let go, and is replayed where its event is seen."""
 STREAMS_MAX: Final = 8_192
 """The most streams that one process holds open at a time; a further one is refused (429)."""
 DEPTH_MAX: Final = 64

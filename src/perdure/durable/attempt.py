@@ -65,6 +65,8 @@ class Attempt:
         self.store = store if store.tenant == tenant else store.for_tenant(tenant)
         self.lease_ms = lease_ms
         self.on_change = on_change
+        self.on_doze: Callable[[], None] | None = None
+        """Called when the lease was given back for a while."""
         self.is_asleep = False
         """The lease was given back for a while; `wake` claims the run again."""
         self.first_lease = claim.lease
@@ -247,10 +249,13 @@ class Attempt:
 
     async def _leave_to_doze(self, *changes: Change) -> Written:
         try:
-            return await self.leave(*changes)
+            written = await self.leave(*changes)
         except BaseException:
             self.is_asleep = False
             raise
+        if self.on_doze is not None:
+            self.on_doze()
+        return written
 
     async def wake(self) -> None:
         """Claim the run again; of all that need the lease, the first does it for the others.

@@ -9,7 +9,14 @@ from typing import Final
 
 from perdure.core.changes import AppendFrames, Change, Restart
 from perdure.core.effects import monotonic_ms
-from perdure.core.frames import DELTA_KINDS, URGENT_KINDS, Frame, RowBuilder, encoded_event
+from perdure.core.frames import (
+    DELTA_KINDS,
+    MARK_KINDS,
+    URGENT_KINDS,
+    Frame,
+    RowBuilder,
+    encoded_event,
+)
 from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import (
     FLUSH_BYTES,
@@ -258,7 +265,7 @@ class Journal:
         kind, data = frame.kind, frame.data
         text = encode_value({"k": kind, **data}, name=f"{kind} frame", bytes_max=FRAME_BYTES_MAX)
         self.element_text = text
-        if kind != "upstream_end":
+        if kind not in MARK_KINDS:
             self._part = None
         if kind == "event":
             data = encoded_event(data, text)

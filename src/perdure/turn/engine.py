@@ -133,7 +133,7 @@ class ChatTurnEngine:
             follow_up=partial(self._outbox.follow_up, wait_ms=PERSIST_WAIT_MS),
             history_turns_max=history_turns_max,
         )
-        self._turns = OwnedTurns(store, self._settings)
+        self._turns = OwnedTurns(store, self._settings, is_swept=recover)
         self._reference = ReferenceChatTurnEngine()
         self._recovery: asyncio.Task[None] | None = None
         self._worker: Worker | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from perdure.core.changes import FailStep
 from perdure.core.frames import (
     KEPT_KINDS,
+    MARK_KINDS,
     Frame,
     cursor_mark,
     fold_parts,
@@ -63,10 +64,12 @@ class Inheritance:
 
     def keep_steps(self) -> None:
         """Keep what belongs to recorded steps; readers see nothing of it."""
+        self._steps.open_wait = self.evidence.open_wait
         self._recall(self.evidence.kept)
 
     def keep_steps_only(self) -> None:
         """Let readers forget all but what belongs to recorded steps."""
+        self._steps.open_wait = self.evidence.open_wait
         self._begin_again(self.evidence.kept)
 
     def keep_everything(self) -> None:
@@ -109,7 +112,7 @@ class Inheritance:
 
     def _begin_again(self, kept: Sequence[Frame]) -> None:
         compact = [part_frame(part) for part in fold_parts(kept)]
-        compact.extend([frame for frame in kept if frame.kind == "upstream_end"][-1:])
+        compact.extend({f.kind: f for f in kept if f.kind in MARK_KINDS}.values())
         last = self.evidence.frames[-1]
         if self.evidence.ended_before:
             reason = "retry"

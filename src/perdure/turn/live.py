@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -37,7 +37,7 @@ from perdure.turn.hooks import EventFollower, flush_trace
 from perdure.turn.identity import identity_of, intent_of
 from perdure.turn.inheriting import Inheritance
 from perdure.turn.producing import Producing
-from perdure.turn.recovery import Evidence, Rung, choose_rung, last_kept_position, partial_of
+from perdure.turn.recovery import Evidence, Rung, choose_rung, partial_of
 from perdure.turn.upstream import Upstream
 from perdure.turn.watching import asked_model, watched_call
 from perdure.turn.wire.events import Addressee, events_of, started
@@ -128,8 +128,9 @@ class LiveTurn:
 
     # Being told.
 
-    def start(self) -> asyncio.Task[None]:
-        """Begin to work; the task never raises."""
+    def start(self, *, on_sleep: Callable[[], None] | None = None) -> asyncio.Task[None]:
+        """Begin to work; the task never raises. `on_sleep`: it waits, and nobody holds it."""
+        self._attempt.on_doze = on_sleep
         work = watched(
             self._attempt,
             self._run(),
@@ -304,7 +305,7 @@ class LiveTurn:
                 inheritance.keep_steps_only()
             else:
                 inheritance.keep_steps()
-            self._producing.swallow_to = last_kept_position(self._history)
+            self._producing.swallow_to = inheritance.evidence.kept_position
         forget = [SaveHandle(None)] if self.run.upstream is not None and rung != "attach" else []
         await self._journal.write(*self._intended(), *forget)
 

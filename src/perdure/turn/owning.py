@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core import identity as ids
@@ -27,6 +28,7 @@ from perdure.turn.identity import ChatTurnIdentity, run_id_of, session_key
 from perdure.turn.live import LiveTurn
 from perdure.turn.reading import known_turn
 from perdure.turn.registry import live_turns
+from perdure.turn.sleeping import Sleepers
 
 logger = logging.getLogger("perdure.turn")
 
@@ -62,13 +64,17 @@ class Wish(NamedTuple):
 
 
 class OwnedTurns:
-    """Claims turns for one engine and works on them, whoever reads them."""
+    """Claims turns for one engine and works on them, whoever reads them.
 
-    def __init__(self, store: RunStore, settings: TurnSettings) -> None:
+    `is_swept`: a worker of this process looks for turns that may go on.
+    """
+
+    def __init__(self, store: RunStore, settings: TurnSettings, *, is_swept: bool = False) -> None:
         self._store = store
         self._settings = settings
         self._worker_id = ids.derive_worker_id()
         self._turns: set[LiveTurn] = set()
+        self._sleepers = Sleepers(is_swept=is_swept)
         self._openings: set[asyncio.Task[Any]] = set()
         self._draining = False
 
@@ -85,15 +91,19 @@ class OwnedTurns:
         return await asyncio.shield(opening)
 
     def work(self, claim: Claim, *, asked_ms: float) -> Awaitable[None]:
-        """Go on with a turn that a worker has claimed; cancelling the waiting drains it."""
+        """Go on with a turn that a worker has claimed, until it is over or waits for an event.
+
+        Cancelling the waiting drains it.
+        """
         assert claim.lease is not None
+        self._sleepers.is_swept = True
         handle, stored_id = self._store.handle, claim.lease.run_id
         sleeping = live_turns.find(handle, stored_id)
         turn = None if sleeping is None else sleeping.work
         if turn is None or not turn.take(claim, asked_ms=asked_ms):
             live = live_turns.share(handle, stored_id, claim.run.manifest_hash)
             turn = self._begin(live, claim, asked_ms=asked_ms)
-        return _attend(turn)
+        return self._sleepers.attend(turn)
 
     async def stop(self, turn: ChatTurnIdentity) -> RunRecord:
         """Stop a turn wherever it runs; return it as it is then.
@@ -299,9 +309,11 @@ class OwnedTurns:
         def over(_task: asyncio.Task[None]) -> None:
             forget()
             self._turns.discard(turn)
+            self._sleepers.discard(turn)
             live_turns.leave(handle, stored_id)
 
-        turn.start().add_done_callback(over)
+        on_sleep = partial(self._sleepers.add, turn)
+        turn.start(on_sleep=on_sleep).add_done_callback(over)
         if self._draining:
             turn.drain()
         return turn
@@ -342,16 +354,6 @@ def _attachable(run: RunRecord) -> RunRecord:
             "it again once it has ended"
         )
     return run
-
-
-async def _attend(turn: LiveTurn) -> None:
-    assert turn.task is not None
-    try:
-        await asyncio.shield(turn.task)
-    except asyncio.CancelledError:
-        turn.drain()
-        await asyncio.wait((turn.task,))
-        raise
 
 
 def _other_message(turn: ChatTurnIdentity) -> RunInputMismatchError:

@@ -200,7 +200,7 @@ class Tail:
                 self._after, heard_ms = frames[-1].seq, monotonic_ms()
                 self._is_adrift = told_adrift = False
                 if frames[-1].kind in TERMINAL_KINDS:
-                    await self._look_for_end()
+                    await self._look_for_end(has_end=True)
                 shown = [frame for frame in frames if self._is_shown(frame)]
                 self._has_shown_end = bool(shown) and shown[-1].kind in TERMINAL_KINDS
                 if shown:
@@ -270,12 +270,15 @@ class Tail:
             await self._store.wait_for_change(self._run_id, timeout_ms=max(1, timeout_ms))
         return ()
 
-    async def _look_for_end(self) -> None:
+    async def _look_for_end(self, *, has_end: bool = False) -> None:
         """Note that the turn is over, unless a retry went on behind the end.
 
-        Raises RunNotFoundError if it was deleted.
+        Raises RunNotFoundError if it was deleted; who has its end by then has all.
         """
         run = await self._store.read_run(self._run_id)
+        if run is None and has_end:
+            self.ended_as = self._reading.run
+            return
         if run is None:
             raise RunNotFoundError(f"the run {self._run_id!r} was deleted")
         if run.state in RESTING_STATES and not await self._store.read_frames(

@@ -115,6 +115,19 @@ class Evidence(NamedTuple):
         return next(shown, None) == "text"
 
     @property
+    def open_wait(self) -> int:
+        """The position of the wait behind all recorded steps whose begin is kept; 0: there is none.
+
+        Its producer was not interrupted: it waited, and waits on.
+        """
+        return next((frame.data["step"] for frame in self.kept if frame.kind == "wait"), 0)
+
+    @property
+    def kept_position(self) -> int:
+        """The position up to which readers keep everything that is yielded."""
+        return max(self.open_wait, last_kept_position(self.steps))
+
+    @property
     def _kept_count(self) -> int:
         last = self.kept[-1].seq if self.kept else 0
         return sum(1 for frame in self.frames if frame.seq <= last)
@@ -151,15 +164,28 @@ def gather_evidence(
     """Return what `frames` (from the last restart on) and `steps` say of earlier attempts.
 
     What is kept is all content, and why model calls ended, up to the end of the unbroken prefix of
-    recorded steps, and what an earlier restart kept for the same reason.
+    recorded steps, or to the wait behind it that still goes on, and what an earlier restart kept
+    for the same reason.
     """
     kept_to = 0
     if frames and frames[0].kind == "restarted":
         kept_to = frames[0].seq + frames[0].data.get("kept", 0)
     for position in range(1, settled_prefix(steps) + 1):
         kept_to = max(kept_to, steps[position].frames_to or 0)
-    kept = [frame for frame in frames if frame.seq <= kept_to and is_remembered(frame)]
+    wait = _open_wait(frames, steps)
+    if wait is not None:
+        kept_to = max(kept_to, wait.seq)
+    kept = [f for f in frames if f.seq <= kept_to and (is_remembered(f) or f is wait)]
     return Evidence(is_first, frames, kept, steps)
+
+
+def _open_wait(frames: Sequence[Frame], steps: Mapping[int, StepRecord]) -> Frame | None:
+    """Return the mark of the wait that stands behind the recorded steps and is not over."""
+    step = steps.get(settled_prefix(steps) + 1)
+    if step is None or step.kind != "event" or step.status != "running":
+        return None
+    marks = (f for f in frames if f.kind == "wait" and f.data["step"] == step.step_index)
+    return next(marks, None)
 
 
 def is_remembered(frame: Frame) -> bool:

@@ -15,12 +15,13 @@ live_turns: Final[LiveRuns[LiveTurn]] = LiveRuns()
 def turns_at_work(handle: Hashable) -> set[str]:
     """Return the stored ids of the turns that are being opened or worked on over a store handle.
 
-    One whose end is recorded is none of them, though its hooks may still be running.
+    None of them is one whose end is recorded, though its hooks may still be running, or one that
+    waits for an event.
     """
     return {
         stored_id
         for stored_id, live in live_turns.of(handle)
-        if live.work is None or not live.work.left.is_set()
+        if live.work is None or not (live.work.left.is_set() or live.work.is_asleep)
     }
 
 

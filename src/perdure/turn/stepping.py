@@ -37,7 +37,7 @@ class TurnSteps(Steps):
     def __init__(self, stored_id: str, attempt: Attempt, journal: Journal) -> None:
         super().__init__(stored_id, attempt, {}, first_position=1)
         self.answered_position = 0
-        """The highest position that has answered: what is yielded behind it is new."""
+        """The highest position that answered or is waited in: what is yielded behind it is new."""
         self.executing = 0
         """Steps that run now under time limits of their own, while the model is not asked."""
         self.active_ms = monotonic_ms()
@@ -49,6 +49,8 @@ class TurnSteps(Steps):
         """Why the model's last answer ended, in a stream or of the producer itself."""
         self.repeatable: frozenset[int] = frozenset()
         """Positions whose interrupted step may be executed again, whatever its effect."""
+        self.open_wait = 0
+        """Where an earlier attempt waited: readers have all that is yielded before it."""
         self._journal = journal
         self._settled_to = settled_prefix(attempt.history)
         self._settled: set[int] = set()
@@ -82,11 +84,23 @@ class TurnSteps(Steps):
         return self.watched(self._arrival(spec, key, timeout_ms), spec.position)
 
     async def _arrival(self, spec: StepSpec, key: str, timeout_ms: int | None) -> JsonValue:
+        self._mark_wait(spec.position)
         self.executing += 1
         try:
             return await Wait(self, spec, key=key, length_ms=timeout_ms, unwinds=False).run()
         finally:
             self.executing -= 1
+
+    def _mark_wait(self, position: int) -> None:
+        """Say in the stream what readers have by now: whoever waits on does not show it again.
+
+        Not while a stream runs, of which nothing is kept before its end.
+        """
+        known = self.history.get(position)
+        if position == self.open_wait:
+            self.answered_position = max(self.answered_position, position)
+        elif (known is None or known.status == "running") and not self._open_streams:
+            self._journal.append(Frame(0, 0, "wait", {"step": position}))
 
     async def doze(self, attempt: Attempt, *changes: Change) -> Written:
         return await self._journal.doze(*changes)

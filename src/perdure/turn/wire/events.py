@@ -181,6 +181,7 @@ _TRANSLATIONS: Final[Mapping[str, Callable[[Frame, Addressee], tuple[Event, ...]
     "data": _of_data,
     "event": _of_event,
     "upstream_end": _nothing,
+    "wait": _nothing,
     "restarted": _of_restarted,
     "completed": _of_completed,
     "failed": _of_failed,
