@@ -26,6 +26,7 @@ from perdure.testing.contract import NewLab
 from perdure.testing.faults import crash_everywhere
 from perdure.turn.identity import run_id_of
 from tests.agent.strict_provider import StrictProvider, calls, says
+from tests.crash.conftest import NewUrl
 from tests.crash.test_kill_runs import PATIENCE_S, ROOT, until
 from tests.crash.tool_process import MANIFEST, TURN, UNFINISHED
 
@@ -37,8 +38,8 @@ BOTH_PAID = '["paid rent", "paid light", "Both are paid."]'
 class Bench:
     """Processes one after the other on one database, and what they leave in the world."""
 
-    def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:{folder / 'runs.db'}"
+    def __init__(self, folder: Path, url: str) -> None:
+        self.url = url
         self.notes = folder / "notes.txt"
         self.notes.touch()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -94,10 +95,18 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
+def scheme() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def bench(tmp_path: Path, new_url: NewUrl, scheme: str) -> Iterator[Bench]:
+    bench = Bench(tmp_path, new_url(scheme))
     yield bench
     bench.end()
+
+
+on_both = pytest.mark.parametrize("scheme", ["sqlite", "postgresql"])
 
 
 # Killed between the effect of a tool and its record.
@@ -157,6 +166,7 @@ def test_a_tool_that_may_not_repeat_may_tell_the_model_instead(bench: Bench, mod
 # A human decides, and three processes die meanwhile.
 
 
+@on_both
 def test_approvals_outlive_three_processes_and_cost_one_model_call_for_each_decision(
     bench: Bench,
 ) -> None:
@@ -185,6 +195,7 @@ def test_approvals_outlive_three_processes_and_cost_one_model_call_for_each_deci
     assert bench.noted("end") == [BOTH_PAID]
 
 
+@on_both
 def test_a_turn_that_waits_for_a_human_outlives_any_number_of_processes(bench: Bench) -> None:
     options, turn = ("turn", "--approve"), run_id_of(TURN)
 
@@ -205,6 +216,58 @@ def test_a_turn_that_waits_for_a_human_outlives_any_number_of_processes(bench: B
     assert bench.run(*options) == 0
     assert bench.noted("model") == ["0", "1", "2"]
     assert bench.noted("end") == ["session.run.completed"]
+
+
+@on_both
+def test_a_streamed_task_in_a_turn_outlives_three_processes_and_pays_each_decision_once(
+    bench: Bench,
+) -> None:
+    turn = run_id_of(TURN)
+
+    def is_asking(rung: int) -> bool:
+        async def key(store: RunStore) -> str | None:
+            run = await store.read_run(turn)
+            return None if run is None or run.state != "waiting" else run.wake_key
+
+        return bench.ask(key) == f"approval:{rung}"
+
+    def approve(rung: int) -> None:
+        bench.ask(lambda store: emit_event(store, turn, f"approval:{rung}", "yes"))
+
+    first = bench.start("stream")
+    until(lambda: is_asking(0))
+    bench.kill(first)
+    approve(0)
+    bench.killed("stream", "--die-at", "1")
+    third = bench.start("stream")
+    until(lambda: is_asking(1))
+    bench.kill(third)
+    approve(1)
+    assert bench.run("stream") == 0
+    assert bench.noted("model") == ["0", "1"]
+    assert Counter(Counter(bench.noted("effect")).values()) == {2: 1, 1: 1}
+    assert bench.noted("end") == ["session.run.completed"]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql"])
+def test_a_task_that_waits_for_a_human_is_held_by_none_of_the_processes_that_die(
+    bench: Bench,
+) -> None:
+    async def holder(store: RunStore) -> tuple[int, str | None]:
+        run = await store.read_run("run")
+        assert run is not None
+        return run.strikes, run.lease_holder_id
+
+    for _ in range(3):
+        process = bench.start("task")
+        until(lambda: bench.state() == "waiting")
+        bench.kill(process)
+        assert bench.ask(holder) == (0, None)
+    assert bench.noted("model") == []
+    bench.ask(lambda store: emit_event(store, "run", "answers", {"question_permission": "yes"}))
+    assert bench.run("task") == 0
+    assert bench.noted("model") == ["0", "1"]
+    assert Counter(Counter(bench.noted("effect")).values()) == {1: 2}
 
 
 def test_a_task_with_human_approval_outlives_three_processes_and_pays_each_decision_once(

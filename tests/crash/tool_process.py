@@ -1,7 +1,7 @@
 """A process that lets a model call tools, or does an agent task, and may die inside a tool.
 
-    python tool_process.py URL NOTES run|turn|task [--effect E] [--on-unfinished U] [--die-at N]
-                           [--approve]
+    python tool_process.py URL NOTES run|turn|task|stream [--effect E] [--on-unfinished U]
+                           [--die-at N] [--approve]
 
 Notes `model N` for each call of the model, `effect KEY` for each effect of a tool, `end TEXT` at
 the end. With `--die-at N` it kills itself behind the N-th effect that stands in the notes.
@@ -14,16 +14,23 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from perdure.agent.adapter import AgentTaskContext
+from perdure.agent.backend import AgentBackendContext, AgentBackendInput, IterableBackend
 from perdure.agent.evals import ControlEvalResult, objective_eval
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.steps import Continue, ControlDecision, Stop
+from perdure.agent.stored_sessions import DurableSessionStore
+from perdure.agent.stream_events import TextDeltaEvent
+from perdure.agent.stream_frames import AgentTaskProducer
 from perdure.agent.task import run_agent_task
 from perdure.agent.tool_loop import ToolLoop
 from perdure.agent.tools import Tool, ToolCall
+from perdure.core import frames
+from perdure.core.frames import Frame
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
@@ -32,6 +39,7 @@ from perdure.errors import UnfinishedStepError
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
 from perdure.turn.engine import ChatTurnEngine
+from perdure.turn.handout import Turn
 from perdure.turn.identity import ChatTurnIdentity
 from tests.agent.strict_provider import StrictProvider, calls, says
 
@@ -98,7 +106,10 @@ async def in_a_run(store: RunStore, world: World, arguments: argparse.Namespace)
 
 
 async def in_a_turn(store: RunStore, world: World, arguments: argparse.Namespace) -> None:
-    engine = ChatTurnEngine(store, produce=loop_of(world, arguments), lease_ms=LEASE_MS)
+    await answer(ChatTurnEngine(store, produce=loop_of(world, arguments), lease_ms=LEASE_MS), world)
+
+
+async def answer(engine: ChatTurnEngine, world: World) -> None:
     submitted = await engine.submit(TURN, "Pay my bills.")
     last = b""
     async for chunk in submitted.lines():
@@ -144,9 +155,47 @@ async def as_a_task(store: RunStore, world: World, arguments: argparse.Namespace
     world.note(f"end {result.status} {result.control.reason}")
 
 
+async def as_a_streamed_task(store: RunStore, world: World, arguments: argparse.Namespace) -> None:
+    """Answer a turn by two streamed tasks; behind each a human decides whether it is done."""
+    planned: list[int] = []
+
+    async def plan(
+        input: AgentBackendInput, context: AgentBackendContext
+    ) -> AsyncIterator[TextDeltaEvent]:
+        world.note(f"model {planned[-1]}")
+        yield TextDeltaEvent(text=f"Rung {planned[-1]}? ")
+
+    tasks = AgentTaskProducer(
+        IterableBackend("played", plan),
+        task_of=lambda _: AgentTaskSpec("climb", "Climb with permission"),
+        sessions=DurableSessionStore(store),
+    )
+
+    async def climb() -> None:
+        world.effect(current_step().idempotency_key)
+
+    async def produce(turn: Turn) -> AsyncIterator[Frame]:
+        for rung in range(2):
+            planned.append(rung)
+            plan_of_it = turn.stream(f"plan {rung}", lambda: tasks(turn), result=len)
+            async for frame in plan_of_it:
+                yield frame
+            yield frames.data("question", rung)
+            await turn.await_event(f"approval:{rung}", timeout_ms=None)
+            await turn.step(f"climb {rung}", climb, kind="tool", effect="idempotent")
+        yield frames.text("There.")
+
+    await answer(ChatTurnEngine(store, produce=produce, lease_ms=LEASE_MS), world)
+
+
 async def main(arguments: argparse.Namespace) -> int:
     world = World(arguments.notes, arguments.die_at)
-    work = {"run": in_a_run, "turn": in_a_turn, "task": as_a_task}[arguments.mode]
+    work = {
+        "run": in_a_run,
+        "turn": in_a_turn,
+        "task": as_a_task,
+        "stream": as_a_streamed_task,
+    }[arguments.mode]
     store = await open_store(arguments.url)
     try:
         await work(store, world, arguments)
@@ -161,7 +210,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("notes")
-    parser.add_argument("mode", choices=["run", "turn", "task"])
+    parser.add_argument("mode", choices=["run", "turn", "task", "stream"])
     parser.add_argument("--effect", default="idempotent")
     parser.add_argument("--on-unfinished", default="fail")
     parser.add_argument("--die-at", type=int)
