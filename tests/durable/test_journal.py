@@ -16,6 +16,7 @@ from perdure.core.frames import (
     Frame,
     RowBuilder,
     decode_row,
+    encoded_event,
     text,
     tool_call,
     upstream_end,
@@ -71,6 +72,22 @@ async def test_a_reader_is_sent_the_very_text_of_an_event_that_was_stored(
     assert shown.data.text == json.dumps(value, separators=(",", ":"))
     await desk.journal.write()
     assert [frame.data for frame in await desk.stored()] == [shown.data] == [{"event": value}]
+
+
+def test_a_row_of_events_and_deltas_says_how_long_it_is_and_gives_them_back() -> None:
+    row = RowBuilder(5)
+    told = [{"type": "x", "data": {"µ": [number]}} for number in range(3)]
+    row.add_event(encoded_event(told[0]).text)
+    row.add_event(encoded_event(told[1]).text)
+    row.add_delta("text", "p", "a")
+    row.add_event(encoded_event(told[2]).text)
+    row.add_element('{"k":"upstream_end","finish":"stop"}')
+    body = row.body()
+    assert row.size_bytes == len(body)
+    found = decode_row(5, 2, body)
+    assert [f.seq for f in found] == list(range(5, 10))
+    assert [f.data["event"] for f in found if f.kind == "event"] == told
+    assert [f.kind for f in found] == ["event", "event", "text", "event", "upstream_end"]
 
 
 async def test_an_event_that_somebody_has_added_to_has_no_text_of_its_own(desk: Desk) -> None:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
+from perdure.core.jsonvalue import decode_value, encode_value
+from perdure.core.limits import DEPTH_MAX, FRAME_BYTES_MAX
 from perdure.core.records import Effect, JsonValue
 from perdure.errors import CursorError, StoreCorruptError
 
 TERMINAL_KINDS: Final = frozenset({"completed", "failed", "stopped"})
+DELTA_CHARS_MAX: Final = 8 * 1024
+"""A longer delta is cut. A character has at most twelve bytes, so a piece has at most 96 KiB."""
 DELTA_KINDS: Final = frozenset({"text", "reasoning"})
 KEPT_KINDS: Final = frozenset(
     {"text", "reasoning", "tool_call", "tool_result", "source", "data", "event"}
@@ -28,7 +32,7 @@ SEALED_KIND: Final = "sealed"
 URGENT_KINDS: Final = frozenset(
     {"tool_call", "tool_result", "event", "upstream_end", "restarted"} | TERMINAL_KINDS
 )
-"""What is flushed without lingering."""
+"""What is flushed without lingering, but for what `is_waited_for` knows better."""
 
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _quote = json.encoder.encode_basestring_ascii
@@ -88,24 +92,50 @@ def event(value: Mapping[str, JsonValue]) -> Frame:
     return Frame(0, 0, "event", {"event": dict(value)})
 
 
-class EncodedEvent(dict[str, JsonValue]):
-    """The data of an event that was stored, with the event as JSON: no reader encodes it again."""
+class EncodedEvent(Mapping[str, JsonValue]):
+    """The data of an event frame as it is stored and sent: JSON, read when it is asked for.
+
+    A turn without pauses would else hold five objects for each of its events.
+    """
 
     __slots__ = ("text",)
 
-    text: str
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __getitem__(self, key: str) -> JsonValue:
+        if key != "event":
+            raise KeyError(key)
+        return decode_value(self.text)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("event",))
+
+    def __len__(self) -> int:
+        return 1
+
+    def __repr__(self) -> str:
+        return event_element(self.text)
 
 
-def encoded_event(data: Mapping[str, JsonValue], element_text: str) -> Mapping[str, JsonValue]:
-    """Return the data of an event frame that is stored as `element_text`, to be sent as it is."""
-    if len(data) > 1:
-        return data  # Somebody has given it more than its event.
-    encoded = EncodedEvent(data)
-    encoded.text = element_text[_EVENT_AT:-1]
-    return encoded
+def encoded_event(event: Mapping[str, JsonValue]) -> EncodedEvent:
+    """Check and encode an event. Raises NotSerializableError, ValueTooLargeError."""
+    return EncodedEvent(
+        encode_value(
+            event,
+            name="event frame.event",
+            bytes_max=FRAME_BYTES_MAX,
+            depth_max=DEPTH_MAX - 1,  # Its frame is one more.
+        )
+    )
 
 
-_EVENT_AT: Final = len('{"k":"event","event":')
+_EVENT_HEAD: Final = '{"k":"event","event":'
+
+
+def event_element(event_text: str) -> str:
+    """Return the stored form of the frame of an event that is JSON already."""
+    return f"{_EVENT_HEAD}{event_text}}}"
 
 
 def usage(
@@ -155,6 +185,29 @@ def upstream_end(finish: str, *, replay: JsonValue = None) -> Frame:
     return Frame(0, 0, "upstream_end", told if replay is None else {**told, "replay": replay})
 
 
+def piece_count(frame: Frame) -> int:
+    """Return into how many frames the journal cuts `frame`."""
+    if frame.kind not in DELTA_KINDS:
+        return 1
+    return -(-len(frame.data["delta"]) // DELTA_CHARS_MAX)
+
+
+def is_waited_for(frame: Frame) -> bool:
+    """Return whether a reader waits for this frame, so that it is flushed without lingering."""
+    if frame.kind == "upstream_end":
+        # That of a step is written along with its result.
+        return "step" not in frame.data
+    if frame.kind == "event":
+        return is_waited_event(frame.data["event"])
+    return frame.kind in URGENT_KINDS
+
+
+def is_waited_event(event: Mapping[str, JsonValue]) -> bool:
+    """Return whether a reader waits for this event, which may be a token like any other."""
+    told: object = event.get("data")
+    return not (isinstance(told, dict) and "delta" in told)
+
+
 def part_element(frame: Frame) -> dict[str, JsonValue]:
     """Return `frame` as one stored element, a delta as a single string."""
     if frame.kind in DELTA_KINDS:
@@ -172,6 +225,10 @@ def part_frame(element: Mapping[str, JsonValue], *, seq: int = 0, epoch: int = 0
     return Frame(seq, epoch, kind, {key: value for key, value in element.items() if key != "k"})
 
 
+_NEXT_EVENT: Final = f"}},{_EVENT_HEAD}"
+_EVENT_BYTES: Final = len(_NEXT_EVENT)
+
+
 class RowBuilder:
     """Collects frames that follow each other without a gap, and writes them as one row.
 
@@ -183,7 +240,9 @@ class RowBuilder:
         self.count = 0
         self.size_bytes = 2
         self._elements: list[str] = []
-        self._open: tuple[str, str] | None = None
+        self._kind: str = ""
+        self._part: str = ""
+        """What the open elements are: deltas of one part, or events; no kind if there are none."""
         self._head = ""
         self._pieces: list[str] = []
 
@@ -193,9 +252,9 @@ class RowBuilder:
 
     def add_delta(self, kind: str, part: str, delta: str) -> None:
         """Add a delta; neighbours of one part become one element."""
-        if (kind, part) != self._open:
+        if part != self._part or kind != self._kind:
             self._close()
-            self._open = (kind, part)
+            self._kind, self._part = kind, part
             self._head = f'{{"k":{_quote(kind)},"part":{_quote(part)},"d":['
             self.size_bytes += len(self._head) + (2 if self._elements else 1)
         piece = _quote(delta)
@@ -203,9 +262,19 @@ class RowBuilder:
         self.size_bytes += len(piece) + 1
         self.count += 1
 
+    def add_event(self, event_text: str) -> None:
+        """Add the frame of an event, encoded."""
+        if self._kind != "event":
+            self._close()
+            self._kind = "event"
+        self._pieces.append(event_text)
+        self.size_bytes += len(event_text) + (_EVENT_BYTES if self.count else _EVENT_BYTES - 1)
+        self.count += 1
+
     def add_element(self, element_text: str) -> None:
         """Add a frame of another kind, encoded."""
-        self._close()
+        if self._pieces:
+            self._close()
         self.size_bytes += len(element_text) + (1 if self._elements else 0)
         self._elements.append(element_text)
         self.count += 1
@@ -216,9 +285,13 @@ class RowBuilder:
         return f"[{','.join(self._elements)}]"
 
     def _close(self) -> None:
-        if self._open is not None:
+        if not self._pieces:
+            return
+        if self._kind == "event":
+            self._elements.append(event_element(_NEXT_EVENT.join(self._pieces)))
+        else:
             self._elements.append(f"{self._head}{','.join(self._pieces)}]}}")
-            self._open, self._pieces = None, []
+        self._kind, self._pieces = "", []
 
 
 def encode_row(frames: Sequence[Frame]) -> str:

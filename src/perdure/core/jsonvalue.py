@@ -24,7 +24,6 @@ from perdure.errors import NotSerializableError, StoreCorruptError, UsageError, 
 
 _PATH_CHARACTERS_MAX: Final = 200
 _ATOMS: Final = frozenset({str, bool, int, type(None)})
-_KEYS: Final = frozenset({str})
 _INFINITY: Final = math.inf
 _SPACE: Final = " \t\n\r"
 _INTEGER_END: Final[int] = 10**INTEGER_DIGITS_MAX
@@ -113,14 +112,20 @@ def refuse_depth() -> NoReturn:
     raise Refusal(f"is nested deeper than {DEPTH_MAX} levels, or contains itself")
 
 
-def encode_value(value: JsonValue, *, name: str = "value", bytes_max: int = VALUE_BYTES_MAX) -> str:
+def encode_value(
+    value: JsonValue,
+    *,
+    name: str = "value",
+    bytes_max: int = VALUE_BYTES_MAX,
+    depth_max: int = DEPTH_MAX,
+) -> str:
     """Return `value` as compact ASCII JSON with its keys in the order given.
 
     `name` is what the messages call the value. Raises NotSerializableError with the path of the
     culprit, and ValueTooLargeError if the text would have more than `bytes_max` bytes.
     """
     try:
-        _check(value, DEPTH_MAX, bytes_max)
+        _check(value, depth_max, bytes_max)
         text = dumps(value)
         if "\\ud" in text:
             _look_closer(value, _check_merging_keys)
@@ -174,12 +179,9 @@ def _check_dict(value: dict[str, JsonValue], room: int, items_max: int) -> int:
     if not room:
         refuse_depth()
     count = len(value)
-    if not _KEYS.issuperset(map(kind_of, value)):
-        for key in value:
-            check_key(key)
-    if _ATOMS.issuperset(map(kind_of, value.values())):
-        return count
     for key, item in value.items():
+        if kind_of(key) is not str:
+            check_key(key)
         kind = kind_of(item)
         if kind not in _ATOMS:
             try:

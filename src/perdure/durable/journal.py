@@ -10,12 +10,15 @@ from typing import Final
 from perdure.core.changes import AppendFrames, Change, Restart
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import (
+    DELTA_CHARS_MAX,
     DELTA_KINDS,
     MARK_KINDS,
-    URGENT_KINDS,
     Frame,
     RowBuilder,
     encoded_event,
+    is_waited_event,
+    is_waited_for,
+    piece_count,
 )
 from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import (
@@ -39,8 +42,6 @@ from perdure.errors import (
 
 logger = logging.getLogger("perdure.journal")
 
-_DELTA_CHARS_MAX: Final = 8 * 1024
-"""A longer delta is cut. A character has at most twelve bytes, so a piece has at most 96 KiB."""
 _ROW_BYTES: Final = 128 * 1024
 """A row of this length is full; with one more piece it is still within the limit of a frame."""
 
@@ -112,19 +113,36 @@ class Journal:
         before is kept.
         """
         numbered: Sequence[Frame]
+        if frame.kind == "event" and len(frame.data) == 1:
+            self.append_event(frame.data["event"])
+            return self._pending[-1:]
         if frame.kind in DELTA_KINDS:
             numbered = self._append_delta(frame)
             is_urgent, self._has_content = not self._has_content, True
         else:
             numbered = (self._append_element(frame),)
-            is_urgent = _is_urgent(frame)
+            is_urgent = is_waited_for(frame)
+        self._appended(is_urgent=is_urgent)
+        return numbered
+
+    def append_event(self, event: Mapping[str, JsonValue]) -> str:
+        """Append the frame of an event as `append` does; return the event as it is stored."""
+        data = encoded_event(event)
+        text = data.text
+        self._part = None
+        row = self._row(len(text))
+        row.add_event(text)
+        self._number(row, "event", data, len(text))
+        self._appended(is_urgent=is_waited_event(event))
+        return text
+
+    def _appended(self, *, is_urgent: bool) -> None:
         if self.log_bytes + self._pending_bytes > TURN_LOG_BYTES_MAX:
             raise ValueTooLargeError(f"the turn's frames are over {TURN_LOG_BYTES_MAX} bytes")
         if is_urgent:
             self._is_urgent = True
         if self._flushing is None:  # A flush looks for itself what came in meanwhile.
             self._schedule()
-        return numbered
 
     def resume_part(self, frame: Frame) -> None:
         """Let deltas without a part go on in that of `frame`, the last one of another attempt."""
@@ -182,7 +200,7 @@ class Journal:
             "attempt": self._attempt.lease.epoch,
             "reason": reason,
             "from": discarded_from,
-            "kept": sum(_count(frame) for frame in kept),
+            "kept": sum(piece_count(frame) for frame in kept),
         }
         self.log_bytes = 0
         self._restart_seq = self._next_seq
@@ -241,14 +259,14 @@ class Journal:
             raise NotSerializableError(f"the delta and part of a {kind} frame must be str")
         if part is None:
             part = self._joined_part(kind)
-        if 0 < len(delta) <= _DELTA_CHARS_MAX:
+        if 0 < len(delta) <= DELTA_CHARS_MAX:
             return (self._number_delta(kind, part, delta),)
         if self.log_bytes + self._pending_bytes + len(delta) > TURN_LOG_BYTES_MAX:
             # Before it is cut: nothing of it is stored.
             raise ValueTooLargeError(f"the turn's frames are over {TURN_LOG_BYTES_MAX} bytes")
         # None of an empty one.
-        cuts = range(0, len(delta), _DELTA_CHARS_MAX)
-        return [self._number_delta(kind, part, delta[i : i + _DELTA_CHARS_MAX]) for i in cuts]
+        cuts = range(0, len(delta), DELTA_CHARS_MAX)
+        return [self._number_delta(kind, part, delta[i : i + DELTA_CHARS_MAX]) for i in cuts]
 
     def _number_delta(self, kind: str, part: str, delta: str) -> Frame:
         row = self._row()
@@ -267,8 +285,6 @@ class Journal:
         self.element_text = text
         if kind not in MARK_KINDS:
             self._part = None
-        if kind == "event":
-            data = encoded_event(data, text)
         row = self._row(len(text))
         row.add_element(text)
         return self._number(row, kind, data, len(text))
@@ -372,24 +388,6 @@ class Journal:
         self.ring.publish(frames, sizes)
         if self._on_published is not None:
             self._on_published(frames)
-
-
-def _is_urgent(frame: Frame) -> bool:
-    """Return whether a reader waits for this frame; an event may be a token like any other."""
-    if frame.kind == "upstream_end":
-        # That of a step is written along with its result.
-        return "step" not in frame.data
-    if frame.kind != "event":
-        return frame.kind in URGENT_KINDS
-    data: object = frame.data["event"].get("data")
-    return not (isinstance(data, dict) and "delta" in data)
-
-
-def _count(frame: Frame) -> int:
-    """Return into how many frames the journal cuts `frame`."""
-    if frame.kind not in DELTA_KINDS:
-        return 1
-    return -(-len(frame.data["delta"]) // _DELTA_CHARS_MAX)
 
 
 def stored_bytes(frames: Iterable[Frame]) -> int:

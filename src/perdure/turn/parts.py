@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple, cast
 
 from perdure.core import frames
@@ -14,8 +15,8 @@ from perdure.core.records import JsonValue
 from perdure.errors import UsageError
 
 _PIECES_MAX: Final = 128
-_DELTA_EVENT: Final = dict.fromkeys(("type", "data")).keys()
-_DELTA_DATA: Final = dict.fromkeys(("delta", "part")).keys()
+_DELTA_FIELDS: Final = 2
+"""So many have the event of a plain delta, its data (`delta`, `part`) and its part."""
 _DELTA_PART: Final = dict.fromkeys(("id", "type")).keys()
 
 
@@ -26,15 +27,27 @@ def frame_of(item: object) -> Frame:
     part is kept as text, which merges; any other travels verbatim. Raises UsageError, also for a
     frame that a producer cannot make, or that its readers could not be shown.
     """
+    taken = frame_or_event(item)
+    return taken if isinstance(taken, Frame) else frames.event(taken)
+
+
+def frame_or_event(item: object) -> Frame | dict[str, JsonValue]:
+    """Return the frame of an item as `frame_of` does, but an event that travels verbatim as it is.
+
+    There may be one for each token, and what is kept of it is its JSON.
+    """
     if isinstance(item, Frame):
-        return item if item.kind in DELTA_KINDS else _checked(item)
+        if item.kind in DELTA_KINDS:
+            return item
+        frame = _checked(item)
+        return frame.data["event"] if frame.kind == "event" and len(frame.data) == 1 else frame
     if not _is_event(item):
         raise UsageError(
             "a producer yields frames (perdure.frames) or events {type, data}, "
             f"not {type(item).__name__}"
         )
     event = cast("dict[str, JsonValue]", item)
-    return _delta_of(event) or frames.event(event)
+    return _delta_of(event) or event
 
 
 _NEEDED: Final[Mapping[str, frozenset[str]]] = {
@@ -80,17 +93,21 @@ def _is_event(event: object) -> bool:
 
 def _fields(value: object) -> Mapping[str, JsonValue]:
     """Return the fields of a JSON object; none of anything else."""
-    return cast("dict[str, JsonValue]", value) if isinstance(value, dict) else {}
+    return cast("dict[str, JsonValue]", value) if isinstance(value, dict) else _NONE
+
+
+_NONE: Final[Mapping[str, JsonValue]] = MappingProxyType({})
 
 
 def _delta_of(event: Mapping[str, JsonValue]) -> Frame | None:
-    if event["type"] != "message.part.updated" or event.keys() != _DELTA_EVENT:
+    # Most events are told apart by how many fields they have, which costs the least.
+    if len(event) != _DELTA_FIELDS or event["type"] != "message.part.updated":
         return None
-    data = _fields(event["data"])
-    if data.keys() != _DELTA_DATA:
+    data = _fields(event.get("data"))
+    if len(data) != _DELTA_FIELDS:
         return None
-    delta, part = data["delta"], _fields(data["part"])
-    if part.keys() != _DELTA_PART or not isinstance(delta, str):
+    delta, part = data.get("delta"), _fields(data.get("part"))
+    if len(part) != _DELTA_FIELDS or part.keys() != _DELTA_PART or not isinstance(delta, str):
         return None
     kind, part_id = part["type"], part["id"]
     # The reference adds every delta to the final text, those of reasoning too: these stay events.
@@ -108,16 +125,18 @@ class TextChange(NamedTuple):
 
 def text_change(event: Mapping[str, JsonValue]) -> TextChange | None:
     """Return what a reference event does to the running text (its rules); mostly nothing."""
-    kind, data = event.get("type"), _fields(event.get("data"))
-    whole: JsonValue = None
+    kind = event.get("type")
     if kind == "message.part.updated":
+        data = _fields(event.get("data"))
         delta = data.get("delta")
         if isinstance(delta, str) and delta:
             return TextChange(delta, replaces=False)
         part = _fields(data.get("part"))
         whole = part.get("text") if part.get("type") == "text" else None
     elif kind == "result":
-        whole = data.get("finalText")
+        whole = _fields(event.get("data")).get("finalText")
+    else:
+        return None
     return TextChange(whole, replaces=True) if isinstance(whole, str) else None
 
 
@@ -153,8 +172,9 @@ class Content:
     def __init__(self) -> None:
         self.spoken = 0
         """How much of what a model says there was in this attempt, as `spoken_in` counts."""
-        self._parts: list[str | tuple[str, str]] = []
-        """Encoded, or (a part that grows) its kind and name: objects would cost far more room."""
+        self._parts: list[str | list[str] | tuple[str, str]] = []
+        """Encoded, or (events that follow each other) their texts, or (a part that grows) its kind
+        and name: objects would cost far more room."""
         self._texts: dict[tuple[str, str], _Growing] = {}
         self._text = _Growing()
         self._usage: list[Frame] = []
@@ -178,12 +198,21 @@ class Content:
                 element_text = encode_value({"k": kind, **data}, name=f"{kind} frame")
             self._parts.append(element_text)
             if kind == "event":
-                self.spoken += 1
                 self._follow(data["event"])
         elif kind == "usage":
             self._usage.append(frame)
 
+    def add_event(self, event: Mapping[str, JsonValue], event_text: str) -> None:
+        """Take in an event that is a frame of its own; `event_text` is how it is stored."""
+        last = self._parts[-1] if self._parts else None
+        if type(last) is list:
+            last.append(event_text)
+        else:
+            self._parts.append([event_text])
+        self._follow(event)
+
     def _follow(self, event: Mapping[str, JsonValue]) -> None:
+        self.spoken += 1
         change = text_change(event)
         if change is not None:
             if change.replaces:
@@ -198,7 +227,15 @@ class Content:
     @property
     def part_texts(self) -> list[str]:
         """Parts by first appearance as JSON, the deltas of each joined."""
-        return [part if isinstance(part, str) else self._grown(*part) for part in self._parts]
+        told: list[str] = []
+        for part in self._parts:
+            if isinstance(part, str):
+                told.append(part)
+            elif isinstance(part, list):
+                told += map(frames.event_element, part)
+            else:
+                told.append(self._grown(*part))
+        return told
 
     def _grown(self, kind: str, name: str) -> str:
         part = {"k": kind, "part": name, "d": str(self._texts[kind, name])}

@@ -16,7 +16,7 @@ from perdure.errors import DurableRunError, PerdureError
 from perdure.turn import driving
 from perdure.turn.closing import Produce
 from perdure.turn.handout import Turn
-from perdure.turn.parts import Content, frame_of
+from perdure.turn.parts import Content, frame_or_event
 from perdure.turn.stepping import TurnSteps
 
 logger = logging.getLogger("perdure.turn")
@@ -149,12 +149,15 @@ class Producing:
             raise asyncio.CancelledError
         self._active_ms = monotonic_ms()
         self._taken += 1
-        frame = frame_of(item)
+        taken = frame_or_event(item)
         if self.swallow_to and not self._is_past_replay() and not self._steps.is_streamed(item):
             return
-        if frame.kind == "upstream_end":
-            self._steps.finish_reason = frame.data["finish"]
-        for numbered in self._journal.append(frame):
+        if not isinstance(taken, Frame):
+            self._content.add_event(taken, self._journal.append_event(taken))
+            return
+        if taken.kind == "upstream_end":
+            self._steps.finish_reason = taken.data["finish"]
+        for numbered in self._journal.append(taken):
             self._content.add(numbered, self._journal.element_text)
 
     def _is_past_replay(self) -> bool:

@@ -164,13 +164,14 @@ SELECT coalesce((
   SELECT last_seq + 1 FROM perdure_frames WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), 1)
 
 -- read_frames --
--- Rows from the one that holds the seq ?2 on. Seqs have no gaps, so an end bounds the frames.
+-- Rows from the one that holds the seq ?2 on, if it is there: what lies before it is not sent in
+-- vain. Seqs have no gaps, so an end bounds the frames.
 SELECT first_seq, epoch, body FROM perdure_frames
 WHERE run_id = ?1
   AND first_seq >= coalesce((
     SELECT first_seq FROM perdure_frames
     WHERE run_id = ?1 AND first_seq <= CAST(?2 AS INTEGER) ORDER BY first_seq DESC LIMIT 1), 0)
-  AND first_seq < CAST(?2 AS INTEGER) + CAST(?3 AS INTEGER)
+  AND first_seq < CAST(?2 AS INTEGER) + CAST(?3 AS INTEGER) AND last_seq >= CAST(?2 AS INTEGER)
 ORDER BY first_seq
 
 -- fence --

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast, overload
 
 from perdure.core.changes import (
     AddDelivery,
@@ -180,17 +180,12 @@ def settle_statement(lease: Lease, usage: SettleUsage) -> Statement:
 
 def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[Row]]) -> Written:
     """Return the answer to a write that was committed; a granted lease counts its steps."""
-    steps: list[StepRecord] = []
+    answers: list[tuple[Statement, Row]] = []
     wake_at: str | None = None
     run: RunRecord | None = None
-    run_id = logical_run_id(lease.run_id)
     for statement, found in zip(statements, rows, strict=True):
         if statement.name in _ANSWERS:
-            row = found[0]
-            inserted = len(row) == 1
-            steps.append(
-                _inserted(run_id, statement, row[0]) if inserted else step_record(run_id, row)
-            )
+            answers.append((statement, found[0]))
         elif statement.name == "suspend_run":
             wake_at = found[0][0]
         elif statement.name == "end_run":
@@ -200,7 +195,43 @@ def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[R
     fence = rows[FENCE][0]
     # The shortcut of the fence answers for runs that nobody has asked to stop.
     stop_requested = len(fence) > 1 and fence[1] is not None
+    steps = _Answered(logical_run_id(lease.run_id), answers) if answers else ()
     return Written(steps, stop_requested, wake_at, run)
+
+
+class _Answered(Sequence[StepRecord]):
+    """The steps that a write has answered, made when they are asked for.
+
+    Nobody asks for the one that ends a turn, whose result is as long as the turn.
+    """
+
+    def __init__(self, run_id: str, answers: Sequence[tuple[Statement, Row]]) -> None:
+        self._run_id = run_id
+        self._answers = answers
+        self._known: list[StepRecord] | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> StepRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[StepRecord]: ...
+    def __getitem__(self, index: int | slice) -> StepRecord | Sequence[StepRecord]:
+        if self._known is None:
+            self._known = [self._made(*answer) for answer in self._answers]
+        return self._known[index]
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(cast("Sequence[object]", other))
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def _made(self, statement: Statement, row: Row) -> StepRecord:
+        if len(row) == 1:
+            return _inserted(self._run_id, statement, row[0])
+        return step_record(self._run_id, row)
 
 
 def _inserted(run_id: str, statement: Statement, now: str) -> StepRecord:
