@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
-from perdure.store.sql.postgres.texts import postgres_statements
+from perdure.store.sql.postgres.texts import PostgresStatements
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Values = Sequence[str | int | None]
@@ -105,7 +105,7 @@ class Looked(NamedTuple):
 
 def look(connection: Connection, schema: str, name: str) -> Looked:
     """Run a statement as often as makes the server settle on a plan, and undo what it wrote."""
-    sql = postgres_statements(schema, own_clock=False)[name]
+    sql = PostgresStatements(schema, own_clock=False)[name]
     values = [STATEMENTS[name][place] for place in sql.places]
     given = ", ".join("NULL" if value is None else f"'{value}'" for value in values)
     told: Any = None

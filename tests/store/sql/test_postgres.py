@@ -26,7 +26,7 @@ from perdure.store.sql.postgres import liveness
 from perdure.store.sql.postgres.address import read_address
 from perdure.store.sql.postgres.driver import LOCK_TIMEOUT_MS, Postgres
 from perdure.store.sql.postgres.liveness import PostgresLiveness
-from perdure.store.sql.postgres.texts import postgres_statements
+from perdure.store.sql.postgres.texts import PostgresStatements
 from perdure.store.sql.store import SqlStore
 from perdure.testing.samples import HANDLER, completed, hold, manifest, row
 from tests.store.postgres_server import PostgresServer, running_server
@@ -115,7 +115,7 @@ async def test_many_migrators_at_once_migrate_once(postgres: PostgresServer) -> 
 
 
 def test_every_table_is_named_in_full() -> None:
-    for name, statement in postgres_statements("lab", own_clock=False).items():
+    for name, statement in PostgresStatements("lab", own_clock=False).all().items():
         bare = [
             word
             for word in statement.sql.replace("(", " ").split()
@@ -127,7 +127,7 @@ def test_every_table_is_named_in_full() -> None:
 def test_every_table_that_is_made_of_a_parameter_has_a_name() -> None:
     """PostgreSQL 14 and 15 refuse one that has none; 16 takes it."""
     made = 0
-    for name, statement in postgres_statements("lab", own_clock=False).items():
+    for name, statement in PostgresStatements("lab", own_clock=False).all().items():
         for rest in re.split(r"::json\)\)", statement.sql)[1:]:
             made += 1
             assert re.match(r" (AS )?(?!WHERE|ORDER|ON)\w+", rest), name

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 
+import psycopg
 import pytest
 
 from perdure.errors import LeaseLostError, StoreUnavailableError, UsageError
 from perdure.store.opening import open_store
 from perdure.store.protocol import RunStore
+from perdure.store.sql.postgres.pipe import Outcome, Pipe, Sent
 from perdure.testing.samples import completed, hold
-from tests.store.sql.outsider import end_connections
+from tests.store.sql.outsider import end_connections, execute
 
 LONG = "x" * 1_000_000
 MANY = 12
@@ -82,3 +85,77 @@ async def test_a_connection_that_ends_under_a_write_is_told_of_as_lost(
         assert not isinstance(answer, BaseException) or isinstance(answer, StoreUnavailableError)
     for lease in leases:
         await store.write(lease, completed(0, LONG))
+
+
+# What is prepared ahead.
+
+READY = Sent(b"ready!", b"SELECT $1::bigint + 1")
+BROKEN = Sent(b"broken", b"SELECT nothing FROM nowhere")
+PREPARED = Sent(b"", b"SELECT name FROM pg_prepared_statements WHERE name <> '' ORDER BY name")
+Opened = Callable[[list[Sent]], Pipe]
+
+
+@pytest.fixture
+async def opened(url: str) -> AsyncIterator[Opened]:
+    """Open the pipe of a connection with what is expected of it."""
+    connection = await psycopg.AsyncConnection.connect(url.partition("?")[0], autocommit=True)
+    pipes: list[Pipe] = []
+
+    def open_pipe(expected: list[Sent]) -> Pipe:
+        pipes.append(Pipe(connection, prepares=True, expected=expected))
+        return pipes[0]
+
+    yield open_pipe
+    await pipes[0].close()
+
+
+async def ask(pipe: Pipe, *statements: Sent) -> Outcome:
+    over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    pipe.send(statements, over.set_result)
+    return await over
+
+
+async def test_what_is_expected_is_prepared_before_it_is_sent(opened: Opened) -> None:
+    pipe = opened([READY])
+    assert await ask(pipe, PREPARED) == [[("ready!",)]]
+    for number in range(3):
+        assert await ask(pipe, READY._replace(values=[b"%d" % number])) == [[(number + 1,)]]
+
+
+async def test_a_segment_that_is_sent_while_others_are_prepared_is_answered_by_itself(
+    opened: Opened,
+) -> None:
+    # Nothing has been read from the server when it is sent.
+    answer = await ask(opened([READY]), READY._replace(values=[b"1"]), PREPARED)
+    assert answer == [[(2,)], [("ready!",)]]
+
+
+async def test_what_cannot_be_prepared_fails_nobody_but_who_sends_it(opened: Opened) -> None:
+    pipe = opened([BROKEN, READY])
+    assert await ask(pipe, READY._replace(values=[b"1"])) == [[(2,)]]
+    assert isinstance(await ask(pipe, BROKEN), psycopg.errors.UndefinedTable)
+    assert await ask(pipe, READY._replace(values=[b"2"])) == [[(3,)]]
+
+
+async def test_a_connection_that_ends_behind_a_preparation_is_told_of_as_lost(
+    opened: Opened, url: str
+) -> None:
+    slow = Sent(b"slow", b"SELECT pg_sleep($1::bigint)")
+    pipe = opened([slow])
+    asked = asyncio.ensure_future(ask(pipe, slow._replace(values=[b"60"])))
+    await end_connections(url)
+    assert isinstance(await asked, psycopg.OperationalError)
+    assert pipe.closed
+
+
+async def test_the_connection_that_opened_a_store_is_the_first_that_writes(
+    store: RunStore, url: str
+) -> None:
+    handle = await open_store(f"{url}&application_name=perdure-first")
+    ours = "SELECT pid FROM pg_stat_activity WHERE application_name = 'perdure-first'"
+    opened_it = await execute(url, ours)
+    await handle.write(await hold(handle), completed(0, "x"))
+    wrote = "query LIKE 'WITH fence%' AND query LIKE '%durable_steps%'"
+    assert await execute(url, f"{ours} AND {wrote}") == opened_it
+    assert len(opened_it) == 1
+    await handle.close()

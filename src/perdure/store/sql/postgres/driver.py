@@ -26,7 +26,7 @@ from perdure.store.sql.postgres.renewer import PostgresConnection
 from perdure.store.sql.postgres.schema import prepare_schema
 from perdure.store.sql.postgres.siding import Siding
 from perdure.store.sql.postgres.silence import ThreadConnection, answered, network_parameters
-from perdure.store.sql.postgres.texts import Renderer, Rows, postgres_statements
+from perdure.store.sql.postgres.texts import PostgresStatements, Renderer, Rows
 
 WRITERS: Final = 2
 READERS: Final = 2
@@ -71,7 +71,7 @@ class Postgres:
         self._durability = durability
         self._migrate = migrate
         self._clock = clock
-        texts = postgres_statements(address.schema, own_clock=clock is not None)
+        texts = PostgresStatements(address.schema, own_clock=clock is not None)
         now = None if clock is None else (lambda: iso_time(clock()))
         self._renderer = Renderer(texts, now)
         self._commits = 0
@@ -79,6 +79,7 @@ class Postgres:
         self._process = os.getpid()
         self._closed = False
         self._opening: asyncio.Task[None] | None = None
+        self._first_place: int | None = None
         self._writers: list[Lane] = []
         self._readers: list[Lane] = []
         self._hints: Hints | None = None
@@ -129,7 +130,9 @@ class Postgres:
             self._start_lanes()
         # Lists of one run stay in order.
         place = hash(statements[0].values[0]) if statements else 0
-        self._writers[place % WRITERS].put(Job(statements, future))
+        if self._first_place is None:
+            self._first_place = place
+        self._writers[(place - self._first_place) % WRITERS].put(Job(statements, future))
         return future
 
     async def read(self, statements: Sequence[Statement]) -> Rows:
@@ -200,10 +203,24 @@ class Postgres:
                 migrate=self._migrate,
                 clock=self._clock or system_clock,
             )
-        except psycopg.Error as error:
-            raise translated(error, self.target) from error
-        finally:
+            await self._hand_on(connection)
+        except BaseException as error:
             await connection.close()
+            if isinstance(error, psycopg.Error):
+                raise translated(error, self.target) from error
+            raise
+
+    async def _hand_on(self, connection: Connection) -> None:
+        """Let the first list that is written have the connection, unless one has its own."""
+        if self._writers:
+            await connection.close()
+            return
+        if not self._address.is_pooled:
+            async with answered(connection):
+                settings = self._settings(SHARED_LOCK_TIMEOUT_MS)
+                await connection.execute(_set_sql(settings, is_local=False))
+        self._start_lanes()
+        self._writers[0].adopt(connection)
 
     def _start_lanes(self) -> None:
         self._hints = Hints(self._connect, self.schema, is_pooled=self._address.is_pooled)
@@ -215,12 +232,16 @@ class Postgres:
         return Lane(line(SHARED_LOCK_TIMEOUT_MS), siding, target=self.target)
 
     def _writer(self, patience_ms: int) -> Line:
-        settings = self._settings(patience_ms)
         if not self._address.is_pooled:
-            connect = partial(self._connect_ready, settings)
-            return Line(connect, self._renderer, prepares=True, committed=self._committed)
+            return Line(
+                partial(self._connect_ready, self._settings(patience_ms)),
+                self._renderer,
+                prepares=True,
+                committed=self._committed,
+                expected=self._renderer.expected(),
+            )
         # What is set for a session would be left to whoever gets the connection next.
-        ahead = [Sent(b"", _set_sql(settings, is_local=True))]
+        ahead = [Sent(b"", _set_sql(self._settings(patience_ms), is_local=True))]
         return Line(
             partial(self._connect_ready, {}),
             self._renderer,

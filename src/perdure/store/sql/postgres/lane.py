@@ -11,7 +11,7 @@ from typing import Final
 from perdure.core.effects import monotonic_ms
 from perdure.store.sql.postgres.dialect import is_lost, is_taken, is_transient
 from perdure.store.sql.postgres.line import Job, Line, answer, cut_off, meaning, refuse
-from perdure.store.sql.postgres.pipe import Outcome, Sent
+from perdure.store.sql.postgres.pipe import Connection, Outcome, Sent
 from perdure.store.sql.postgres.siding import Siding
 from perdure.store.sql.postgres.silence import is_silent, takes_long
 from perdure.store.sql.postgres.texts import Rows, rows_of_each
@@ -55,6 +55,10 @@ class Lane:
             self._sent_ms = monotonic_ms()
             # Not at once: whoever else is woken with this caller may share the transaction.
             self._loop.call_soon(self._next)
+
+    def adopt(self, connection: Connection) -> None:
+        """Use a connection that was made for this lane, before anything was put into it."""
+        self._line.adopt(connection)
 
     async def close(self) -> None:
         """Finish what was accepted, then let go."""

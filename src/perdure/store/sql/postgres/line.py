@@ -32,7 +32,8 @@ class Job(NamedTuple):
 class Line:
     """A connection of one kind, opened anew after it was lost.
 
-    `ahead` and `behind` enclose every transaction; `committed` is called after each.
+    `ahead` and `behind` enclose every transaction; `committed` is called after each. What is
+    `expected` is prepared with the opening.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Line:
         ahead: Sequence[Sent] = (),
         behind: Sequence[Sent] = (),
         committed: Callable[[], None] | None = None,
+        expected: Sequence[Sent] = (),
     ) -> None:
         self._connect = connect
         self._renderer = renderer
@@ -51,6 +53,7 @@ class Line:
         self._ahead = ahead
         self._behind = behind
         self._committed = committed
+        self._expected = expected
         self._pipe: Pipe | None = None
 
     @property
@@ -59,7 +62,11 @@ class Line:
 
     async def open(self) -> None:
         await self.close()
-        self._pipe = Pipe(await self._connect(), prepares=self._prepares)
+        self.adopt(await self._connect())
+
+    def adopt(self, connection: Connection) -> None:
+        """Use a connection that was made for this line, which has none."""
+        self._pipe = Pipe(connection, prepares=self._prepares, expected=self._expected)
 
     async def close(self) -> None:
         pipe, self._pipe = self._pipe, None

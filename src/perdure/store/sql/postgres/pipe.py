@@ -51,11 +51,14 @@ class Pipe:
     A segment is one transaction without a BEGIN and a COMMIT: it ends where libpq's sync stands.
     Whoever waits is answered from the callback that has read the last byte, so nothing but the
     round trip lies between. A statement is prepared where it is first sent, unless the connection
-    is not ours alone (`prepares` False). A server that says nothing for `silence.ANSWER_MS`, looked
+    is not ours alone (`prepares` False). What is `expected` is prepared at once, while nobody waits
+    for it yet. A server that says nothing for `silence.ANSWER_MS`, looked
     after by one timer while something is under way, is given up. Belongs to the loop that made it.
     """
 
-    def __init__(self, connection: Connection, *, prepares: bool) -> None:
+    def __init__(
+        self, connection: Connection, *, prepares: bool, expected: Sequence[Sent] = ()
+    ) -> None:
         self._connection = connection
         self._prepares = prepares
         self._loop = asyncio.get_running_loop()
@@ -71,9 +74,14 @@ class Pipe:
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_looks = 0
         self._is_patient = False
+        self._is_preparing = False
+        self._held: Sequence[Sent] = ()
         self._pgconn.nonblocking = 1
         self._pgconn.enter_pipeline_mode()
         self._loop.add_reader(self._socket, self._read)
+        if expected:
+            self._is_preparing = True
+            self._put(self._queue_expected, expected)
 
     @property
     def closed(self) -> bool:
@@ -91,15 +99,15 @@ class Pipe:
         `is_patient`: the server may work on it for as long as it likes.
         """
         assert self._done is None
-        self._done, self._rows, self._failure = done, [], None
+        self._done = done
         self._quiet_looks, self._is_patient = 0, is_patient
         if self._timer is None:
             self._look_later()
-        try:
-            self._queue(statements)
-            self._flush()
-        except Exception as error:  # Whoever waits has to be told, whatever it is.
-            self._loop.call_soon(self._break, error)
+        if self._is_preparing:
+            # Which of its statements are prepared is not known yet.
+            self._held = statements
+        else:
+            self._put(self._queue, statements)
 
     async def close(self) -> None:
         """Let go of the connection. What is under way is told that it was cut off."""
@@ -108,6 +116,14 @@ class Pipe:
             await self._connection.close()
         except psycopg.Error as error:
             logger.debug("closing a connection failed: %s", error)
+
+    def _put(self, queue: Callable[[Sequence[Sent]], None], statements: Sequence[Sent]) -> None:
+        self._rows, self._failure = [], None
+        try:
+            queue(statements)
+            self._flush()
+        except Exception as error:  # Whoever waits has to be told, whatever it is.
+            self._loop.call_soon(self._break, error)
 
     def _queue(self, statements: Sequence[Sent]) -> None:
         pgconn, expected = self._pgconn, self._expected
@@ -123,6 +139,12 @@ class Pipe:
                 pgconn.send_query_prepared(name, values, formats or None)
             expected.append(None)
         pgconn.pipeline_sync()
+
+    def _queue_expected(self, statements: Sequence[Sent]) -> None:
+        for name, sql, _, _ in statements:
+            self._pgconn.send_prepare(name, sql)
+            self._expected.append(name)
+        self._pgconn.pipeline_sync()
 
     def _flush(self) -> None:
         if self._pgconn.flush() == _MORE_TO_SEND:
@@ -171,11 +193,13 @@ class Pipe:
         """Return whether the segment has ended."""
         pgconn = self._pgconn
         pgconn.consume_input()
-        while self._done is not None and not pgconn.is_busy():
+        while (self._done is not None or self._is_preparing) and not pgconn.is_busy():
             result = pgconn.get_result()
             if result is None:
                 if pgconn.status != pq.ConnStatus.OK:
                     raise errors.OperationalError("the connection broke")
+            elif result.status == _SYNC and self._is_preparing:
+                self._ready()
             elif result.status == _SYNC:
                 return True
             else:
@@ -195,6 +219,13 @@ class Pipe:
                 self._prepared.add(prepared)
         elif status != _ABORTED and self._failure is None:
             self._failure = errors.error_from_result(result)
+
+    def _ready(self) -> None:
+        """Send what was held; what could not be prepared, whoever sends it is told of."""
+        self._is_preparing = False
+        held, self._held = self._held, ()
+        if self._done is not None:
+            self._put(self._queue, held)
 
     def _finish(self) -> None:
         self._expected.clear()

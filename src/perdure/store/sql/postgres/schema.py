@@ -41,6 +41,13 @@ INSERT INTO durable_schema_info (version, applied_at)
 VALUES (1, to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))
 ON CONFLICT DO NOTHING
 """
+# Not the information schema's, whose view takes a new connection longer than all else of an
+# opening; nor to_regclass, which within one transaction may go on telling what was before a lock.
+_TABLES: Final = """
+SELECT c.relname FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname IN ('perdure_schema', 'durable_schema_info')
+"""
 _INTEGER: Final = re.compile(r"\bINTEGER\b")
 _TEXT: Final = re.compile(r"\bTEXT\b")
 _TABLE: Final = re.compile(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)")
@@ -129,9 +136,7 @@ async def prepare_schema(
 async def _missing(
     connection: psycopg.AsyncConnection[tuple[object, ...]], schema: str
 ) -> list[Migration]:
-    found = await connection.execute(
-        "SELECT table_name FROM information_schema.tables WHERE table_schema = $1", (schema,)
-    )
+    found = await connection.execute(_TABLES, (schema,))
     tables = {str(name) for (name,) in await found.fetchall()}
     applied: list[tuple[int, str]] = []
     version: int | None = None

@@ -13,6 +13,18 @@ from perdure.store.sql.postgres.fused import fused_blocks, fusion_of
 from perdure.store.sql.postgres.liveness import DEAD
 from perdure.store.sql.postgres.pipe import Sent
 
+_EXPECTED: Final = (
+    "find_or_create_run",
+    "take_run!",
+    "close_lost_attempt",
+    "open_attempt",
+    "read_run",
+    "read_steps",
+    "frames_end",
+    "fenced_insert_step",
+    "fenced_end_run",
+)
+"""What opens a run, does a new step of it and ends it, by the names under which it is prepared."""
 _PARAMETER: Final = re.compile(r"(CAST\()?\?(\d+)")
 
 
@@ -45,16 +57,27 @@ class Prepared(NamedTuple):
         ]
 
 
-def postgres_statements(schema: str, *, own_clock: bool) -> dict[str, Prepared]:
-    """Return every statement by name, as it is sent.
+class PostgresStatements(dict[str, Prepared]):
+    """Every statement by name as it is sent, each made when it is first asked for.
 
     With `own_clock`, the store's time is one more value behind those of the statement.
     """
-    blocks = read_blocks()
-    blocks.update(fused_blocks(blocks, schema))
-    blocks["dead_holders"] = DEAD
-    texts = load_statements(postgres_dialect(own_clock=own_clock), blocks)
-    return {name: _prepared(name, text.sql, schema) for name, text in texts.items()}
+
+    def __init__(self, schema: str, *, own_clock: bool) -> None:
+        super().__init__()
+        blocks = read_blocks()
+        blocks.update(fused_blocks(blocks, schema))
+        blocks["dead_holders"] = DEAD
+        self._texts = load_statements(postgres_dialect(own_clock=own_clock), blocks)
+        self._schema = schema
+
+    def __missing__(self, name: str) -> Prepared:
+        # To make all of them takes a new process longer than to connect.
+        made = self[name] = _prepared(name, self._texts[name].sql, self._schema)
+        return made
+
+    def all(self) -> dict[str, Prepared]:
+        return {name: self[name] for name in self._texts}
 
 
 def _prepared(name: str, sql: str, schema: str) -> Prepared:
@@ -93,6 +116,15 @@ class Renderer:
     def __init__(self, texts: Mapping[str, Prepared], now: Callable[[], str] | None) -> None:
         self._texts = texts
         self._now = now
+
+    def expected(self) -> list[Sent]:
+        """Return what a connection that writes will be asked for first, without values."""
+        found: list[Sent] = []
+        for name in _EXPECTED:
+            text = self._texts[name.removesuffix("!")]
+            checked = Sent(text.checked_name, text.checked)
+            found.append(checked if name.endswith("!") else Sent(text.name, text.plain))
+        return found
 
     def render(self, statements: Sequence[Statement], *, is_fused: bool = True) -> list[Sent]:
         """Return one statement for each, or one for all where that `is_fused`."""
