@@ -3,7 +3,8 @@
 The tables and indexes are Perdure's. A claim writes the run with its manifest and the attempt, a
 step proves the lease by an update of the run and adds the whole row of the journal, an end proves
 it too and closes the attempt: one statement each, prepared, on one connection. What waits while
-some are under way goes out as one segment, which is one transaction. There are no rules for
+some are under way goes out as one segment, which is one transaction. A run that was interrupted is
+claimed anew, and its history read behind that, in one segment. There are no rules for
 repeats, stops, retries, waits or errors, no heartbeat, and no records for the caller.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import pq
 
+from bench.fenced_sqlite import recall
 from perdure.store.sql.postgres.schema import migration_sql
 from perdure.store.sql.schema import own_migrations
 
@@ -62,6 +64,25 @@ WITH ended AS (
   {_FENCE} RETURNING completed_at)
 UPDATE {SCHEMA}.perdure_attempts SET ended_at = ended.completed_at, ended = 'completed'
 FROM ended WHERE run_id = $1::text AND epoch = 1 RETURNING ended_at""",
+    b"fail": f"""
+WITH ended AS (
+  UPDATE {SCHEMA}.durable_runs SET status = 'failed', updated_at = {_NOW},
+    completed_at = {_NOW}, lease_holder_id = NULL, lease_expires_at = NULL
+  {_FENCE} RETURNING completed_at)
+UPDATE {SCHEMA}.perdure_attempts SET ended_at = ended.completed_at, ended = 'failed'
+FROM ended WHERE run_id = $1::text AND epoch = 1 RETURNING ended_at""",
+    b"take": f"""
+WITH taken AS (
+  UPDATE {SCHEMA}.durable_runs SET epoch = epoch + 1, token = $2::text, lease_holder_id = $3::text,
+    lease_expires_at = {_LATER}, status = 'running', completed_at = NULL, updated_at = {_NOW},
+    strikes = CASE WHEN lease_holder_id IS NULL THEN 0 ELSE strikes + 1 END
+  WHERE run_id = $1::text AND manifest_hash = 'hash' AND status IN ('running', 'failed')
+    AND (lease_holder_id IS NULL OR lease_expires_at <= {_NOW})
+  RETURNING run_id, epoch, lease_holder_id, updated_at)
+INSERT INTO {SCHEMA}.perdure_attempts (run_id, epoch, holder, liveness, started_at)
+SELECT run_id, epoch, lease_holder_id, 'lock', updated_at FROM taken RETURNING epoch""",
+    b"history": f"SELECT step_index, intent, status, result_json FROM {SCHEMA}.durable_steps "
+    "WHERE run_id = $1::text ORDER BY step_index",
     b"read": f"SELECT step_index, result_json FROM {SCHEMA}.durable_steps "
     "WHERE run_id = $1::text ORDER BY step_index",
 }
@@ -106,6 +127,24 @@ class FencedPostgres:
 
     async def replay(self, run_id: str) -> list[Any]:
         return [json.loads(text) for _, text in await self._write(b"read", run_id)]
+
+    async def interrupt(self, run_id: str, count: int) -> None:
+        """Do so many steps of a run, and fail at the next."""
+        await self._fenced(b"claim", run_id, _MANIFEST)
+        for position in range(count):
+            text = json.dumps({"i": position, "status": "ok"})
+            await self._fenced(b"step", run_id, str(position), text, "2026-01-01T00:00:00.000Z")
+        await self._fenced(b"fail", run_id)
+
+    async def go_on(self, run_id: str, count: int) -> list[Any]:
+        """Claim the run under a lease of its own, and do its steps again from what is recorded."""
+        # One segment; what is written before the lock comes is seen by the second statement.
+        claim = self._write(b"take", run_id, _TOKEN, _HOLDER)
+        history = self._write(b"history", run_id)
+        if not await claim:
+            raise RuntimeError(f"the run {run_id!r} is held")
+        recorded = {int(position): step for position, *step in await history}
+        return [recall(recorded, position) for position in range(count)]
 
     async def close(self) -> None:
         self._loop.remove_reader(self._pgconn.socket)

@@ -3,7 +3,8 @@
 The tables, the indexes and the connection's settings are Perdure's. A claim writes the run with its
 manifest and the attempt, a step proves the lease by an update of the run and adds the whole row of
 the journal, an end proves it too and closes the attempt: two statements each, through one writer
-thread. What waits shares a commit. There are no rules for repeats, stops, retries, waits or errors,
+thread. What waits shares a commit. A run that was interrupted is claimed anew likewise, and its
+history read. There are no rules for repeats, stops, retries, waits or errors,
 no heartbeat, and no records for the caller.
 """
 
@@ -14,6 +15,7 @@ import json
 import queue
 import sqlite3
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from perdure.core.effects import iso_time, system_clock
@@ -31,6 +33,14 @@ _MANIFEST: Final = json.dumps(
 _FENCE: Final = (
     "WHERE run_id = ?2 AND epoch = 1 AND token = ?3 AND lease_holder_id = ?4 AND status = 'running'"
 )
+
+
+def recall(recorded: Mapping[int, Sequence[Any]], position: int) -> Any:
+    """Return the result of a step that was done, for a task that asks for the same again."""
+    intent, status, text = recorded[position]
+    if intent not in ("small", b"small") or status not in ("completed", b"completed"):
+        raise RuntimeError(f"another step was recorded at {position}")
+    return json.loads(text)
 
 
 class _Write(NamedTuple):
@@ -80,6 +90,29 @@ UPDATE durable_runs SET status = 'completed', updated_at = ?1, strikes = 0, comp
 UPDATE perdure_attempts SET ended_at = ?1, ended = 'completed' WHERE run_id = ?2 AND epoch = 1""",
     2,
 )
+_FAIL: Final = _Write(
+    _END.fence.replace("'completed'", "'failed'"),
+    4,
+    _END.row.replace("'completed'", "'failed'"),
+    2,
+)
+_TAKE: Final = _Write(
+    """
+UPDATE durable_runs SET epoch = epoch + 1, token = ?3, lease_holder_id = ?4,
+  lease_expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', ?1, '45 seconds'), status = 'running',
+  completed_at = NULL, updated_at = ?1,
+  strikes = CASE WHEN lease_holder_id IS NULL THEN 0 ELSE strikes + 1 END
+WHERE run_id = ?2 AND manifest_hash = 'hash' AND status IN ('running', 'failed')
+  AND (lease_holder_id IS NULL OR lease_expires_at <= ?1)""",
+    4,
+    """
+INSERT INTO perdure_attempts (run_id, epoch, holder, liveness, started_at)
+SELECT run_id, epoch, lease_holder_id, 'lock', ?1 FROM durable_runs WHERE run_id = ?2""",
+    2,
+)
+_HISTORY: Final = """
+SELECT step_index, intent, status, result_json FROM durable_steps WHERE run_id = ?
+ORDER BY step_index"""
 _TOKEN: Final = "0" * 32
 _HOLDER: Final = "host:1:0:1"
 _GROUP_MAX: Final = 512
@@ -118,6 +151,23 @@ class FencedSqlite:
         rows = connection.execute(sql, (run_id,)).fetchall()
         connection.close()
         return [json.loads(text) for (text,) in rows]
+
+    async def interrupt(self, run_id: str, count: int) -> None:
+        """Do so many steps of a run, and fail at the next."""
+        await self._fenced(_CLAIM, run_id, _MANIFEST)
+        for position in range(count):
+            text = json.dumps({"i": position, "status": "ok"})
+            await self._fenced(_STEP, run_id, position, text, "2026-01-01T00:00:00.000Z")
+        await self._fenced(_FAIL, run_id)
+
+    async def go_on(self, run_id: str, count: int) -> list[Any]:
+        """Claim the run under a lease of its own, and do its steps again from what is recorded."""
+        await self._fenced(_TAKE, run_id)
+        connection = connect_reader(self._path)
+        rows = connection.execute(_HISTORY, (run_id,)).fetchall()
+        connection.close()
+        recorded = {position: step for position, *step in rows}
+        return [recall(recorded, position) for position in range(count)]
 
     async def close(self) -> None:
         self._queue.put(None)

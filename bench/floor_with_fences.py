@@ -5,7 +5,9 @@
 
 Three sides in turn (A B C A B C), in one process: the floor, the floor with leases, fences and the
 whole journal in Perdure's own tables, and Perdure. Medians, and the medians of paired ratios of
-times; the ratio of two rates is one through it.
+times; the ratio of two rates is one through it. Going on behind many steps is timed until the last
+of them is there again: a new lease, the history, and the task that asks for all of it. The floor
+has no lease and no task: it reads. All statements have been used before.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -24,6 +27,7 @@ from bench.fenced_sqlite import FencedSqlite
 from bench.floor import Floor
 from bench.postgres_floor import PostgresFloor
 from bench.sides.asked import AT_ONCE
+from bench.sides.perdure_side import reach_last
 from bench.steps import Lowest, Measured, many, measured, run
 from bench.suite import Places
 
@@ -39,38 +43,49 @@ class Each(NamedTuple):
     cpu_us: float
 
 
+class Sides(NamedTuple):
+    floor: Lowest
+    fenced: FencedPostgres | FencedSqlite
+    store: perdure.RunStore
+
+    async def close(self) -> None:
+        await self.store.close()
+        await self.fenced.close()
+        await self.floor.close()
+
+
 @asynccontextmanager
-async def _on_postgres(url: str) -> AsyncIterator[tuple[list[Lowest], perdure.RunStore]]:
-    floors: list[Lowest] = [
+async def _on_postgres(url: str) -> AsyncIterator[Sides]:
+    sides = Sides(
         await PostgresFloor.open(url, synchronous="full"),
         await FencedPostgres.open(url, synchronous="full"),
-    ]
-    store = await perdure.open_store(url, migrate=True)
-    yield floors, store
-    await store.close()
-    for floor in floors:
-        await floor.close()
+        await perdure.open_store(url, migrate=True),
+    )
+    yield sides
+    await sides.close()
 
 
 @asynccontextmanager
-async def _on_sqlite(folder: str) -> AsyncIterator[tuple[list[Lowest], perdure.RunStore]]:
-    floors: list[Lowest] = [
+async def _on_sqlite(folder: str) -> AsyncIterator[Sides]:
+    sides = Sides(
         Floor(f"{folder}/floor.db", synchronous="full"),
         FencedSqlite(f"{folder}/fenced.db", synchronous="full"),
-    ]
-    store = await perdure.open_store(f"sqlite:{folder}/perdure.db", durability="full")
-    yield floors, store
-    await store.close()
-    for floor in floors:
-        await floor.close()
+        await perdure.open_store(f"sqlite:{folder}/perdure.db", durability="full"),
+    )
+    yield sides
+    await sides.close()
 
 
 OPENED: Final = {"postgres": _on_postgres, "sqlite": _on_sqlite}
 
 
 async def compare(options: argparse.Namespace, place: str) -> None:
-    async with OPENED[options.store](place) as (floors, store):
-        works: list[Work] = [*(floor.run_steps for floor in floors), partial(run, store)]
+    async with OPENED[options.store](place) as sides:
+        works: list[Work] = [
+            sides.floor.run_steps,
+            sides.fenced.run_steps,
+            partial(run, sides.store),
+        ]
         for work in works:
             await many(_of(work, 3), AT_ONCE, "warm")
         steps: list[list[Each]] = [[] for _ in works]
@@ -81,9 +96,35 @@ async def compare(options: argparse.Namespace, place: str) -> None:
                 steps[index].append(_each(await measured(one), options.steps))
                 all_of_them = partial(many, _of(work, 3), options.runs, f"short-{number}")
                 short[index].append(_each(await measured(all_of_them), options.runs))
+        again = await _going_on(sides, options.rounds, options.steps)
     print(f"{'µs (processor time of this process)':<40}{'through the floor':>40}")
     _report("a durable step", steps)
     _report(f"a run of 3 steps, {AT_ONCE} at once", short)
+    _report(f"going on behind {options.steps:,} steps", again)
+
+
+async def _going_on(sides: Sides, rounds: int, steps: int) -> list[list[Each]]:
+    async def ours() -> None:
+        # Until the last step was there; what the run writes behind it is nobody's here.
+        ends.append((await reach_last(sides.store, steps), time.process_time()))
+
+    ends: list[tuple[float, float]] = []
+    await sides.floor.run_steps("again", steps)
+    await ours()
+    found: list[list[Each]] = [[] for _ in SIDES]
+    for number in range(rounds):
+        await sides.fenced.interrupt(f"again-{number}", steps)
+        works: list[Callable[[], Awaitable[object]]] = [
+            partial(sides.floor.replay, "again"),
+            partial(sides.fenced.go_on, f"again-{number}", steps),
+        ]
+        for index, work in enumerate(works):
+            found[index].append(_each(await measured(work), 1))
+        wall, cpu = time.perf_counter(), time.process_time()
+        await ours()
+        reached, spent = ends[-1]
+        found[2].append(Each((reached - wall) * 1e6, (spent - cpu) * 1e6))
+    return found
 
 
 def _of(work: Work, steps: int) -> Callable[[str], Awaitable[None]]:

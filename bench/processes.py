@@ -1,15 +1,18 @@
 """What a process of its own waits for, or takes: a run to go on with, an import.
 
-    python -m bench.processes [--rounds 10] [--store sqlite|file]
+    python -m bench.processes [--rounds 10] [--store sqlite|file|postgresql]
 
 Durability full. A run: until a new process stands behind 1,000 finished steps, from the start of
-Python and from opening the store. An import: resident memory.
+Python and from opening the store; on PostgreSQL beside the floor, in turn: a process that imports
+the driver, connects, and reads and decodes the same history. An import: resident memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -17,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Final
+from urllib.parse import parse_qsl
 
 import perdure
 from bench.sides.perdure_side import reach_last
@@ -41,19 +45,59 @@ async def go_on(url: str, steps: int) -> None:
     await store.close()
 
 
+async def read_history(url: str) -> None:
+    """Print when all recorded results were there, and how many ms after the driver was imported."""
+    began = time.perf_counter()
+    # What it takes to import it is measured.
+    import psycopg
+
+    base, _, query = url.partition("?")
+    schema = dict(parse_qsl(query))["schema"]
+    connection = await psycopg.AsyncConnection.connect(base, autocommit=True)
+    sql = f"SELECT result_json FROM {schema}.durable_steps WHERE run_id = $1 ORDER BY step_index"
+    found = await psycopg.AsyncRawCursor(connection).execute(sql.encode(), ("run",))
+    results = [json.loads(text) for (text,) in await found.fetchall() if text]
+    reached = time.perf_counter()
+    assert results
+    print(reached, (reached - began) * 1e3)
+    await connection.close()
+
+
 def resumed(url: str, rounds: int, steps: int = STEPS) -> tuple[list[float], list[float]]:
-    """Return how many ms each new process took: from its start, and from opening the store."""
+    """Return how many ms each new process took: from its start, and from opening the store.
 
-    def once() -> tuple[float, float]:
-        began = time.perf_counter()
-        command = _python("-m", "bench.processes", "--go-on", url, "--steps", str(steps))
-        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-        reached, since_opening = map(float, done.stdout.split())
-        return (reached - began) * 1e3, since_opening
-
-    once()  # It does the steps.
-    whole, opened = zip(*(once() for _ in range(rounds)), strict=True)
+    What it imports was compiled before, as an installed package is.
+    """
+    _reached("--go-on", url, steps)  # It does the steps, and compiles.
+    whole, opened = zip(*(_reached("--go-on", url, steps) for _ in range(rounds)), strict=True)
     return list(whole), list(opened)
+
+
+def _reached(how: str, url: str, steps: int) -> tuple[float, float]:
+    environment = {**os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    began = time.perf_counter()
+    done = subprocess.run(
+        _python("-m", "bench.processes", how, url, "--steps", str(steps)),
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    reached, since_opening = map(float, done.stdout.split())
+    return (reached - began) * 1e3, since_opening
+
+
+def beside_the_floor(url: str, rounds: int) -> tuple[list[float], list[float]]:
+    """Return how many ms the floor and ours took from opening the store, in turn."""
+    _reached("--go-on", url, STEPS)
+    pairs = [
+        [_reached(how, url, STEPS)[1] for how in ("--read-history", "--go-on")]
+        for _ in range(rounds)
+    ]
+    floors, ours = zip(*pairs, strict=True)
+    return list(floors), list(ours)
 
 
 def resident(code: str) -> float:
@@ -77,12 +121,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--store", choices=("sqlite", "file"), default="sqlite")
+    parser.add_argument("--store", choices=("sqlite", "file", "postgresql"), default="sqlite")
     parser.add_argument("--go-on", help=argparse.SUPPRESS)
+    parser.add_argument("--read-history", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.go_on:
         asyncio.run(go_on(options.go_on, options.steps))
+    elif options.read_history:
+        asyncio.run(read_history(options.read_history))
     else:
         report(options.rounds, options.store)
 
@@ -91,6 +138,15 @@ def report(rounds: int, scheme: str) -> None:
     def show(name: str, ms: list[float]) -> None:
         print(f"{name:<46}{statistics.median(ms):7.1f} ms, worst {max(ms):.1f}")
 
+    if scheme == "postgresql":
+        # It imports the driver, which a process that is measured has to do by itself.
+        from tests.store.postgres_server import running_server
+
+        with running_server(flushes=True) as server:
+            floors, ours = beside_the_floor(server.new_store(), rounds)
+        show("driver, connection and history alone", floors)
+        show(f"a new process behind {STEPS:,} steps, {scheme}", ours)
+        return
     with tempfile.TemporaryDirectory(prefix="perdure-bench-") as folder:
         whole, opened = resumed(f"{scheme}:{Path(folder) / 'runs'}", rounds)
         show(f"a new process behind {STEPS:,} steps, {scheme}", whole)

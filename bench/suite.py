@@ -121,7 +121,6 @@ def _of_runs(store: str) -> list[Comparison]:
         title=f"Going on behind {steps:,} steps, {where}",
         work="resume",
         unit="ms",
-        sides=sides,
     )
     growth = step._replace(
         name=f"steps-long-{store}",

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from bench.sides import floor_side
-from bench.sides.asked import Asked, answer
+from bench.sides.asked import Answer, Asked, answer
 from bench.sides.floor_side import AnyFloor
 
 
-async def opened(asked: Asked) -> AnyFloor:
+class Fenced(AnyFloor, Protocol):
+    """What both floors of our promise do."""
+
+    async def interrupt(self, run_id: str, count: int) -> None: ...
+    async def go_on(self, run_id: str, count: int) -> list[Any]: ...
+
+
+async def opened(asked: Asked) -> Fenced:
     # The driver is a package of its own, which only its store needs.
     if asked.store == "postgres":
         from bench.fenced_postgres import FencedPostgres
@@ -22,6 +30,15 @@ async def opened(asked: Asked) -> AnyFloor:
     return FencedSqlite(asked.file("fenced.db"), synchronous=durability)
 
 
+async def resume(asked: Asked) -> Answer:
+    floor = await opened(asked)
+    await floor.interrupt("run", asked.size)
+    began = time.perf_counter()
+    await floor.go_on("run", asked.size)
+    return {"value": (time.perf_counter() - began) * 1e3}
+
+
 if __name__ == "__main__":
     works = {"steps": floor_side.steps, "runs": floor_side.runs}
-    answer({name: partial(work, open_floor=opened) for name, work in works.items()})
+    opening = {name: partial(work, open_floor=opened) for name, work in works.items()}
+    answer({**opening, "resume": resume})
