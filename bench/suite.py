@@ -150,12 +150,13 @@ def _of_streams(store: str) -> list[Comparison]:
         title=f"A token of a turn without a pause, one reader, {where}",
         size=2_000,
         pause_ms=0,
+        sides=(FLOOR, FENCED, *paced.sides[1:]) if store == "sqlite" else paced.sides,
     )
     verbatim = fast._replace(
         name=f"stream-verbatim{on}",
         title=f"An event of another agent's, verbatim, without a pause, one reader, {where}",
         work="verbatim",
-        sides=_OWN,
+        sides=(FLOOR, FENCED, OURS) if store == "sqlite" else _OWN,
     )
     return [paced, fast, verbatim] if store in ("sqlite", "postgres") else [paced, fast]
 

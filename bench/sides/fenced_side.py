@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Protocol
 
+from bench.fenced_stream import FencedStreams
 from bench.sides import floor_side
-from bench.sides.asked import Answer, Asked, answer
+from bench.sides.asked import WARM_STEPS, Answer, Asked, answer, events, timed, tokens
 from bench.sides.floor_side import AnyFloor
 
 
@@ -38,7 +40,25 @@ async def resume(asked: Asked) -> Answer:
     return {"value": (time.perf_counter() - began) * 1e3}
 
 
+async def stream(asked: Asked) -> Answer:
+    return await streamed(asked, tokens)
+
+
+async def verbatim(asked: Asked) -> Answer:
+    return await streamed(asked, events)
+
+
+async def streamed(asked: Asked, said: Callable[[int, float], AsyncIterator[Any]]) -> Answer:
+    """Stream one turn to one reader on SQLite, behind a short one that warms up."""
+    durability: Any = asked.durability
+    streams = FencedStreams(asked.file("fenced.db"), synchronous=durability)
+    await streams.turn("warm", said(WARM_STEPS, asked.pause_ms))
+    return await timed(
+        lambda: streams.turn("live", said(asked.size, asked.pause_ms)), per=asked.size
+    )
+
+
 if __name__ == "__main__":
     works = {"steps": floor_side.steps, "runs": floor_side.runs}
     opening = {name: partial(work, open_floor=opened) for name, work in works.items()}
-    answer({**opening, "resume": resume})
+    answer({**opening, "resume": resume, "stream": stream, "verbatim": verbatim})

@@ -48,7 +48,8 @@ def test_the_page_tells_the_promise_from_the_library() -> None:
     beside = [one for one in plan() if FENCED in one.sides]
     names = {one.name for one in beside}
     works = ("steps", "runs", "resume")
-    assert names == {f"{work}-{store}" for work in works for store in ("sqlite", "postgres")}
+    runs = {f"{work}-{store}" for work in works for store in ("sqlite", "postgres")}
+    assert names == runs | {"stream-fast", "stream-verbatim"}
     figures = [
         Figure("floor", "", 200, 200, 200, 1.0, 90),
         Figure(FENCED, "", 250, 250, 250, 1.25, 120, own_cpu_us=30),
