@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from perdure.observe.credentials import as_asked, mask_credentials, mask_text, shown
@@ -37,6 +39,46 @@ def test_what_looks_like_a_credential_is_masked(secret: str) -> None:
     assert secret not in masked
 
 
+WORD = "hunter2canary99"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"args": json.dumps({"password": WORD})}),
+        json.dumps(json.dumps({"args": json.dumps({"authorization": f"Token {WORD}"})})),
+        repr(json.dumps({"password": WORD}).encode()),
+        str({"cookie": f"sid={WORD}"}),
+        json.dumps({"set-cookie": f"sid={WORD}; Path=/"}),
+        str([(b"cookie", b"sid=" + WORD.encode()), (b"x-api-key", WORD.encode())]),
+        str([(b"authorization", b"Token " + WORD.encode())]),
+        f"https://a.example/?key={WORD}",
+        f"https://a.example/?sv=1&sig={WORD}",
+        f"https://a.example/?next=%3Fapi_key%3D{WORD}",
+        f"https://{WORD}{WORD}@a.example/1",
+        f"PGPASSWORD={WORD} DB_PASS={WORD} pwd={WORD}",
+        f"accessToken: {WORD}, clientSecret={WORD}, private_key: {WORD}, AccountKey={WORD}",
+        rf"password=ab\c{WORD} Authorization: ab\c{WORD}",
+        f"password => {WORD}, secret_value={WORD}",
+        str({"password": f"it's {WORD}"}) + str({"password": f"'\\\"' {WORD}"}),
+        f'password="two words {WORD}',
+        str(["psql", "--password", WORD]) + f" --api-key {WORD}",
+        f"my_sk-proj-{WORD}{WORD} key%3Dsk-proj-{WORD}{WORD}",
+        f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n{WORD}\n-----END PGP PRIVATE KEY BLOCK-----",
+    ],
+)
+def test_a_credential_is_masked_in_whatever_form_it_is_written_down(text: str) -> None:
+    masked = mask_text(text)
+    assert WORD not in masked
+    assert mask_text(masked) == masked
+
+
+@pytest.mark.parametrize("text", ["--" + "a-" * 9_999, "password" + " " * 9_999, "secret='" * 999])
+def test_a_hostile_text_is_read_in_time(text: str) -> None:
+    """With a pattern that tries again from each sign, one of these would take minutes."""
+    assert len(mask_text(text * 5)) > 0
+
+
 @pytest.mark.parametrize("scheme", ["Bearer ", "Basic ", "Digest ", "Token ", ""])
 @pytest.mark.parametrize(
     "line", ["Authorization: {}", "{{'authorization': '{}'}}", 'proxy-authorization="{}"']
@@ -67,6 +109,9 @@ def test_a_password_in_an_address_is_masked_and_the_host_stays() -> None:
         "tokens: 1200 in, 30 out",
         "a cookie and an authorization are no secrets by themselves",
         "the token was refused",
+        "Literal['tokens', 'calls', 'usd'], hasToken, resumeTokens: 12",
+        "give it with --token or --password-file, or by the environment",
+        "https://a.example/@scope/package?key=a b_sk-1",
     ],
 )
 def test_ordinary_text_passes_untouched(text: str) -> None:
@@ -96,6 +141,13 @@ def test_values_are_masked_at_every_depth_and_under_telling_keys() -> None:
         ("apiKeys", ["abc"]),
         ("credentials", {"user": "ann", "pin": "1234"}),
         ("passphrase", "abc"),
+        ("db_pass", "abc"),
+        ("pwd", "abc"),
+        ("tokenValue", "abc"),
+        ("password2", "abc"),
+        ("signing_key", "abc"),
+        ("PRIVATE_KEY_PEM", "abc"),
+        ("connectionString", "abc"),
         ("cookies", [{"name": "session", "value": "abc"}]),
     ],
 )

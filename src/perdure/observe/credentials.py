@@ -13,18 +13,37 @@ from typing import Final, cast
 from perdure.core.records import JsonValue
 from perdure.core.secret import REDACTED, redacted
 
+_QUOTE: Final = r"(?:\\*[\"'])?"
+"""Also as it stands in a JSON text within a JSON text, where it is behind backslashes."""
+_NEXT: Final = rf"{_QUOTE}\s*(?:=>|[=:]|%3[DA]|,(?=\s*b[\"']))\s*b?"
+"""What leads from a name to its value: in a header, a mapping, a pair, a call, an address."""
+_VALUE: Final = (
+    r"(?:\"(?:\\.|[^\"\\\r\n]){6,}(?:\"|\Z)|'(?:\\.|[^'\\\r\n]){6,}(?:'|\Z)"
+    r"|\\+\"[^\"\r\n]{6,}\"|\\+'[^'\r\n]{6,}'|(?:\\*[\"'])?[^\s\"',;&}]{6,})"
+)
+_NAME: Final = (
+    r"(?=[acepst_-])(?:password|passwd|passphrase|passcode|[_-]pass"
+    r"|(?<![a-z])(?:pwd|secret|credential|token)"
+    r"|(?-i:(?<=[a-z])(?:Secret|Credential|Token|Pwd)(?![a-z]))"
+    r"|(?:api|access|private|account|secret|signing|encryption)[_-]?key)s?"
+)
+
 SHAPES: Final[tuple[tuple[str, str], ...]] = (
-    ("private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)"),
+    (
+        "private key",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)",
+    ),
     (
         "header of a request",
-        r"(?i:\bauthorization[\"']?\s*[=:]\s*[\"']?(?:[a-z0-9-]{3,20}\s+)?)[^\s\"',;&}\]]+",
+        rf"(?i:\bauthorization{_NEXT}{_QUOTE}(?:[a-z0-9-]{{3,20}}\s+)?)[^\s\"',;&}}\]]+",
     ),
-    ("cookie", r"(?i:\bcookie: )[^\r\n\"']{6,}"),
+    ("cookie", rf"(?i:\bcookie(?:: |{_NEXT}{_QUOTE}(?=[^\s\"'=;]+=)))[^\r\n\"']{{6,}}"),
     ("bearer token", r"(?i:\b(?:bearer|basic) )[A-Za-z0-9._~+/=-]{12,}"),
     ("JSON web token", r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"),
     (
         "key of a model provider",
-        r"\b(?:sk|pk|rk|xai|gsk|csk|pplx|nvapi|whsec|r8)[-_][A-Za-z0-9_-]{16,}",
+        r"(?:\b(?:sk|pk|rk|xai|gsk|csk|pplx|nvapi|whsec|r8)|(?<=_)sk|(?<=%3[AD])sk)"
+        r"[-_][A-Za-z0-9_-]{16,}",
     ),
     ("key of Google", r"\bAIza[A-Za-z0-9_-]{30,}|\bya29\.[A-Za-z0-9_-]{20,}"),
     ("key of AWS", r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b"),
@@ -32,20 +51,34 @@ SHAPES: Final[tuple[tuple[str, str], ...]] = (
     ("token of GitLab", r"\bglpat-[A-Za-z0-9_-]{16,}"),
     ("token of Slack", r"\b(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{10,}"),
     ("token of npm, PyPI or Hugging Face", r"\b(?:npm_|pypi-|hf_)[A-Za-z0-9_-]{20,}"),
-    ("password in an address", r"(?<=://)[^\s/:@]*:[^\s/]+(?=@)"),
+    (
+        "password or token in an address",
+        r"(?<=://)(?:[^\s/:@]*:[^\s/]+|[A-Za-z0-9_~-]{16,})(?=@)",
+    ),
+    (
+        "signature of an address",
+        r"[?&](?i:key|sig|(?:x-(?:amz|goog)-)?signature|x-amz-security-token)="
+        r"(?!\[redacted\])[^\s&\"'#]{6,}",
+    ),
+    (
+        "option of a command",
+        r"--(?<![\w-]--)(?i:(?:[a-z]+-){0,4}"
+        rf"{_NAME}[\"']?,?\s+[\"']?(?=[^\s\"']*\d)[^\s\"']{{6,}})",
+    ),
     (
         "named value",
-        r"(?i:(?<![a-z])(?:password|passwd|passphrase|secret|token|api[_-]?key|credential)s?"
-        r"(?:[_-]access)?(?:[_-]key)?)[\"']?\s*[=:]\s*(?![\"']?\[redacted\])"
-        r"(?:\"[^\"\r\n]{6,}\"|'[^'\r\n]{6,}'|[\"']?[^\s\"',;&}]{6,})",
+        rf"(?i:{_NAME}(?:[_-]access)?(?:[_-](?:key|value|\d))?)(?i:{_NEXT})"
+        rf"(?!{_QUOTE}\[redacted\]){_VALUE}",
     ),
 )
 """What a credential looks like: its kind, and the pattern that finds it."""
 
 _ANY: Final = re.compile("|".join(f"(?:{pattern})" for _, pattern in SHAPES))
 _NAMES: Final = re.compile(
-    r"(?i:.*(?:passwords?|passwd|passphrase|secrets?|credentials?|(?:api|access|private)[_-]?keys?"
-    r"|token|authorization|cookies?))"
+    r"(?i:.*(?:passwords?|passwd|passphrase|passcode|pwd|[_-]pass|secrets?|credentials?"
+    r"|(?:api|access|private|account|secret|signing|encryption)[_-]?keys?"
+    r"|token|authorization|cookies?|[_-]jwt|connection[_-]?string)(?:[_-]?(?:value|pem|\d+))?"
+    r"|pass|pwd|jwt|bearer|dsn)"
 )
 
 
