@@ -38,6 +38,8 @@ def test_it_is_not_stored_or_pickled_by_accident() -> None:
         encode_value(Secret(HIDDEN), name="value")
     with pytest.raises(TypeError):
         pickle.dumps(Secret(HIDDEN))
+    with pytest.raises(TypeError):
+        Secret(HIDDEN).__getstate__()
 
 
 def test_a_copy_of_what_has_one_shows_no_more() -> None:
