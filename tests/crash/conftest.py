@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import cast
@@ -23,6 +24,11 @@ from tests.store.d1_server import TOKEN, D1Server
 from tests.store.postgres_server import PostgresServer
 
 NewUrl = Callable[[str], str]
+
+# Not with the first store that is opened, which in these tests stands deep in the calls of others:
+# there CPython 3.11 fails now and then to parse the sources that pytest rewrites.
+for driver in ("sqlite", "postgres.driver", "d1.driver"):
+    import_module(f"perdure.store.sql.{driver}")
 
 
 @pytest.fixture
