@@ -55,6 +55,26 @@ def test_a_tool_may_say_everything_itself() -> None:
         ({"approval_timeout_ms": -1}, "approval_timeout_ms"),
         ({"result_bytes_max": RESULT_BYTES_LIMIT + 1}, "result_bytes_max"),
         ({"parameters": {"type": "array"}}, "must be of type object"),
+        ({"parameters": ["query"]}, "must be of type object"),
+        ({"needs_approval": "yes"}, "needs_approval of tool 'search' must be True, False or"),
+        ({"parameters": {"type": "object", "properties": []}}, "properties must be an object"),
+        (
+            {"parameters": {"type": "object", "properties": {"n": {"minimum": "3"}}}},
+            "parameters.properties.n.minimum must be a number, not '3'",
+        ),
+        (
+            {"parameters": {"type": "object", "properties": {"n": "integer"}}},
+            "parameters.properties.n must be a JSON schema, not 'integer'",
+        ),
+        ({"parameters": {"type": "object", "required": "n"}}, "required must be a list of texts"),
+        (
+            {"parameters": {"type": "object", "properties": {"n": {"enum": {1}}}}},
+            "parameters.properties.n.enum must be a list",
+        ),
+        (
+            {"parameters": {"type": "object", "properties": {"n": {"default": float("nan")}}}},
+            "parameters.properties.n.default is nan",
+        ),
     ],
 )
 def test_a_tool_that_cannot_be_used_is_refused(options: dict[str, Any], part: str) -> None:
@@ -132,3 +152,24 @@ def test_an_outcome_is_told_as_text() -> None:
     assert ToolOutcome(value="x").told("changed") == '{"result":"x","note":"changed"}'
     error = ToolOutcome.failed("denied", "no")
     assert error.told("changed") == '{"error":{"code":"denied","message":"no"}}'
+
+
+def test_a_schema_may_be_a_truth_value_where_json_schema_lets_it() -> None:
+    properties: JsonValue = {"any": True, "never": False}
+    tool = Tool(search, parameters={"type": "object", "properties": properties})
+    assert tool.problem_of({"any": {"x": 1}}) is None
+    assert tool.problem_of({"never": 1}) == "arguments.never must not be there"
+
+
+async def test_whether_a_human_decides_may_be_asked_of_an_async_function() -> None:
+    async def is_large(arguments: dict[str, JsonValue]) -> bool:
+        return bool(arguments["limit"] > 5)
+
+    tool = Tool(search, needs_approval=is_large)
+    assert await tool.asks_first({"limit": 6})
+    assert not await tool.asks_first({"limit": 5})
+
+
+async def test_a_human_decides_if_the_function_that_is_asked_about_it_fails() -> None:
+    tool = Tool(search, needs_approval=lambda arguments: arguments["amount"] > 5)
+    assert await tool.asks_first({"query": "x"})

@@ -102,7 +102,7 @@ class ToolBatch:
 
         Calls that a human decides come last, so that nothing else waits for them.
         """
-        asking = [one for one in self.planned if _asks_first(one)]
+        asking = [one for one in self.planned if await _asks_first(one)]
         async for frame in self._round([one for one in self.planned if one not in asking]):
             yield frame
         if asking:
@@ -269,5 +269,7 @@ def _plan(tools: Mapping[str, Tool], call: Mapping[str, Any], number: str) -> Pl
     return Planned(number, call, tool, dict(arguments))
 
 
-def _asks_first(one: Planned) -> bool:
-    return one.outcome is None and one.tool is not None and one.tool.asks_first(one.arguments)
+async def _asks_first(one: Planned) -> bool:
+    if one.outcome is not None or one.tool is None:
+        return False
+    return await one.tool.asks_first(one.arguments)

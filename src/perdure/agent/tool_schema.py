@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import (
     Annotated,
     Any,
@@ -52,6 +52,15 @@ _SIZES: Final = {
     "minimum": ("number", "is less than {0}", False),
     "maximum": ("number", "is more than {0}", True),
 }
+
+
+_KEYWORDS: Final[Mapping[str, tuple[Any, str]]] = {
+    "properties": (dict, "an object of schemas"),
+    "anyOf": ((list, tuple), "a list of schemas"),
+    "enum": ((list, tuple), "a list"),
+    **dict.fromkeys(_SIZES, ((int, float), "a number")),
+}
+"""The type of each keyword that is checked against."""
 
 
 class Signature:
@@ -116,6 +125,28 @@ class Signature:
             raise UsageError(f"the hints of tool {self._name!r} cannot be read: {error}") from error
 
 
+def check_schema(schema: object, *, path: str = "parameters") -> None:
+    """Raise UsageError, which names the place, for a schema whose keywords have wrong types."""
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise UsageError(f"{path} must be a JSON schema, not {schema!r:.60}")
+    every = cast("dict[str, object]", schema)
+    given = {word: value for word, value in every.items() if value is not None}
+    for word, (kind, wanted) in _KEYWORDS.items():
+        if word in given and not isinstance(given[word], kind):
+            raise UsageError(f"{path}.{word} must be {wanted}, not {given[word]!r:.60}")
+    kinds = given.get("type", [])
+    if not isinstance(kinds, str) and not _are_texts(kinds):
+        raise UsageError(f"{path}.type must be a text or a list of texts, not {kinds!r:.60}")
+    if not _are_texts(given.get("required", [])):
+        raise UsageError(f"{path}.required must be a list of texts")
+    if "anyOf" in given and not given["anyOf"]:
+        raise UsageError(f"{path}.anyOf must not be empty")
+    for place, each in _below(given):
+        check_schema(each, path=f"{path}.{place}")
+
+
 def problems_of(value: JsonValue, schema: Schema, *, path: str = "arguments") -> list[str]:
     """Return what does not fit, each as a sentence that names its place; nothing if all does.
 
@@ -130,7 +161,23 @@ def problems_of(value: JsonValue, schema: Schema, *, path: str = "arguments") ->
     return found
 
 
-def _problems(value: JsonValue, schema: Schema, path: str) -> Iterator[str]:
+def _below(schema: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the schemas within a schema that are checked against, each behind its place."""
+    for name, each in cast("dict[str, object]", schema.get("properties", {})).items():
+        yield f"properties.{name}", each
+    for place, each in enumerate(cast("list[object]", schema.get("anyOf", []))):
+        yield f"anyOf[{place}]", each
+    if isinstance(schema.get("items"), dict):
+        yield "items", schema["items"]
+    if "additionalProperties" in schema:
+        yield "additionalProperties", schema["additionalProperties"]
+
+
+def _problems(value: JsonValue, schema: Schema | bool, path: str) -> Iterator[str]:
+    if isinstance(schema, bool):
+        if not schema:
+            yield f"{path} must not be there"
+        return
     choices: list[Schema] | None = schema.get("anyOf")
     if choices is not None:
         every = [list(_problems(value, choice, path)) for choice in choices]
@@ -264,6 +311,12 @@ def _is_list(value: object) -> TypeGuard[list[JsonValue]]:
 
 def _is_object(value: object) -> TypeGuard[dict[str, JsonValue]]:
     return isinstance(value, dict)
+
+
+def _are_texts(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return all(isinstance(each, str) for each in cast("Sequence[object]", value))
 
 
 def _is_json(value: object) -> bool:

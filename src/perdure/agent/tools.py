@@ -7,11 +7,12 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
-from perdure.agent.tool_schema import Schema, Signature, problems_of
+from perdure.agent.adapter import resolve
+from perdure.agent.tool_schema import Schema, Signature, check_schema, problems_of
 from perdure.core.jsonvalue import encode_value
 from perdure.core.lengths import check_length
 from perdure.core.limits import FRAME_BYTES_MAX
@@ -84,8 +85,9 @@ class Tool:
     decides: "fail" ends the run (a turn, by its `on_interrupted`), and a retry of that makes the
     call again; "tell" goes on, and tells the model that nobody knows.
 
-    `needs_approval` (or what it returns for the arguments) has a human decide first, for at most
-    `approval_timeout_ms`. `timeout_ms` limits one execution; a plain function is left behind.
+    `needs_approval` (or what it, plain or async, returns for the arguments, the same in every
+    attempt) has a human decide first, for at most `approval_timeout_ms`; if it raises, one does.
+    `timeout_ms` limits one execution; a plain function is left behind.
     `may_repeat`: the same call again and again is progress, as of a tool that looks whether
     something is done. `shows_errors`: the model is told the text of any exception, not only of
     ToolError. A result of more than `result_bytes_max` bytes of JSON is an error, or is cut off
@@ -99,7 +101,7 @@ class Tool:
     name: str = field(default="", kw_only=True)
     description: str = field(default="", kw_only=True)
     parameters: Schema | None = field(default=None, kw_only=True)
-    needs_approval: bool | Callable[[dict[str, JsonValue]], bool] = field(
+    needs_approval: bool | Callable[[dict[str, JsonValue]], bool | Awaitable[bool]] = field(
         default=False, kw_only=True
     )
     approval_timeout_ms: int | None = field(default=None, kw_only=True)
@@ -125,8 +127,8 @@ class Tool:
         self._check_choices()
         self._set("_signature", Signature(self.function, injected_type=ToolCall))
         given = self.parameters
-        if given is not None and given.get("type") != "object":
-            raise UsageError(f"the parameters of tool {self.name!r} must be of type object")
+        if given is not None:
+            self._check_schema(given)
         self._set("schema", dict(given) if given is not None else self._signature.schema())
 
     def definition(self) -> dict[str, JsonValue]:
@@ -144,10 +146,19 @@ class Tool:
         problems = problems_of(cast("JsonValue", arguments), self.schema)
         return "; ".join(problems) or None
 
-    def asks_first(self, arguments: dict[str, JsonValue]) -> bool:
-        """Return whether a human decides about a call with these arguments."""
+    async def asks_first(self, arguments: Mapping[str, JsonValue]) -> bool:
+        """Return whether a human decides about a call with these arguments.
+
+        One decides too if the function that is asked about it fails.
+        """
         asked = self.needs_approval
-        return asked if isinstance(asked, bool) else bool(asked(dict(arguments)))
+        if isinstance(asked, bool):
+            return asked
+        try:
+            return bool(await resolve(asked(dict(arguments))))
+        except Exception as error:
+            logger.warning("needs_approval of the tool %r failed: %r", self.name, error)
+            return True
 
     async def perform(
         self, arguments: Mapping[str, JsonValue], call: ToolCall, *, limit_ms: float | None = None
@@ -210,7 +221,24 @@ class Tool:
             told = f"the tool {self.name!r} failed"
         return ToolOutcome.failed("tool_failed", told)
 
+    def _check_schema(self, given: Schema) -> None:
+        if not isinstance(cast("object", given), Mapping) or given.get("type") != "object":
+            raise UsageError(f"the parameters of tool {self.name!r} must be of type object")
+        try:
+            check_schema(dict(given))
+            encode_value(dict(given), name="parameters")
+        except (UsageError, NotSerializableError) as error:
+            raise UsageError(
+                f"the tool {self.name!r} cannot be told to a model: {error}"
+            ) from error
+
     def _check_choices(self) -> None:
+        asked = cast("object", self.needs_approval)
+        if not isinstance(asked, bool) and not callable(asked):
+            raise UsageError(
+                f"needs_approval of tool {self.name!r} must be True, False or a function of the "
+                f"arguments, not {asked!r:.40}"
+            )
         choices = (
             ("effect", get_args(Effect)),
             ("on_unfinished", get_args(Unfinished)),
