@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -68,8 +69,9 @@ def main() -> None:
         if options.keep:
             kept = page.keep(results)
             # A few rows leave the page what it says of the others.
-            taken = {"machine": results.machine, "taken_on": results.taken_on} if is_whole else {}
-            results = kept._replace(**taken)
+            if is_whole:
+                kept = kept._replace(machine=results.machine, taken_on=results.taken_on)
+            results = kept
         page.save(results)
         page.write(results)
     if failed:
@@ -121,12 +123,9 @@ def _works(options: argparse.Namespace, places: suite.Places) -> list[Work]:
         return {"alone": found}
 
     return [
-        *(Work(one.name, lambda one=one: comparison(one)) for one in _compared(options)),
+        *(Work(one.name, partial(comparison, one)) for one in _compared(options)),
         Work(COUNTS, counted),
-        *(
-            Work(name, lambda measure=measure: part(measure))
-            for name, measure in alone.parts(quick=quick).items()
-        ),
+        *(Work(name, partial(part, measure)) for name, measure in alone.parts(quick=quick).items()),
     ]
 
 

@@ -66,7 +66,9 @@ def measure(places: Any, *, steps: int, stores: Sequence[str] = STORES) -> list[
                 sizes = (SHORT, SHORT + further)
                 short, long = (_asked(places, side, store, size) for size in sizes)
                 each = {name: (long[name] - short[name]) / further for name in long}
-                rows.append(Counted(side, store, **{"bytes_written": None, **each}))
+                # A row whose bytes nobody counts has none.
+                written = each.pop("bytes_written", None)
+                rows.append(Counted(side, store, bytes_written=written, **each))
     return rows
 
 
