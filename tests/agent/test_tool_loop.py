@@ -18,7 +18,7 @@ from perdure.core import frames
 from perdure.core.frames import Frame
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
-from perdure.errors import BackendTransportError, StepFailedError, ToolError
+from perdure.errors import BackendTransportError, StepFailedError, ToolError, UsageError
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.protocol import RunStore
@@ -319,3 +319,59 @@ async def test_a_model_that_does_not_answer_fails_the_run(store: RunStore) -> No
 
     done = await run_durable(store, run_id="run", manifest=MANIFEST, task=task)
     assert done.result == "failed"
+
+
+@pytest.mark.parametrize(
+    ("messages", "part"),
+    [
+        (None, "messages must be a list of messages, not None"),
+        ({"role": "user"}, "messages must be a list of messages"),
+        ([], "messages must not be empty"),
+        ([{"role": "user", "content": "Hi"}, None], r"messages\[1\] must be a mapping, not None"),
+        ([{"role": 3}], r"messages\[0\].role must be a text, not 3"),
+        ([{"content": "Hi"}], r"messages\[0\].role must be a text, not None"),
+    ],
+)
+async def test_messages_that_are_none_are_refused_before_a_model_is_asked(
+    store: RunStore, messages: Any, part: str
+) -> None:
+    provider = StrictProvider(says("Hi."))
+    loop = ToolLoop(provider.backend(), [])
+
+    async def body(context: DurableContext) -> str:
+        with pytest.raises(UsageError, match=part):
+            await loop.run(context, messages)
+        return "refused"
+
+    done = await run_durable(store, run_id="run", manifest=MANIFEST, task=body)
+    assert (done.result, provider.prompts) == ("refused", [])
+
+
+async def test_calls_of_a_history_that_are_none_are_left_out(store: RunStore) -> None:
+    provider = StrictProvider(says("It is warm."))
+    broken: Any = [5, None, {"function": "degrees"}, {"function": {}}]
+    messages: Any = [
+        {"role": "user", "content": "Warm?"},
+        {"role": "assistant", "content": "Let me look.", "tool_calls": broken},
+        {"role": "user", "content": "And?"},
+    ]
+    result = await run(store, ToolLoop(provider.backend(), [PURE]), messages)
+    assert (result.text, provider.refused) == ("It is warm.", [])
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"backend": None}, "backend must be a Backend"),
+        ({"tools": None}, "tools must be a list of functions and Tools, not None"),
+        ({"options": 5}, "options must be ModelOptions or None, not 5"),
+        ({"limits": {}}, "limits must be ToolLimits or None"),
+        ({"notify": 5}, "notify must be a function or None, not 5"),
+        ({"cost_usd": 5}, "cost_usd must be a function"),
+        ({"messages_of": "history"}, "messages_of must be a function"),
+    ],
+)
+def test_a_loop_names_what_it_cannot_be_made_of(options: dict[str, Any], part: str) -> None:
+    given: dict[str, Any] = {"backend": ScriptedBackend([]), "tools": [], **options}
+    with pytest.raises(UsageError, match=part):
+        ToolLoop(given.pop("backend"), given.pop("tools"), **given)

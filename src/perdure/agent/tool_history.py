@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 
 from perdure.backends.replay import REPLAY
 from perdure.core.records import JsonValue
+from perdure.errors import UsageError
 
 Message = Mapping[str, JsonValue]
 
@@ -60,13 +61,33 @@ def usable_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name)[:64] or "unnamed"
 
 
+def check_messages(messages: object) -> Sequence[Message]:
+    """Return `messages` if they are a conversation that a model can be asked with.
+
+    Raises UsageError, which names the message, for anything but a sequence of one or more
+    mappings with a `role` each.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise UsageError(f"messages must be a list of messages, not {messages!r:.60}")
+    if not messages:
+        raise UsageError("messages must not be empty: the model is asked with them")
+    for place, message in enumerate(cast("Sequence[object]", messages)):
+        if not isinstance(message, Mapping):
+            raise UsageError(f"messages[{place}] must be a mapping, not {message!r:.60}")
+        role = cast("Mapping[str, object]", message).get("role")
+        if not isinstance(role, str) or not role:
+            raise UsageError(f"messages[{place}].role must be a text, not {role!r:.60}")
+    return cast("Sequence[Message]", messages)
+
+
 def repaired(messages: Sequence[Message]) -> list[Message]:
     """Return `messages` so that a provider accepts them; what is valid stays as it is.
 
     Each call of an assistant's message is answered right behind it, in the order of the calls: by
     the result that belongs to it, wherever that stood, or by one which says that nobody knows. A
     result without a call, a second result, and a message that says nothing are left out; calls
-    that share an id get ids of their own; arguments that are no JSON object become `{}`.
+    that share an id get ids of their own; arguments that are no JSON object become `{}`, and what
+    is no call of a function is left out.
     """
     results = _Results(messages)
     taken: set[str] = set()
@@ -118,7 +139,14 @@ def _calls_of(message: Message) -> list[dict[str, Any]]:
     calls = message.get("tool_calls") if message.get("role") == "assistant" else None
     if not isinstance(calls, list):
         return []
-    return [call for call in cast("list[dict[str, Any]]", calls) if call.get("function")]
+    return [call for call in cast("list[object]", calls) if _is_call(call)]
+
+
+def _is_call(call: object) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(call, dict):
+        return False
+    function = cast("dict[str, object]", call).get("function")
+    return isinstance(function, dict) and bool(cast("dict[str, object]", function))
 
 
 def _id_of(call: Mapping[str, JsonValue]) -> str:

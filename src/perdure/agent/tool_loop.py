@@ -12,7 +12,13 @@ from perdure.agent.adapter import resolve
 from perdure.agent.model_backend import ModelOptions
 from perdure.agent.tool_approval import NotifyApprover
 from perdure.agent.tool_calling import ToolBatch, ToolRun
-from perdure.agent.tool_history import Message, call_message, repaired, result_message
+from perdure.agent.tool_history import (
+    Message,
+    call_message,
+    check_messages,
+    repaired,
+    result_message,
+)
 from perdure.agent.tool_limits import CostUsd, Reached, ToolLimits, ToolLoopEnd, ToolMeter
 from perdure.agent.tool_model import Answer, ModelCall, RecordedAnswer, Shown, passing_failures
 from perdure.agent.tools import Tool, ToolOutcome
@@ -110,6 +116,10 @@ class ToolLoop:
         messages_of: MessagesOf | None = None,
         name: str = "loop",
     ) -> None:
+        _check_given(options=(options, ModelOptions), limits=(limits, ToolLimits))
+        _check_functions(cost_usd=cost_usd, notify=notify, messages_of=messages_of)
+        if not callable(getattr(backend, "stream", None)):
+            raise UsageError(f"backend must be a Backend, which has `stream`, not {backend!r:.60}")
         self.provider = backend.name
         self.model = backend.model
         self.shows_attachments = messages_of is not None
@@ -162,7 +172,8 @@ class ToolLoop:
         `messages` is a question, or a conversation. `on_frame` is told what happens, as frames,
         in each attempt from the beginning; a failure of it disturbs nothing. The model is asked
         again, up to three times, when its answer is lost on the way. What concerns the run itself
-        is raised, and StepFailedError when the model does not answer.
+        is raised, StepFailedError when the model does not answer, and UsageError, which names the
+        message, for messages that are none.
         """
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
 
@@ -198,7 +209,7 @@ class _Work:
         self.loop = loop
         self.run = run
         self.ask = ask
-        self.messages = repaired(messages)
+        self.messages = repaired(check_messages(messages))
         self.model = model
         self.meter = ToolMeter(loop.limits)
         self.reached: Reached | None = None
@@ -338,7 +349,21 @@ async def _shown(answer: Answer) -> AsyncIterator[Frame]:
                 yield each
 
 
+def _check_given(**given: tuple[object, type]) -> None:
+    for name, (value, kind) in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise UsageError(f"{name} must be {kind.__name__} or None, not {value!r:.60}")
+
+
+def _check_functions(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise UsageError(f"{name} must be a function or None, not {value!r:.60}")
+
+
 def _named(tools: Sequence[Tool | Callable[..., Any]]) -> dict[str, Tool]:
+    if not isinstance(cast("object", tools), Sequence):
+        raise UsageError(f"tools must be a list of functions and Tools, not {tools!r:.60}")
     named: dict[str, Tool] = {}
     for each in tools:
         tool = each if isinstance(each, Tool) else Tool(each)

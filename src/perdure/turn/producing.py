@@ -179,8 +179,13 @@ class Producing:
                 self.is_idle = True
                 self.interrupt()
                 return
-            await asyncio.sleep(min(remaining_ms, LOOK_MS) / 1_000)
+            await asyncio.sleep(min(remaining_ms, self._look_in_ms()) / 1_000)
             await self._listen()
+
+    def _look_in_ms(self) -> float:
+        """Return how long no look is due: as long after a write as after another look."""
+        since_ms = monotonic_ms() - self._journal.written_ms
+        return LOOK_MS if since_ms >= LOOK_MS else LOOK_MS - since_ms
 
     async def _listen(self) -> None:
         """A write hears of a stop, and a beat does; without a write, look in between."""
