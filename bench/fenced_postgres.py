@@ -119,10 +119,7 @@ class FencedPostgres:
         return floor
 
     async def run_steps(self, run_id: str, count: int) -> None:
-        await self._fenced(b"claim", run_id, _MANIFEST)
-        for position in range(count):
-            text = json.dumps({"i": position, "status": "ok"})
-            await self._fenced(b"step", run_id, str(position), text, "2026-01-01T00:00:00.000Z")
+        await self._begin(run_id, count)
         await self._fenced(b"end", run_id)
 
     async def replay(self, run_id: str) -> list[Any]:
@@ -130,11 +127,14 @@ class FencedPostgres:
 
     async def interrupt(self, run_id: str, count: int) -> None:
         """Do so many steps of a run, and fail at the next."""
+        await self._begin(run_id, count)
+        await self._fenced(b"fail", run_id)
+
+    async def _begin(self, run_id: str, count: int) -> None:
         await self._fenced(b"claim", run_id, _MANIFEST)
         for position in range(count):
             text = json.dumps({"i": position, "status": "ok"})
             await self._fenced(b"step", run_id, str(position), text, "2026-01-01T00:00:00.000Z")
-        await self._fenced(b"fail", run_id)
 
     async def go_on(self, run_id: str, count: int) -> list[Any]:
         """Claim the run under a lease of its own, and do its steps again from what is recorded."""

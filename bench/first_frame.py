@@ -24,11 +24,10 @@ from typing import Any, Final, NamedTuple
 import perdure
 from bench.sides import floor_side
 from bench.sides.asked import Asked
-from bench.stage import empty
+from bench.stage import TOKEN, empty, until_token
 from perdure.core.frames import text, upstream_end
 
 ROOT: Final = Path(__file__).parent.parent
-TOKEN: Final = "the-token"
 
 
 class Silent:
@@ -79,7 +78,7 @@ async def here(url: str, asked: Asked, rounds: int) -> list[Waited]:
         for index in range(rounds + 1):
             submitted = await engine.submit(_turn("here", index), "Hi")
             lines = submitted.lines()
-            reading = asyncio.create_task(_until_token(lines))
+            reading = asyncio.create_task(until_token(lines))
             await model.say()
             token_ms = (await reading - model.said_s) * 1e3
             await asyncio.sleep(0.05)  # The commit, too, comes after a silence.
@@ -89,14 +88,6 @@ async def here(url: str, asked: Asked, rounds: int) -> list[Waited]:
             found.append(Waited(token_ms, (time.perf_counter() - began) * 1e3 / 2))
     await floor.close()
     return found[1:]
-
-
-async def _until_token(lines: AsyncIterator[bytes]) -> float:
-    came_s = 0.0
-    async for line in lines:
-        if not came_s and TOKEN.encode() in line:
-            came_s = time.perf_counter()
-    return came_s
 
 
 async def elsewhere(url: str, rounds: int) -> list[float]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import perdure
 from bench.sides.asked import tokens
 from perdure.core.frames import text, upstream_end
 from tests.store.postgres_server import running_server
+
+TOKEN: Final = "the-token"
+"""What a model says whose one token is waited for."""
 
 
 class Model:
@@ -81,3 +86,12 @@ async def read(submitted: perdure.SubmittedTurn) -> int:
     async for line in submitted.lines():
         size += len(line)
     return size
+
+
+async def until_token(lines: AsyncIterator[bytes]) -> float:
+    """Read to the end; return when TOKEN came, as `perf_counter` says it."""
+    came_s = 0.0
+    async for line in lines:
+        if not came_s and TOKEN.encode() in line:
+            came_s = time.perf_counter()
+    return came_s

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import perdure
-from bench.stage import empty
+from bench.stage import TOKEN, empty, until_token
 from perdure.core.frames import text, upstream_end
 from perdure.turn.identity import run_id_of
 
 ROOT: Final = Path(__file__).parent.parent
 EVENT: Final = "answer"
-TOKEN: Final = "the-token"
 
 Send = Callable[[str], Awaitable[float]]
 """Sends the event to a run, and returns when it began to."""
@@ -70,7 +69,7 @@ async def wake(url: str, rounds: int, send: Send | None = None) -> list[Woken]:
         turn = perdure.ChatTurnIdentity("", f"{place}{index}", "ann", 0)
         run_id = run_id_of(turn)
         submitted = await engine.submit(turn, "Hi")
-        reading = asyncio.create_task(_until_token(submitted.lines()))
+        reading = asyncio.create_task(until_token(submitted.lines()))
         while (run := await store.read_run(run_id)) is None or run.state != "waiting":
             await store.wait_for_change(run_id, timeout_ms=50)
         # A human answers at any moment between two looks.
@@ -81,14 +80,6 @@ async def wake(url: str, rounds: int, send: Send | None = None) -> list[Woken]:
     await engine.aclose()
     await store.close()
     return found[1:]
-
-
-async def _until_token(lines: AsyncIterator[bytes]) -> float:
-    came_s = 0.0
-    async for line in lines:
-        if not came_s and TOKEN.encode() in line:
-            came_s = time.perf_counter()
-    return came_s
 
 
 @asynccontextmanager

@@ -20,13 +20,11 @@ from perdure.core.records import Effect, JsonValue, Retry, StepKind
 from perdure.core.wire import to_wire
 from perdure.core.wording import error_text
 from perdure.durable.context import DurableContext
+from perdure.durable.failures import CANCELLED_WITHIN
 from perdure.errors import AgentRuntimeError, StepFailedError, UsageError
 
 GRACE_MS: Final = 1_000
 """How long a call that was cancelled may take to clean up before it is left behind."""
-
-CANCELLED_WITHIN: Final = "it was cancelled from within"
-"""What is told of a call that raised CancelledError although nobody cancelled it."""
 
 Cut = Literal["cancelled", "wall_time"]
 

@@ -13,7 +13,7 @@ from perdure.agent.backend import (
     AgentExecutionBackend,
     AgentStartContext,
 )
-from perdure.agent.calls import CANCELLED_WITHIN, Calls
+from perdure.agent.calls import Calls
 from perdure.agent.sessions import (
     ComparingSessionStore,
     InMemoryRuntimeSessionStore,
@@ -27,6 +27,7 @@ from perdure.agent.stream_events import RuntimeStreamEvent
 from perdure.core.effects import Clock, epoch_ms, iso_time, system_clock
 from perdure.core.wording import error_text
 from perdure.durable.calls import is_cancelled
+from perdure.durable.failures import CANCELLED_WITHIN
 from perdure.errors import (
     AgentRuntimeError,
     SessionBusyError,

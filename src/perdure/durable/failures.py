@@ -21,7 +21,8 @@ _RECORDED_AS_THEMSELVES: Mapping[str, type[StepFailedError]] = {
     kind.code: kind for kind in (StepTimeoutError, AwaitEventTimeoutError, UnfinishedStepError)
 }
 
-_CANCELLED_WITHIN: Final = "it was cancelled from within"
+CANCELLED_WITHIN: Final = "it was cancelled from within"
+"""What is told of a body that raised CancelledError although nobody cancelled it."""
 _ABANDONED: Final = "abandoned"
 _SHOWN_MAX: Final = 20
 """How many positions of both histories a divergence shows."""
@@ -31,7 +32,7 @@ def failure_text(error: BaseException, *, taken: int) -> str:
     """Return the stored form of what a step raised after `taken` positions had been taken."""
     recorded = step_error_of(error)
     if isinstance(error, asyncio.CancelledError):
-        recorded = recorded._replace(message=recorded.message or _CANCELLED_WITHIN)
+        recorded = recorded._replace(message=recorded.message or CANCELLED_WITHIN)
     return error_text(recorded._replace(taken=taken))
 
 

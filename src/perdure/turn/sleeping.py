@@ -25,17 +25,24 @@ class Sleepers:
         attended = self._attended.pop(turn, None)
         if attended is not None and not attended.done():
             attended.set_result(None)
-        others = (other for other in self._turns if other.is_asleep and other is not turn)
-        self._turns = {**dict.fromkeys(others), turn: None}
+        self.discard(turn)
+        self._turns[turn] = None
         if self.is_swept and len(self._turns) > SLEEPERS_MAX:
-            # Whoever sees its event replays it; its readers follow the store.
-            oldest = next(iter(self._turns))
-            self.discard(oldest)
-            oldest.drain()
+            self._let_go()
 
     def discard(self, turn: LiveTurn) -> None:
         """Forget a turn that is over."""
         self._turns.pop(turn, None)
+
+    def _let_go(self) -> None:
+        """Let the turn go that has waited longest, if still too many wait."""
+        # Some went on since they were noted, and have not waited again.
+        self._turns = {turn: None for turn in self._turns if turn.is_asleep}
+        if len(self._turns) > SLEEPERS_MAX:
+            # Whoever sees its event replays it; its readers follow the store.
+            oldest = next(iter(self._turns))
+            self.discard(oldest)
+            oldest.drain()
 
     async def attend(self, turn: LiveTurn) -> None:
         """Return when the turn is over, or waits: then nobody need hold a place for it.
