@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 
 from perdure.durable.context import DurableContext
+from perdure.durable.execution import live_runs
 from perdure.durable.runner import emit_event
 from perdure.errors import LeaseHeldError
 from perdure.store.protocol import RunStore
@@ -29,6 +30,24 @@ from tests.durable.handles import (
 from tests.durable.workshop import one_step, submit, working
 
 T = TypeVar("T")
+
+
+class SlowSweeps(Trouble):
+    """Sweeps whose claims are granted, and answered only when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claimed, self.go_on = asyncio.Event(), asyncio.Event()
+        self.sweep_is_first = False
+
+    async def write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        if name == "start_or_resume" and self.sweep_is_first:
+            await self.claimed.wait()
+        answer = await super().write(name, call)
+        if name == "claim_due" and answer:
+            self.claimed.set()
+            await self.go_on.wait()
+        return answer
 
 
 async def test_two_workers_share_without_double_execution(handles: Handles) -> None:
@@ -131,25 +150,40 @@ async def test_a_direct_call_right_after_the_submission_gets_the_result(store: R
 async def test_a_direct_call_waits_for_a_claim_of_its_own_process_that_is_under_way(
     store: RunStore,
 ) -> None:
-    class SlowToAnswer(Trouble):
-        async def write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
-            answer = await super().write(name, call)
-            if name == "claim_due" and answer:
-                claimed.set()
-                await go_on.wait()
-            return answer
-
-    claimed, go_on = asyncio.Event(), asyncio.Event()
-    slow = TroubledStore(store, SlowToAnswer())
+    sweeps = SlowSweeps()
+    slow = TroubledStore(store, sweeps)
     await submit(store)
     async with working(slow, {"task": one_step}):
-        await within(claimed.wait())
+        await within(sweeps.claimed.wait())
         call = asyncio.create_task(run(slow, one_step))
         await asyncio.sleep(0.02)  # By now it has been told that the run is held.
         assert not call.done()
-        go_on.set()
+        sweeps.go_on.set()
         assert (await within(call)).result == 7
     assert len(await attempts_of(store)) == 1
+
+
+async def test_a_direct_call_that_slept_joins_a_worker_of_its_process_that_was_faster(
+    store: RunStore,
+) -> None:
+    async def sleepy(context: DurableContext) -> object:
+        return await context.await_event("go", timeout_ms=None)
+
+    sweeps = SlowSweeps()
+    slow = TroubledStore(store, sweeps)
+    await submit(store)
+    call = asyncio.create_task(run(slow, sleepy))
+    await until(lambda: is_in(store, "waiting"))
+    sweeps.sweep_is_first = True
+    async with working(slow, {"task": sleepy}):
+        await emit_event(store, "run", "go", "gone")
+        await within(sweeps.claimed.wait())
+        # The call has lost its lease, and knows that a sweep is under way.
+        await until(lambda: live_runs.find(slow.handle, "run") is None)
+        assert not call.done()
+        sweeps.go_on.set()
+        assert (await within(call)).result == "gone"
+    assert len(await attempts_of(store)) == 2
 
 
 async def test_a_direct_call_elsewhere_is_told_that_the_run_is_held(handles: Handles) -> None:

@@ -61,8 +61,8 @@ class Execution(Generic[T]):
         self,
         attempt: Attempt,
         task: Task[T],
-        *,
         default_outcome: DefaultOutcome[T],
+        *,
         strikes_max: int,
         unwinds: bool,
     ) -> None:
@@ -100,6 +100,11 @@ class Execution(Generic[T]):
                 settled.exception()  # Who waited for it may have been cancelled.
 
         self._settled.add_done_callback(over)
+
+    @property
+    def settled(self) -> asyncio.Task[T] | None:
+        """What ends with the execution, as others find it; None before it begins."""
+        return self._settled
 
     async def result(self) -> T:
         """Wait for the end. Cancelling the waiting drains: the lease is given back."""

@@ -26,6 +26,7 @@ from perdure.durable.steps import Steps
 from perdure.durable.waits import Suspended
 from perdure.errors import (
     LeaseHeldError,
+    LeaseLostError,
     RunInputMismatchError,
     RunNotFoundError,
     StepFailedError,
@@ -68,7 +69,7 @@ async def run_durable(
 
     Raises what the task raises; LeaseHeldError (live in another process), RunInputMismatchError,
     RunStoppedError, RunParkedError (this call gave the run up: a divergence, or too many
-    crashes), LeaseLostError (another worker went on), StoreError.
+    crashes), LeaseLostError (a worker of another process went on), StoreError.
     """
     stored_id = identity.stored_id(store.tenant, identity.check_run_id(run_id))
     known = identity.KnownManifest.of(manifest, identity.manifest_hash(manifest))
@@ -96,14 +97,12 @@ async def run_durable(
                     store, claim, lease_ms=lease_ms, asked_ms=asked_ms, keeps_records=True
                 )
                 execution = Execution(
-                    attempt,
-                    task,
-                    default_outcome=default_outcome,
-                    strikes_max=strikes_max,
-                    unwinds=False,
+                    attempt, task, default_outcome, strikes_max=strikes_max, unwinds=False
                 )
-                execution.start(live, store.handle)
-                return _reported(attempt, await execution.result())
+                done = await _worked(store, attempt, execution, live)
+                if isinstance(done, RunResult):
+                    return done
+                live = done
         work = await _join(live, run_id, known.known_hash)
         if work is not None:
             return await _report(store, run_id, cast(T, work.result()))
@@ -128,6 +127,26 @@ async def _claim(
         # Whoever only reads is in nobody's way.
         live_runs.leave(store.handle, stored_id)
     return claim
+
+
+async def _worked(
+    store: RunStore, attempt: Attempt, execution: Execution[T], live: LiveRun[Any]
+) -> RunResult[T] | LiveRun[Any]:
+    """Work, and return the result; or the run, to be joined, if a worker here was faster.
+
+    It may be where the run wakes. Raises what the task raises, and LeaseLostError.
+    """
+    execution.start(live, store.handle)
+    try:
+        return _reported(attempt, await execution.result())
+    except LeaseLostError:
+        await live_runs.swept(store.handle)
+        # A worker that came before the execution had ended shares its entry.
+        is_shared = live.work is not execution.settled
+        taken = live if is_shared else live_runs.find(store.handle, attempt.lease.run_id)
+        if taken is None:
+            raise
+        return taken
 
 
 async def emit_event(store: RunStore, run_id: str, key: str, payload: JsonValue) -> bool:
