@@ -244,7 +244,7 @@ async def test_a_store_that_dies_at_the_end_leaves_the_run_to_be_completed(
         return answer
 
     with pytest.raises(Exception, match="away"):
-        await within(run(TroubledStore(store, trouble), task, lease_ms=200))
+        await within(run(TroubledStore(store, trouble), task, lease_ms=600))
     trouble.is_down = False
     assert await is_in(store, "running")
     await until(lambda: _is_free(store))
@@ -260,7 +260,7 @@ async def test_a_store_that_dies_does_not_hide_why_the_task_failed(store: RunSto
         raise Broken("the real trouble")
 
     with pytest.raises(StoreUnavailableError) as away:
-        await within(run(TroubledStore(store, trouble), task, lease_ms=200))
+        await within(run(TroubledStore(store, trouble), task, lease_ms=600))
     assert isinstance(away.value.__cause__, Broken)
     assert await is_in(store, "running")
 

@@ -44,9 +44,9 @@ class Slow:
         return "whole"
 
 
-async def by_wait_for(step: Awaitable[Any]) -> Any:
+async def by_wait_for(step: Awaitable[Any], limit_s: float = 0.02) -> Any:
     try:
-        return await asyncio.wait_for(step, 0.02)
+        return await asyncio.wait_for(step, limit_s)
     except TimeoutError:
         return "late"
 
@@ -166,7 +166,8 @@ async def test_branches_of_a_parallel_that_was_cut_short_stay_cut_short(store: R
 
     async def task(context: DurableContext) -> object:
         branches = (("quick", lambda: 1), ("slow", slow), ("also", slow), ("never", never))
-        first = await by_wait_for(context.parallel(*branches, concurrency_max=2))
+        # Time enough for two commits on a busy machine: both slow ones have to begin.
+        first = await by_wait_for(context.parallel(*branches, concurrency_max=2), 0.2)
         return [first, await context.step("behind", lambda: 2)]
 
     assert (await run(store, task)).result == ["late", 2]

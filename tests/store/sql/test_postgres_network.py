@@ -223,7 +223,7 @@ async def test_a_turn_that_loses_its_database_is_finished_and_read_to_its_end(
 ) -> None:
     async with proxied(postgres) as (proxy, through, past):
         store, reading_store = await open_store(through), await open_store(past)
-        engine = perdure.ChatTurnEngine(store, produce=produce, lease_ms=1_500)
+        engine = perdure.ChatTurnEngine(store, produce=produce, lease_ms=3_000)
         elsewhere = perdure.ChatTurnEngine(reading_store, produce=produce, recover=False)
         await engine.submit(TURN, "Hi")
         reader = Reader()
