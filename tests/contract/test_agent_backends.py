@@ -19,7 +19,14 @@ from perdure.backends.responses import OpenAIResponsesBackend
 from perdure.backends.retry import BackendRetry
 from perdure.backends.scripted import ScriptedBackend
 from perdure.core import frames
-from perdure.testing import BACKEND_CASES, BackendLab, OpenBackend, Plan, backend_conformance
+from perdure.testing import (
+    BACKEND_CASES,
+    BackendLab,
+    OpenBackend,
+    Plan,
+    PlannedAnswer,
+    backend_conformance,
+)
 from perdure.testing.backends import BackendCase
 from tests.backends import messaging
 from tests.backends.model_server import Cut, Hang, ModelServer, Reply, Step, chunk, reply, sse
@@ -154,11 +161,22 @@ BACKENDS: dict[str, OpenBackend] = {
     "scripted": scripted,
 }
 
+PLANNED: dict[str, PlannedAnswer] = {
+    "completions": PlannedAnswer(text="Hello", tools=("f",), tokens_in=9, tokens_out=2),
+    "function": PlannedAnswer(text="Hello", tools=()),
+    "iterable": PlannedAnswer(text="Hello", tools=()),
+    "messages": PlannedAnswer(text="Hello", tools=("f",), tokens_in=15, tokens_out=7),
+    "responses": PlannedAnswer(text="Hello", tools=(), tokens_in=9, tokens_out=2),
+    "sandbox": PlannedAnswer(text="Hello", tools=("find",)),
+    "scripted": PlannedAnswer(text="Hello", tools=()),
+}
+"""What each of them answers; what a canned backend says is its own affair."""
+
 
 @pytest.mark.parametrize("case", BACKEND_CASES, ids=lambda case: case.__name__)
 @pytest.mark.parametrize("name", BACKENDS)
 async def test_backend_contract(name: str, case: BackendCase) -> None:
-    await case(BackendLab(BACKENDS[name]))
+    await case(BackendLab(BACKENDS[name], answer=PLANNED.get(name)))
 
 
 @pytest.mark.parametrize("open_backend", [scripted, sandbox], ids=lambda each: each.__name__)

@@ -39,22 +39,27 @@ def in_memory() -> AbstractAsyncContextManager[SessionStoreLab]:
 @asynccontextmanager
 async def stored(new_lab: Callable[[], StoreLab]) -> AsyncIterator[SessionStoreLab]:
     async with new_lab() as runs:
-
-        async def open_store() -> EventKeepingSessionStore:
-            return DurableSessionStore(await runs.open())
-
-        yield SessionStoreLab(open_store)
+        yield lab_on(runs, lambda store: store)
 
 
 @asynccontextmanager
 async def within_a_run(new_lab: Callable[[], StoreLab]) -> AsyncIterator[SessionStoreLab]:
     async with new_lab() as runs:
-        await (await runs.open()).enqueue("chat:s:0", manifest(), handler="h")
+        for tenant in ("", "another"):
+            store = await runs.open(tenant=tenant)
+            await store.enqueue("chat:s:0", manifest(), handler="h")
+        yield lab_on(runs, lambda store: store.beside("chat:s:0"))
 
-        async def open_store() -> EventKeepingSessionStore:
-            return DurableSessionStore(await runs.open()).beside("chat:s:0")
 
-        yield SessionStoreLab(open_store)
+def lab_on(
+    runs: StoreLab, keep: Callable[[DurableSessionStore], DurableSessionStore]
+) -> SessionStoreLab:
+    async def open_store(tenant: str = "") -> EventKeepingSessionStore:
+        return keep(DurableSessionStore(await runs.open(tenant=tenant)))
+
+    return SessionStoreLab(
+        open_store, restart=runs.close, open_elsewhere=lambda: open_store("another")
+    )
 
 
 @pytest.fixture(params=sorted(["in_memory", *LABS, "postgres", "within_a_run"]))

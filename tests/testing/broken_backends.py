@@ -18,7 +18,7 @@ from perdure.agent.stream_events import (
     ToolResultEvent,
 )
 from perdure.core.secret import Secret
-from perdure.testing import BackendLab, Plan
+from perdure.testing import BackendLab, Plan, PlannedAnswer
 
 
 class SoundBackend:
@@ -29,13 +29,13 @@ class SoundBackend:
         self.plan = plan
         self.calls = 0
 
-    def start(self, input: Any, context: Any) -> RuntimeSession:
+    def start(self, input: Any, context: Any) -> Any:
         return new_session(self.kind, session_id=context.requested_session_id, resume_token="tok-1")
 
     async def resume(self, session: RuntimeSession, input: Any, context: Any) -> RuntimeSession:
         return touched(session, status="active")
 
-    def stop(self, session: RuntimeSession, reason: str) -> None: ...
+    def stop(self, session: RuntimeSession, reason: str) -> Any: ...
 
     async def stream(self, input: Any, context: Any) -> AsyncIterator[Any]:
         self.calls += 1
@@ -114,18 +114,18 @@ class MixesAnswers(SoundBackend):
 
 
 class BeginsSessionsOfAnother(SoundBackend):
-    def start(self, input: Any, context: Any) -> RuntimeSession:
+    def start(self, input: Any, context: Any) -> Any:
         return replace(super().start(input, context), backend="another")
 
 
 class HasOneSessionForAll(SoundBackend):
-    def start(self, input: Any, context: Any) -> RuntimeSession:
+    def start(self, input: Any, context: Any) -> Any:
         return replace(super().start(input, context), id="the-session")
 
 
 class ResumesAnother(SoundBackend):
     async def resume(self, session: RuntimeSession, input: Any, context: Any) -> RuntimeSession:
-        return self.start(input, context)
+        return cast("RuntimeSession", self.start(input, context))
 
 
 class AnswersNewSessionsOnly(SoundBackend):
@@ -212,31 +212,50 @@ class TellsItsToken(SoundBackend):
         return [ToolCallEvent(tool_name="find", args={"token": token.reveal()})]
 
 
-FAULTS: list[tuple[type[SoundBackend], str]] = [
-    (FailsOnItsOwn, "an_answer_keeps_to_the_grammar_of_streams"),
-    (EndsTheTaskItself, "a_backend_tells_only_what_is_a_backends_to_tell"),
-    (TellsAnEmptyPiece, "an_answer_has_text_and_no_empty_piece"),
-    (HasAKindOfItsOwnEachTime, "a_kind_is_a_name_that_stays"),
-    (GivesAnObjectToATool, "every_event_is_plain_json_and_reads_back"),
-    (ChangesWhatItIsAsked, "what_a_backend_is_asked_stays_as_it_is"),
-    (NumbersItsAnswers, "one_backend_answers_again_and_again"),
-    (MixesAnswers, "answers_at_once_do_not_mix"),
-    (BeginsSessionsOfAnother, "a_session_is_of_its_backend"),
-    (HasOneSessionForAll, "two_sessions_are_two"),
-    (ResumesAnother, "a_session_is_resumed_as_itself"),
-    (AnswersNewSessionsOnly, "a_resumed_session_answers"),
-    (HidesItsFailures, "a_failure_is_raised_behind_what_was_said"),
-    (IsOfNoUseBehindAFailure, "a_backend_that_failed_can_be_asked_again"),
-    (GoesOnWhenCancelled, "a_signal_ends_an_answer_that_hangs"),
-    (GoesOnWhenCancelled, "who_leaves_early_ends_the_call"),
-    (StopsOnlyOnce, "to_stop_is_harmless_however_often"),
-    (InventsUsage, "usage_is_counted_and_never_invented"),
-    (TakesUsageBack, "usage_is_counted_and_never_invented"),
-    (HasResultsWithoutCalls, "a_result_of_a_tool_belongs_to_a_call"),
-    (NamesAnArtifactAfterWhatItIsAsked, "what_a_backend_is_asked_does_not_reach_a_log"),
-    (NamesItsToolsAfterWhatItIsAsked, "what_a_backend_is_asked_does_not_reach_a_log_by_a_failure"),
-    (TellsItsToken, "a_resume_token_stays_in_its_session"),
+Fault = tuple[type[SoundBackend], str, str]
+"""A backend, the case that finds what is wrong with it, and words in which it says so."""
+
+FAULTS: list[Fault] = [
+    (
+        FailsOnItsOwn,
+        "an_answer_keeps_to_the_grammar_of_streams",
+        r"fit no grammar: .* backend_error task_end final \(the line is dead\)",
+    ),
+    (EndsTheTaskItself, "a_backend_tells_only_what_is_a_backends_to_tell", "FinalEvent"),
+    (EndsTheTaskItself, "an_answer_keeps_to_the_grammar_of_streams", "'final', which only the"),
+    (TellsAnEmptyPiece, "an_answer_has_text_and_no_empty_piece", "a piece of it is empty"),
+    (HasAKindOfItsOwnEachTime, "a_kind_is_a_name_that_stays", "'sound-fails'"),
+    (GivesAnObjectToATool, "every_event_is_plain_json_and_reads_back", "this tool_call is no JSON"),
+    (ChangesWhatItIsAsked, "what_a_backend_is_asked_stays_as_it_is", "the input after the call"),
+    (NumbersItsAnswers, "one_backend_answers_again_and_again", "asked again: .*'Hello 2'"),
+    (MixesAnswers, "answers_at_once_do_not_mix", "three answers at once"),
+    (BeginsSessionsOfAnother, "a_session_is_of_its_backend", "'another'"),
+    (HasOneSessionForAll, "two_sessions_are_two", "'the-session'"),
+    (ResumesAnother, "a_session_is_resumed_as_itself", "the session that was resumed"),
+    (AnswersNewSessionsOnly, "a_resumed_session_answers", "this session is over"),
+    (HidesItsFailures, "a_failure_is_raised_behind_what_was_said", "fit no grammar"),
+    (IsOfNoUseBehindAFailure, "a_backend_that_failed_can_be_asked_again", "different answers"),
+    (GoesOnWhenCancelled, "a_signal_ends_an_answer_that_hangs", "the call goes on"),
+    (GoesOnWhenCancelled, "who_leaves_early_ends_the_call", "the call goes on"),
+    (StopsOnlyOnce, "to_stop_is_harmless_however_often", "there is nothing to stop"),
+    (InventsUsage, "usage_is_counted_and_never_invented", "nobody has counted"),
+    (TakesUsageBack, "usage_is_counted_and_never_invented", "no number of tokens: -3"),
+    (HasResultsWithoutCalls, "a_result_of_a_tool_belongs_to_a_call", "'lost' was never called"),
+    (
+        NamesAnArtifactAfterWhatItIsAsked,
+        "what_a_backend_is_asked_does_not_reach_a_log",
+        "shown by artifact",
+    ),
+    (
+        NamesItsToolsAfterWhatItIsAsked,
+        "what_a_backend_is_asked_does_not_reach_a_log_by_a_failure",
+        "shown by tool_call",
+    ),
+    (TellsItsToken, "a_resume_token_stays_in_its_session", "token stands in an event"),
 ]
+
+ANSWER = PlannedAnswer(text="Hello", tools=("find",), tokens_in=7, tokens_out=3)
+"""What a sound backend answers."""
 
 
 def opening(kind: Callable[[Plan], Any]) -> Callable[[Plan], Any]:
@@ -244,4 +263,4 @@ def opening(kind: Callable[[Plan], Any]) -> Callable[[Plan], Any]:
 
 
 def lab_of(kind: Callable[[Plan], Any]) -> BackendLab:
-    return BackendLab(opening(kind))
+    return BackendLab(opening(kind), answer=ANSWER)

@@ -29,6 +29,14 @@ class SoundStore(InMemoryRuntimeSessionStore):
     async def open(self) -> EventKeepingSessionStore:
         return type(self)(self)
 
+    @classmethod
+    def elsewhere(cls, shared: SoundStore) -> SoundStore:
+        """Return the store of another tenant."""
+        return cls()
+
+    async def restart(self) -> None:
+        """End every process that has a handle."""
+
 
 class FindsWhatIsNotThere(SoundStore):
     async def get(self, session_id: str) -> RuntimeSession | None:
@@ -182,32 +190,38 @@ class LooksThenWrites(SoundStore):
         return True
 
 
-FAULTS: list[tuple[type[SoundStore], str]] = [
-    (FindsWhatIsNotThere, "what_was_never_put_is_not_there"),
-    (KeepsTheFirst, "what_was_put_last_is_got"),
-    (ForgetsMetadata, "a_session_comes_back_whole"),
-    (RedactsTokens, "a_resume_token_comes_back_as_a_secret"),
-    (ForgetsTheCaseOfIds, "ids_are_taken_as_they_are"),
-    (SortsEvents, "events_come_back_in_order"),
-    (ForgetsResults, "events_come_back_whole"),
-    (FillsInTheSession, "an_event_without_task_or_session_comes_back_without"),
-    (HasOneLogForAll, "sessions_do_not_share_events"),
-    (BeginsTheLogAnew, "to_put_a_session_again_keeps_its_events"),
-    (HandsOutItsOwnList, "a_list_of_events_is_the_readers_own"),
-    (RemembersWhatItRead, "another_handle_sees_what_is_kept"),
-    (LosesWhatIsWrittenAtOnce, "events_of_many_writers_are_all_kept"),
-    (StoresSecretsAsTexts, "the_secrets_of_events_are_not_shown"),
-    (LosesTheEnd, "a_stream_is_kept_as_it_was_told"),
-    (KeepsSessionsToEachHandle, "a_session_is_resumed_by_another_handle"),
-    (TakesWhatIsTaken, "a_free_id_is_taken_once"),
-    (ComparesOnlyIds, "only_what_was_expected_is_replaced"),
-    (ReplacesNothing, "what_is_not_there_is_not_replaced"),
-    (ComparesWithWhatItRemembers, "another_handle_sees_who_has_won"),
-    (DropsTheLogOfWhatItReplaces, "to_replace_a_session_keeps_its_events"),
-    (LooksThenWrites, "of_all_who_begin_a_session_at_once_one_wins"),
-    (LooksThenWrites, "of_all_who_resume_a_session_at_once_one_wins"),
+Fault = tuple[type[SoundStore], str, str]
+"""A store, the case that finds what is wrong with it, and words in which it says so."""
+
+FAULTS: list[Fault] = [
+    (FindsWhatIsNotThere, "what_was_never_put_is_not_there", "nobody has put: expected None"),
+    (KeepsTheFirst, "what_was_put_last_is_got", "the session that was put again"),
+    (ForgetsMetadata, "a_session_comes_back_whole", "metadata=None"),
+    (RedactsTokens, "a_resume_token_comes_back_as_a_secret", "the token: .* found None"),
+    (ForgetsTheCaseOfIds, "ids_are_taken_as_they_are", "the session 'a'"),
+    (SortsEvents, "events_come_back_in_order", "the events: expected"),
+    (ForgetsResults, "events_come_back_whole", "tool_result as JSON"),
+    (FillsInTheSession, "an_event_without_task_or_session_comes_back_without", "events: expected"),
+    (HasOneLogForAll, "sessions_do_not_share_events", "the events: expected"),
+    (BeginsTheLogAnew, "to_put_a_session_again_keeps_its_events", "'kept'"),
+    (HandsOutItsOwnList, "a_list_of_events_is_the_readers_own", "before another one came"),
+    (RemembersWhatItRead, "another_handle_sees_what_is_kept", "the session: .* found None"),
+    (LosesWhatIsWrittenAtOnce, "events_of_many_writers_are_all_kept", "number of events"),
+    (StoresSecretsAsTexts, "the_secrets_of_events_are_not_shown", "a secret is shown"),
+    (LosesTheEnd, "a_stream_is_kept_as_it_was_told", "from the session on"),
+    (KeepsSessionsToEachHandle, "a_session_is_resumed_by_another_handle", "begun anew"),
+    (TakesWhatIsTaken, "a_free_id_is_taken_once", "of one that is taken"),
+    (ComparesOnlyIds, "only_what_was_expected_is_replaced", "of what has changed"),
+    (ReplacesNothing, "what_is_not_there_is_not_replaced", "of an unknown session"),
+    (ComparesWithWhatItRemembers, "another_handle_sees_who_has_won", "one that comes late"),
+    (DropsTheLogOfWhatItReplaces, "to_replace_a_session_keeps_its_events", "number of events"),
+    (LooksThenWrites, "of_all_who_begin_a_session_at_once_one_wins", "number of winners"),
+    (LooksThenWrites, "of_all_who_resume_a_session_at_once_one_wins", "number of winners"),
 ]
 
 
 def lab_of(kind: type[SoundStore]) -> AbstractAsyncContextManager[SessionStoreLab]:
-    return nullcontext(SessionStoreLab(kind().open))
+    shared = kind()
+    elsewhere = kind.elsewhere(shared)
+    lab = SessionStoreLab(shared.open, restart=shared.restart, open_elsewhere=elsewhere.open)
+    return nullcontext(lab)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 from perdure.core.effects import Clock, iso_time, new_uuid, system_clock
 from perdure.core.records import JsonValue
 from perdure.core.secret import REDACTED, Secret
+from perdure.core.wire import from_wire, to_wire
 from perdure.errors import ValidationError
 
 if TYPE_CHECKING:
     from perdure.agent.stream_events import RuntimeStreamEvent, UnknownEvent
+
+R = TypeVar("R")
 
 SessionStatus = Literal["active", "completed", "failed", "aborted"]
 
@@ -62,8 +65,24 @@ def touched(
     return replace(session, status=status or session.status, updated_at=iso_time(clock()))
 
 
+def session_to_stored(session: RuntimeSession) -> dict[str, JsonValue]:
+    """Return the session as plain JSON for a store: with its resume token, in the open."""
+    stored = cast("dict[str, JsonValue]", to_wire(session))
+    if isinstance(session.resume_token, Secret):
+        stored["resumeToken"] = session.resume_token.reveal()
+    return stored
+
+
+def session_from_stored(stored: JsonValue) -> RuntimeSession:
+    """Return the session that `session_to_stored` made plain JSON of. Raises UsageError."""
+    return from_wire(RuntimeSession, stored)
+
+
 class RuntimeSessionStore(Protocol):
-    """Keeps sessions. One that keeps events too is an `EventKeepingSessionStore`."""
+    """Keeps sessions. One that keeps events too is an `EventKeepingSessionStore`.
+
+    Nothing that was handed in or out changes what is kept.
+    """
 
     async def get(self, session_id: str) -> RuntimeSession | None:
         """Return the session, or None."""
@@ -99,7 +118,7 @@ class ComparingSessionStore(Protocol):
 
 
 class InMemoryRuntimeSessionStore:
-    """Keeps sessions for as long as this object lives.
+    """Keeps sessions and their events, as they were when they came, while this object lives.
 
     `sessions_max` and `events_max` (of each session) bound what is kept: the oldest goes first,
     and with a session its events, those to come included. Raises ValidationError for a bound
@@ -116,10 +135,11 @@ class InMemoryRuntimeSessionStore:
         self._events_max = events_max
 
     async def get(self, session_id: str) -> RuntimeSession | None:
-        return self._sessions.get(session_id)
+        session = self._sessions.get(session_id)
+        return None if session is None else _own(session)
 
     async def put(self, session: RuntimeSession) -> None:
-        self._sessions[session.id] = session
+        self._sessions[session.id] = _own(session)
         while self._sessions_max is not None and len(self._sessions) > self._sessions_max:
             oldest, _ = self._sessions.popitem(last=False)
             self._events.pop(oldest, None)
@@ -134,9 +154,32 @@ class InMemoryRuntimeSessionStore:
         if self._sessions_max is not None and session_id not in self._sessions:
             return
         events = self._events.setdefault(session_id, [])
-        events.append(event)
+        events.append(_own(event))
         if self._events_max is not None:
             del events[: -self._events_max]
 
     async def list_events(self, session_id: str) -> Sequence[RuntimeStreamEvent]:
-        return list(self._events.get(session_id, ()))
+        return [_own(event) for event in self._events.get(session_id, ())]
+
+
+_VALUES: Final = ("metadata", "args", "result", "content")
+"""The fields of sessions and events that hold values which whoever made them may change later."""
+
+
+def _own(record: R) -> R:
+    """Return the record with values of its own."""
+    values = {
+        name: _copied(value)
+        for name in _VALUES
+        if isinstance(value := getattr(record, name, None), Mapping | list)
+    }
+    return replace(cast("Any", record), **values) if values else record
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[str, Any]", value)
+        return {key: _copied(item) for key, item in entries.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in cast("list[object]", value)]
+    return value

@@ -16,7 +16,7 @@ its worker serves `HOST_TASKS`).
 
 from __future__ import annotations
 
-from perdure.testing.backend_lab import BackendLab, OpenBackend, Plan
+from perdure.testing.backend_lab import BackendLab, OpenBackend, Plan, PlannedAnswer
 from perdure.testing.backends import BACKEND_CASES, backend_conformance
 from perdure.testing.clock import ManualClock
 from perdure.testing.contract import (
@@ -68,6 +68,7 @@ __all__ = [
     "OpenBackend",
     "OpenHandle",
     "Plan",
+    "PlannedAnswer",
     "Scenario",
     "SessionStoreLab",
     "StoreLab",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Literal
 
 from perdure.agent.backend import AgentExecutionBackend
@@ -11,6 +12,20 @@ from perdure.agent.backend import AgentExecutionBackend
 Plan = Literal["answers", "fails", "hangs"]
 
 OpenBackend = Callable[[Plan], AbstractAsyncContextManager[AgentExecutionBackend]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedAnswer:
+    """What a backend is to tell when it `answers`; what is None is not looked at.
+
+    `tools` are the names of the tools that it calls, in order; the tokens are those of all its
+    model calls together. When it fails or hangs it tells a beginning of `text`.
+    """
+
+    text: str | None = None
+    tools: tuple[str, ...] | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
 
 
 class BackendLab:
@@ -22,9 +37,13 @@ class BackendLab:
     - `answers`: tells the same answer every time, with some text, to its end,
     - `fails`: tells some text, then fails as a broken connection does,
     - `hangs`: tells some text, and then nothing more.
+
+    `answer` is what it answers, for the cases that hold it to that: without it nobody sees that
+    a piece is lost or told twice, or that usage is not told.
     """
 
-    def __init__(self, open_backend: OpenBackend) -> None:
+    def __init__(self, open_backend: OpenBackend, *, answer: PlannedAnswer | None = None) -> None:
+        self.answer = answer or PlannedAnswer()
         self._open_backend = open_backend
 
     def backend(self, plan: Plan = "answers") -> AbstractAsyncContextManager[AgentExecutionBackend]:

@@ -36,6 +36,10 @@ class StoreLab:
         self._handles.push_async_callback(store.close)
         return store.for_tenant(tenant) if tenant else store
 
+    async def close(self) -> None:
+        """Close every handle, as when the last process ends; the data stays."""
+        await self._handles.aclose()
+
     async def __aenter__(self) -> StoreLab:
         return self
 
@@ -45,7 +49,7 @@ class StoreLab:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._handles.aclose()
+        await self.close()
 
 
 Case = Callable[[StoreLab], Awaitable[None]]

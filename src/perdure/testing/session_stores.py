@@ -16,13 +16,16 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from perdure.agent.sessions import ComparingSessionStore
-from perdure.testing.cases import agent_sessions, comparing_sessions
+from perdure.testing.cases import agent_sessions, comparing_sessions, sessions_at_once
 from perdure.testing.conforming import cases_in, run_cases
 from perdure.testing.session_store_lab import NewSessionStoreLab, SessionStoreLab
 
 SessionStoreCase = Callable[[SessionStoreLab], Awaitable[None]]
 
-SESSION_STORE_CASES: Final[tuple[SessionStoreCase, ...]] = cases_in(agent_sessions)
+SESSION_STORE_CASES: Final[tuple[SessionStoreCase, ...]] = (
+    *cases_in(agent_sessions),
+    *cases_in(sessions_at_once),
+)
 """Every case: an async function that takes a SessionStoreLab, named as what it proves."""
 
 COMPARING_SESSION_STORE_CASES: Final[tuple[SessionStoreCase, ...]] = cases_in(comparing_sessions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import copy
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -25,17 +25,29 @@ from perdure.agent.stream_events import (
     ToolResultEvent,
     event_to_wire,
 )
-from perdure.core.records import AgentTaskSpec
+from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.secret import Secret
 from perdure.testing.lab import check, same
-from perdure.testing.session_store_lab import SessionStoreLab
+from perdure.testing.session_store_lab import SessionStoreLab, session_in, texts_in
 
 TASK: Final = AgentTaskSpec("t", "Answer", inputs={"a_b": [1, None, "ü"]})
 MOMENT: Final = "2026-05-10T00:00:00.000Z"
+EARLIER: Final = "2026-05-09T00:00:00.000Z"
 KIND: Final = "demo"
 PIECES: Final = 120
-WRITERS: Final = 3
-ODD_IDS: Final = ("a", "A", "a:1", "a:10", "a/1", "a b", "ü", "x" * 200)
+LONG_CHARS: Final = 100_000
+ODD_IDS: Final = (
+    *("a", "A", "a ", "a:1", "a:10", "a/1", "a b", "a_1", "a%", "_", "%", ".", "..", "CON", "0"),
+    *("ü", "u\u0308", "null", '"', "'", "\\", "😀", "x" * 200),
+)
+ODD_TEXTS: Final = (
+    *(" ", "\n", "\r\n", "\t", "\x00", "a\x00b", "\x1b[31m", "\u2028\u2029", "\ufeff", "😀"),
+    *('"', "'", "\\", "\\u0041", "%s {0} $1", "null", "data: x\n\n", "</script>", "e\u0301"),
+)
+ODD_VALUES: Final[JsonValue] = json.loads(
+    '{"a_b": {"cD": [1, null, 0.5, true, false, -0.0, 1.0, 9007199254740991]},'
+    ' "empty": ["", [], {}, null], "": "a key without a name"}'
+)
 
 
 async def what_was_never_put_is_not_there(lab: SessionStoreLab) -> None:
@@ -55,16 +67,17 @@ async def what_was_put_last_is_got(lab: SessionStoreLab) -> None:
 
 
 async def a_session_comes_back_whole(lab: SessionStoreLab) -> None:
-    whole = RuntimeSession(
-        "s", KIND, "failed", MOMENT, MOMENT, Secret("token-1"), {"a_b": {"cD": [1, None, 0.5]}}
-    )
+    whole = RuntimeSession("s", KIND, "failed", MOMENT, EARLIER, Secret("token-1"), ODD_VALUES)
     await (await lab.open()).put(whole)
-    same(await (await lab.open()).get("s"), whole, "the session")
+    session = await session_in(await lab.open(), "s")
+    same(session, whole, "the session")
+    # Equal is not enough: True equals 1, and 1.0 too.
+    same(_json(session.metadata), _json(ODD_VALUES), "its metadata as JSON")
 
 
 async def a_resume_token_comes_back_as_a_secret(lab: SessionStoreLab) -> None:
     await (await lab.open()).put(new_session(KIND, session_id="s", resume_token="token-1"))
-    session = await _got(await lab.open(), "s")
+    session = await session_in(await lab.open(), "s")
     same(session.resume_token, Secret("token-1"), "the token")
     check("token-1" not in repr(session), "the token is shown")
 
@@ -75,8 +88,11 @@ async def ids_are_taken_as_they_are(lab: SessionStoreLab) -> None:
         await store.put(new_session(KIND, session_id=id, metadata={"n": number}))
         await store.append_event(id, TextDeltaEvent(text=str(number)))
     for number, id in enumerate(ODD_IDS):
-        same((await _got(store, id)).metadata, {"n": number}, f"the session {id!r:.20}")
-        same(await _texts(store, id), [str(number)], f"its events, of {id!r:.20}")
+        found = await session_in(store, id)
+        same((found.id, found.metadata), (id, {"n": number}), f"the session {id!r:.20}")
+        same(await texts_in(store, id), [str(number)], f"the events of {id!r:.20}")
+    for id in ("b", "a:", "a:100", "s"):
+        same(await store.get(id), None, f"the session {id!r}, which nobody has put")
 
 
 async def events_come_back_in_order(lab: SessionStoreLab) -> None:
@@ -85,7 +101,19 @@ async def events_come_back_in_order(lab: SessionStoreLab) -> None:
     texts = [str(number) for number in range(PIECES)]
     for text in texts:
         await store.append_event("s", TextDeltaEvent(text=text))
-    same(await _texts(store, "s"), texts, "the events")
+    same(await texts_in(store, "s"), texts, "the events")
+
+
+async def events_are_in_the_order_in_which_they_came_whatever_their_times(
+    lab: SessionStoreLab,
+) -> None:
+    store = await lab.open()
+    await store.put(new_session(KIND, session_id="s"))
+    moments = (MOMENT, EARLIER, None, EARLIER, MOMENT)
+    for number, moment in enumerate(moments):
+        await store.append_event("s", TextDeltaEvent(text=str(number), timestamp=moment))
+    expected = [str(number) for number in range(len(moments))]
+    same(await texts_in(store, "s"), expected, "the events of a clock that was set back")
 
 
 async def events_come_back_whole(lab: SessionStoreLab) -> None:
@@ -93,8 +121,9 @@ async def events_come_back_whole(lab: SessionStoreLab) -> None:
     known: dict[str, Any] = {"task": TASK, "session": session, "timestamp": MOMENT}
     events: list[RuntimeStreamEvent] = [
         SessionCreatedEvent(**known),
-        ToolCallEvent(**known, tool_name="find", tool_call_id="c", args={"a_b": [1, None]}),
+        ToolCallEvent(**known, tool_name="find", tool_call_id="c", args=ODD_VALUES),
         ToolResultEvent(**known, tool_name="find", tool_call_id="c", result={"x": "ü\u2028"}),
+        ToolResultEvent(**known, tool_name="find", tool_call_id="d", result=False),
         LlmCallEvent(**known, model="m", tokens_in=0, cost_usd=0.25),
         ArtifactEvent(**known, artifact_id="a", content="text", metadata={"x_y": 1}),
         FinalEvent(**known, status="failed", reason="broken", text="half"),
@@ -104,7 +133,22 @@ async def events_come_back_whole(lab: SessionStoreLab) -> None:
     for event in events:
         await store.append_event("s", event)
     kept = await (await lab.open()).list_events("s")
-    same([event_to_wire(each) for each in kept], [event_to_wire(each) for each in events], "events")
+    same(len(kept), len(events), "the number of events")
+    for found, event in zip(kept, events, strict=True):
+        same(_json(event_to_wire(found)), _json(event_to_wire(event)), f"{event.type} as JSON")
+
+
+async def odd_and_long_texts_come_back_as_they_were(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    await store.put(new_session(KIND, session_id="s"))
+    texts = [*ODD_TEXTS, "ü" * LONG_CHARS]
+    for text in texts:
+        await store.append_event("s", TextDeltaEvent(text=text))
+    kept = await texts_in(await lab.open(), "s")
+    same(len(kept), len(texts), "the number of events")
+    for found, text in zip(kept, texts, strict=True):
+        same(len(found), len(text), f"the length of the text {text!r:.20}")
+        check(found == text, f"the text {text!r:.40} came back as {found!r:.40}")
 
 
 async def an_event_without_task_or_session_comes_back_without(lab: SessionStoreLab) -> None:
@@ -127,7 +171,7 @@ async def sessions_do_not_share_events(lab: SessionStoreLab) -> None:
     for id in ("s", "t"):
         await store.put(new_session(KIND, session_id=id))
         await store.append_event(id, TextDeltaEvent(text=id))
-    same((await _texts(store, "s"), await _texts(store, "t")), (["s"], ["t"]), "the events")
+    same((await texts_in(store, "s"), await texts_in(store, "t")), (["s"], ["t"]), "the events")
 
 
 async def to_put_a_session_again_keeps_its_events(lab: SessionStoreLab) -> None:
@@ -136,7 +180,7 @@ async def to_put_a_session_again_keeps_its_events(lab: SessionStoreLab) -> None:
     await store.put(session)
     await store.append_event("s", TextDeltaEvent(text="kept"))
     await store.put(touched(session, status="completed"))
-    same(await _texts(store, "s"), ["kept"], "the events")
+    same(await texts_in(store, "s"), ["kept"], "the events")
 
 
 async def a_list_of_events_is_the_readers_own(lab: SessionStoreLab) -> None:
@@ -148,40 +192,33 @@ async def a_list_of_events_is_the_readers_own(lab: SessionStoreLab) -> None:
     same(len(listed), 1, "the events of a list that was read before another one came")
     if hasattr(listed, "clear"):
         cast("list[Any]", listed).clear()
-    same(await _texts(store, "s"), ["a", "b"], "the events")
+    same(await texts_in(store, "s"), ["a", "b"], "the events")
 
 
-async def another_handle_sees_what_is_kept(lab: SessionStoreLab) -> None:
-    writer, reader = await lab.open(), await lab.open()
-    await reader.get("s")
-    await reader.list_events("s")
-    session = new_session(KIND, session_id="s")
-    await writer.put(session)
-    await writer.append_event("s", TextDeltaEvent(text="a"))
-    same(await reader.get("s"), session, "the session")
-    same(await _texts(reader, "s"), ["a"], "its events")
-
-
-async def events_of_many_writers_are_all_kept(lab: SessionStoreLab) -> None:
-    await (await lab.open()).put(new_session(KIND, session_id="s"))
-
-    async def write(name: int) -> None:
-        store = await lab.open()
-        for number in range(10):
-            await store.append_event("s", TextDeltaEvent(text=f"{name}:{number:02d}"))
-
-    await asyncio.gather(*map(write, range(WRITERS)))
-    kept = await _texts(await lab.open(), "s")
-    same(len(kept), WRITERS * 10, "the number of events")
-    for name in range(WRITERS):
-        of_one = [text for text in kept if text.startswith(f"{name}:")]
-        same(of_one, sorted(set(of_one)), f"the events of writer {name}")
+async def what_was_handed_in_or_out_cannot_change_what_is_kept(lab: SessionStoreLab) -> None:
+    store = await lab.open()
+    values: dict[str, JsonValue] = {"list": [1]}
+    before = copy.deepcopy(values)
+    session = new_session(KIND, session_id="s", metadata=values)
+    event = ToolCallEvent(tool_name="find", args=values)
+    await store.put(session)
+    await store.append_event("s", event)
+    same(values, before, "what was handed to the store")
+    values["list"].append(2)
+    for _ in range(2):
+        got = await session_in(store, "s")
+        listed: Any = (await store.list_events("s"))[0]
+        metadata: Any = got.metadata
+        same(metadata, before, "the metadata of the session")
+        same(listed.args, before, "the arguments of its event")
+        metadata["list"].append(3)
+        listed.args["list"].append(4)
 
 
 async def the_secrets_of_events_are_not_shown(lab: SessionStoreLab) -> None:
     store = await lab.open()
     await store.put(new_session(KIND, session_id="s", resume_token="hush-token"))
-    session = await _got(store, "s")
+    session = await session_in(store, "s")
     question = UserQuestion("q", "The key?", "needed", "r", "high", "credential", "a lot")
     await store.append_event(
         "s",
@@ -206,7 +243,7 @@ async def a_stream_is_kept_as_it_was_told(lab: SessionStoreLab) -> None:
     wire = [event_to_wire(each) for each in told]
     begun = [each["type"] for each in wire].index("session_created")
     same([event_to_wire(each) for each in kept], wire[begun:], "the events from the session on")
-    same((await _got(store, "s")).status, "completed", "the status of the session")
+    same((await session_in(store, "s")).status, "completed", "the status of the session")
 
 
 async def a_session_is_resumed_by_another_handle(lab: SessionStoreLab) -> None:
@@ -220,15 +257,8 @@ async def a_session_is_resumed_by_another_handle(lab: SessionStoreLab) -> None:
 # What the cases share.
 
 
-async def _got(store: EventKeepingSessionStore, id: str) -> RuntimeSession:
-    session = await store.get(id)
-    if session is None:
-        raise AssertionError(f"the session {id!r} is not there")
-    return session
-
-
-async def _texts(store: EventKeepingSessionStore, id: str) -> list[str]:
-    return [cast("TextDeltaEvent", event).text for event in await store.list_events(id)]
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 async def _streamed(store: EventKeepingSessionStore, *, resume: bool = False) -> list[Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields, replace
 from typing import Any, Final
 
-from perdure.agent.sessions import new_session, touched
+from perdure.agent.sessions import RuntimeSession, new_session, touched
 from perdure.agent.stream_events import TextDeltaEvent
+from perdure.core.secret import Secret
 from perdure.testing.lab import same
 from perdure.testing.session_store_lab import SessionStoreLab
 
 KIND: Final = "demo"
+MOMENT: Final = "2026-05-10T00:00:00.000Z"
 RIVALS: Final = 4
 
 
@@ -32,6 +35,31 @@ async def only_what_was_expected_is_replaced(lab: SessionStoreLab) -> None:
     same(await store.get("s"), last, "the session")
     same(await store.put_if(touched(last, status="active"), first), False, "of what has changed")
     same(await store.get("s"), last, "the session behind a refusal")
+
+
+async def every_part_of_a_session_is_compared(lab: SessionStoreLab) -> None:
+    store = await _comparing(lab)
+    kept = new_session(KIND, session_id="s", resume_token="token", metadata={"n": [1]})
+    await store.put(kept)
+    others = (
+        replace(kept, backend="another"),
+        replace(kept, status="failed"),
+        replace(kept, created_at=MOMENT),
+        replace(kept, updated_at=MOMENT),
+        replace(kept, resume_token=Secret("another")),
+        replace(kept, resume_token=None),
+        replace(kept, metadata={"n": [2]}),
+        replace(kept, metadata=None),
+    )
+    for other in others:
+        differing = next(
+            field.name
+            for field in fields(RuntimeSession)
+            if getattr(other, field.name) != getattr(kept, field.name)
+        )
+        taken = await store.put_if(touched(kept, status="completed"), other)
+        same(taken, False, f"what put_if says where the {differing} is another than expected")
+    same(await store.get("s"), kept, "the session behind all refusals")
 
 
 async def what_is_not_there_is_not_replaced(lab: SessionStoreLab) -> None:
