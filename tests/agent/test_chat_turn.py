@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,6 +25,7 @@ from perdure.agent.chat_turn_events import ChatTurnReader, collect_chat_turn
 from perdure.agent.profile import AgentProfile, ProfilePrompt
 from perdure.agent.stream_events import TextDeltaEvent, ToolCallEvent, UnknownEvent
 from perdure.backends.retry import BackendRetry
+from perdure.backends.sse import EVENT_CHARS_MAX
 from perdure.errors import AgentRuntimeError, ChatTurnError, PerdureError, ValueTooLargeError
 from tests.agent.streaming import read
 from tests.backends.model_server import Cut, Hang, ModelServer, Reply, refusal, reply, sse, tiny
@@ -167,7 +169,7 @@ async def test_14_4_the_key_is_the_callers_if_there_is_one(server: ModelServer) 
 
 
 async def test_bb_12_too_much_at_once_is_refused(server: ModelServer) -> None:
-    server.will(reply(b"data: " + b"x" * (1024 * 1024 + 1)))
+    server.will(reply(b"data: " + b"x" * (EVENT_CHARS_MAX + 1)))
     with pytest.raises(ChatTurnError, match="too much at once"):
         await turn(server)
 
@@ -231,6 +233,8 @@ STREAMS = [
     sse(DELTA, CALL, ODD).replace(b"\n\n", b"\n"),
     lines(DELTA, CALL, ODD),
     b"\n \r\n" + lines(DELTA, CALL).replace(b"\n", b"\r\n\r\n") + b"oops\n" + lines(ODD)[:-1],
+    codecs.BOM_UTF8 + lines(DELTA, CALL, ODD),
+    codecs.BOM_UTF8 + b"\n" + sse(DELTA, CALL, ODD),
 ]
 
 
@@ -240,6 +244,13 @@ def test_14_4_r6_however_it_is_framed_and_cut_the_events_are_the_same(stream: by
         reader = ChatTurnReader()
         events = [event for piece in tiny(stream, size) for event in reader.feed(piece)]
         assert [*events, *reader.close()] == EVENTS, size
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_14_4_r6_what_no_json_has_is_skipped(number: str) -> None:
+    odd = f'{{"type": "llm_call", "model": "m", "costUsd": {number}}}\n'.encode()
+    for stream in (odd + lines(DELTA), b"data: " + odd + b"\n" + sse(DELTA)):
+        assert list(ChatTurnReader().feed(stream)) == [TextDeltaEvent(text="On its way.")]
 
 
 @pytest.mark.parametrize("head", [b"data: ", b"{"])

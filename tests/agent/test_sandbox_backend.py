@@ -12,7 +12,7 @@ from perdure.agent.sandbox_backend import DROP, SandboxPromptBackend, event_of_r
 from perdure.agent.session_life import SessionChoice
 from perdure.agent.sessions import InMemoryRuntimeSessionStore
 from perdure.agent.stream import run_agent_task_stream
-from perdure.agent.stream_events import TextDeltaEvent, event_to_wire
+from perdure.agent.stream_events import TextDeltaEvent, ToolCallEvent, event_to_wire
 from perdure.core.records import AgentTaskSpec
 from tests.agent.streaming import final_of, read, types
 
@@ -56,6 +56,78 @@ def test_9_5_the_default_mapping(raw: Any, expected: dict[str, Any] | None) -> N
     else:
         assert event is not None
         assert expected.items() <= event_to_wire(event).items()
+
+
+SOURCES = [
+    ("text_delta", "text", "data.text data.delta text data.part"),
+    ("message.part.updated", "text", "data.text data.delta text data.part"),
+    ("delta", "text", "data.text data.delta text data.part"),
+    ("reasoning_delta", "text", "data.text text"),
+    ("tool_call", "toolName", "data.name toolName"),
+    ("tool_call", "toolCallId", "data.id toolCallId"),
+    ("tool_call", "args", "data.args data.input args"),
+    ("tool_result", "toolName", "data.name toolName"),
+    ("tool_result", "toolCallId", "data.id toolCallId"),
+    ("tool_result", "result", "data.result data.output result"),
+    ("result", "text", "data.finalText data.text text"),
+    ("final", "text", "data.finalText data.text text"),
+    ("artifact", "artifactId", "data.artifactId data.id artifactId"),
+    ("proposal_created", "proposalId", "data.proposalId data.id proposalId"),
+    ("proposal", "proposalId", "data.proposalId data.id proposalId"),
+    ("filing", "proposalId", "data.proposalId data.id proposalId"),
+    ("filing", "title", "data.title data.id"),
+]
+"""For each type of raw event and each member of what it stands for: where that is looked for."""
+
+
+@pytest.mark.parametrize(("kind", "member", "sources"), SOURCES)
+def test_9_5_the_first_source_that_is_there_wins(kind: str, member: str, sources: str) -> None:
+    places = sources.split()
+    while places:
+        raw: dict[str, Any] = {"type": kind, "data": {"x": 1}}
+        for place in places:
+            within, _, name = place.rpartition(".")
+            value: Any = {"type": "text", "text": place} if name == "part" else place
+            (raw["data"] if within else raw)[name] = value
+        event = event_of_raw(raw)
+        assert event is not None
+        assert event_to_wire(event)[member] == places.pop(0)
+
+
+@pytest.mark.parametrize("kind", ["text_delta", "result", "final", "reasoning_delta"])
+def test_9_5_an_empty_text_is_none(kind: str) -> None:
+    assert event_of_raw({"type": kind, "data": {"text": "", "delta": 1}, "text": ""}) is None
+
+
+def test_9_5_data_that_is_an_object_stands_for_the_event_even_if_it_is_empty() -> None:
+    raw = {"type": "tool_call", "data": {}, "name": "look", "id": "1", "args": 2}
+    assert event_of_raw(raw) == ToolCallEvent(tool_name="tool", args=2)
+    assert event_of_raw({**raw, "data": "look"}) == ToolCallEvent(
+        tool_name="look", tool_call_id="1", args=2
+    )
+
+
+def test_9_5_an_artifact_keeps_what_is_said_of_it() -> None:
+    said_of_it = {"name": "n", "mimeType": "text/plain", "uri": "x:y", "content": [1]}
+    raw = {"type": "artifact", "data": {"id": "a-1", **said_of_it, "metadata": {"a_b": 1}}}
+    event = event_of_raw(raw)
+    assert event is not None
+    known = {"type": "artifact", "artifactId": "a-1", "metadata": {"a_b": 1}}
+    assert event_to_wire(event) == {**known, **said_of_it}
+
+
+class Untouched(list[str]):
+    """Pieces of text that nobody may join: as many as a long answer has."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("a piece of text costs as much as all that was said before it")
+
+
+def test_only_a_closing_event_looks_at_what_was_said_before() -> None:
+    for raw in ({"type": "delta", "text": "a"}, {"type": "tool_call"}, {"type": "odd"}):
+        event_of_raw(raw, told=Untouched())
+    with pytest.raises(AssertionError, match="all that was said"):
+        event_of_raw({"type": "final", "text": "a"}, told=Untouched())
 
 
 @pytest.mark.parametrize(
@@ -118,6 +190,23 @@ async def test_9_3_r1_r2_the_session_is_named_after_the_box_and_resumed_without_
     [
         ({"message": "hi"}, "hi"),
         ({"messages": ({"role": "user", "content": "a"}, {"role": "user", "content": "b"})}, "b"),
+        (
+            {
+                "messages": (
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "see "},
+                            {"type": "image_url", "image_url": {"url": "x:y"}},
+                            {"type": "text", "text": "this"},
+                        ],
+                    },
+                )
+            },
+            "see this",
+        ),
+        ({"messages": ({"role": "user", "content": [{"type": "image_url"}]},)}, TASK.intent),
+        ({"message": "hi", "messages": ({"role": "user", "content": "a"},)}, "hi"),
         ({}, TASK.intent),
     ],
 )

@@ -134,6 +134,23 @@ def test_2_a_failure_tells_what_it_was_about() -> None:
     assert (other.session_backend, other.requested_backend) == ("a", "b")
 
 
+def test_2_the_codes_of_agents_are_those_of_the_classes_and_no_other() -> None:
+    kinds = [each for each in vars(errors).values() if inspect.isclass(each)]
+    codes = {each.code for each in kinds if issubclass(each, errors.AgentRuntimeError)}
+    assert codes == set(get_args(errors.AgentRuntimeErrorCode))
+    asked = "validation not_found config capture_integrity judge verification replay transport"
+    assert set(asked.split()) <= codes
+
+
+def test_2_a_failure_that_may_pass_says_so_by_itself_and_no_other_does() -> None:
+    assert errors.BackendTransportError("no", backend="b").retryable
+    assert not errors.BackendTransportError("no", backend="b", retryable=False).retryable
+    assert not errors.ChatTurnError("no", backend="b", retryable=False).retryable
+    assert not errors.AgentRuntimeError("no").retryable
+    bad = errors.ValidationError("no")
+    assert (bad.retryable, isinstance(bad, errors.UsageError)) == (False, True)
+
+
 EVENT_FIELDS = {
     "TaskStart": "",
     "ReadinessStart": "",

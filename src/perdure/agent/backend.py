@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.knowledge import KnowledgeReadinessReport
@@ -45,16 +45,25 @@ class AgentBackendInput:
 
     @property
     def last_message(self) -> str:
-        """The message, else the last one of the conversation, else the task's intent."""
+        """The message, else the text of the last one of the conversation, else the intent."""
         if self.message is not None:
             return self.message
-        content = self.messages[-1].get("content") if self.messages else None
-        return content if isinstance(content, str) else self.task.intent
+        said = _text_of(self.messages[-1].get("content")) if self.messages else None
+        return self.task.intent if said is None else said
 
     @property
     def conversation(self) -> tuple[Mapping[str, JsonValue], ...]:
         """The conversation, else the message or the task's intent as one of the user."""
         return self.messages or ({"role": "user", "content": self.last_message},)
+
+
+def _text_of(content: JsonValue) -> str | None:
+    """Return the text of a message's content, which may have parts; None if it has none."""
+    if not isinstance(content, list | tuple):
+        return content if isinstance(content, str) else None
+    parts = [part for part in cast("Sequence[object]", content) if isinstance(part, Mapping)]
+    texts = [part.get("text") for part in cast("list[Mapping[str, JsonValue]]", parts)]
+    return "".join(each for each in texts if isinstance(each, str)) or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

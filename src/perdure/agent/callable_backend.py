@@ -93,7 +93,7 @@ class _Said:
         if isinstance(item, Frame):
             return self._used(item) if item.kind == "usage" else event_of_frame(item, self._tools)
         if isinstance(item, Mapping):
-            return event_of_raw(cast("Mapping[str, Any]", item), told="".join(self._texts))
+            return event_of_raw(cast("Mapping[str, Any]", item), told=self._texts)
         raise AgentRuntimeError(
             f"the backend {self._kind!r} gave {type(item).__name__}, which is no text, event, "
             "frame or mapping"

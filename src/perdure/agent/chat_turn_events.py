@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import logging
 from collections.abc import AsyncIterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from perdure.agent.stream_events import (
     event_from_wire,
 )
 from perdure.backends.sse import EVENT_CHARS_MAX, SSEParser
+from perdure.core.jsonvalue import parse_json
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError, ValueTooLargeError
 
@@ -26,6 +27,9 @@ logger = logging.getLogger("perdure.agent")
 
 DONE: Final = "[DONE]"
 """What some servers send behind their last event."""
+
+MARK: Final = codecs.BOM_UTF8
+"""What some servers send before their first byte."""
 
 TERMINAL_TYPES: Final = ("final", "result", "done", "error")
 
@@ -43,7 +47,7 @@ class ChatTurnReader:
     def __init__(self, *, event_chars_max: int = EVENT_CHARS_MAX) -> None:
         self._event_chars_max = event_chars_max
         self._sse: SSEParser | None = None
-        self._head = b""
+        self._head: bytes = b""
         self._is_lines = False
 
     def feed(self, chunk: bytes) -> Iterator[ChatTurnEvent]:
@@ -53,12 +57,17 @@ class ChatTurnReader:
                 yield from _events_of(event.data)
             return
         if not self._is_lines:
-            chunk = chunk.lstrip()
-            if chunk and not chunk.startswith(b"{"):
+            chunk = (self._head + chunk).lstrip().removeprefix(MARK).lstrip()
+            if MARK.startswith(chunk):
+                # Nothing yet, or a mark that was cut in two.
+                self._head = chunk
+                return
+            self._head = b""
+            if not chunk.startswith(b"{"):
                 self._sse = SSEParser(event_chars_max=self._event_chars_max)
                 yield from self.feed(chunk)
                 return
-            self._is_lines = bool(chunk)
+            self._is_lines = True
         yield from self._lines(chunk)
 
     def close(self) -> Iterator[ChatTurnEvent]:
@@ -91,8 +100,8 @@ def _events_of(data: str) -> Iterator[ChatTurnEvent]:
 
 def _object(text: str) -> dict[str, JsonValue] | None:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text, name="an event", bytes_max=len(text))
+    except UsageError:
         return None
     return cast("dict[str, JsonValue]", value) if isinstance(value, dict) else None
 
@@ -133,7 +142,7 @@ async def collect_chat_turn(events: AsyncIterable[ChatTurnEvent]) -> ChatTurnRes
         count += 1
         known: ChatTurnEvent | None = event
         if isinstance(event, UnknownEvent):
-            known = event_of_raw(event.data, told="".join(texts))
+            known = event_of_raw(event.data, told=texts)
         match known:
             case TextDeltaEvent(text=text):
                 texts.append(text)

@@ -178,10 +178,10 @@ class ModelBackend:
 def _event_of(frame: Frame, names: dict[str, str], told: list[str]) -> BackendStreamEvent | None:
     """Return the event that a frame is; one that is an event already is mapped by default.
 
-    `told` has the text so far, and gets that of the event.
+    `told` has the pieces of text so far, and gets that of the event.
     """
     if frame.kind == "event":
-        event = event_of_raw(frame.data["event"], told="".join(told))
+        event = event_of_raw(frame.data["event"], told=told)
     else:
         event = event_of_frame(frame, names)
     if isinstance(event, TextDeltaEvent):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, Literal, cast
 
@@ -75,14 +75,14 @@ class SandboxPromptBackend:
                 # The box must be left with the stream, not when the garbage is collected.
                 stack.push_async_callback(cast("AsyncGenerator[Any, None]", raw_events).aclose)
             async for raw in raw_events:
-                event = await self._event_of(raw, context, "".join(told))
+                event = await self._event_of(raw, context, told)
                 if isinstance(event, TextDeltaEvent):
                     told.append(event.text)
                 if event is not None:
                     yield event
 
     async def _event_of(
-        self, raw: Any, context: AgentBackendContext, told: str
+        self, raw: Any, context: AgentBackendContext, told: Sequence[str]
     ) -> BackendStreamEvent | None:
         mapped = self._map_event and await resolve(self._map_event(raw, context))
         if mapped is not None and mapped != DROP:
@@ -93,10 +93,11 @@ class SandboxPromptBackend:
 create_sandbox_prompt_backend = SandboxPromptBackend
 
 
-def event_of_raw(raw: object, *, told: str = "") -> BackendStreamEvent | None:
+def event_of_raw(raw: object, *, told: Sequence[str] = ()) -> BackendStreamEvent | None:
     """Return the event that a raw one stands for by the default mapping; None drops it.
 
-    `told` is the text so far: of a closing event that has the whole text only the rest is told.
+    `told` are the pieces of text so far: of a closing event that has all of it only the rest is
+    told.
     """
     if not isinstance(raw, Mapping):
         return None
@@ -104,35 +105,37 @@ def event_of_raw(raw: object, *, told: str = "") -> BackendStreamEvent | None:
     make = _MAPPING.get(event.get("type")) if isinstance(event.get("type"), str) else None
     if make is None:
         return None
-    return make(_object(event.get("data")) or event, event, told)
+    data = event.get("data")
+    return make(_object(data) if isinstance(data, Mapping) else event, event, told)
 
 
-def _text(data: Raw, event: Raw, told: str) -> BackendStreamEvent | None:
+def _text(data: Raw, event: Raw, told: Sequence[str]) -> BackendStreamEvent | None:
     nested = _object(data.get("part"))
     of_part = nested.get("text") if nested.get("type") == "text" else None
     found = _first_text(data.get("text"), data.get("delta"), event.get("text"), of_part)
     return TextDeltaEvent(text=found) if found else None
 
 
-def _reasoning(data: Raw, event: Raw, told: str) -> BackendStreamEvent | None:
+def _reasoning(data: Raw, event: Raw, told: Sequence[str]) -> BackendStreamEvent | None:
     found = _first_text(data.get("text"), event.get("text"))
     return ReasoningDeltaEvent(text=found) if found else None
 
 
-def _closing(data: Raw, event: Raw, told: str) -> BackendStreamEvent | None:
+def _closing(data: Raw, event: Raw, told: Sequence[str]) -> BackendStreamEvent | None:
     found = _first_text(data.get("finalText"), data.get("text"), event.get("text"))
-    if not found or (told and not found.startswith(told)):
+    so_far = "".join(told)
+    if not found or not found.startswith(so_far):
         return None
-    rest = found[len(told) :]
+    rest = found[len(so_far) :]
     return TextDeltaEvent(text=rest) if rest else None
 
 
-def _tool_call(data: Raw, event: Raw, told: str) -> BackendStreamEvent:
+def _tool_call(data: Raw, event: Raw, told: Sequence[str]) -> BackendStreamEvent:
     args = _first(data.get("args"), data.get("input"), event.get("args"))
     return ToolCallEvent(**_tool(data, event), args=args)
 
 
-def _tool_result(data: Raw, event: Raw, told: str) -> BackendStreamEvent:
+def _tool_result(data: Raw, event: Raw, told: Sequence[str]) -> BackendStreamEvent:
     result = _first(data.get("result"), data.get("output"), event.get("result"))
     return ToolResultEvent(**_tool(data, event), result=result)
 
@@ -144,7 +147,7 @@ def _tool(data: Raw, event: Raw) -> dict[str, Any]:
     }
 
 
-def _artifact(data: Raw, event: Raw, told: str) -> BackendStreamEvent | None:
+def _artifact(data: Raw, event: Raw, told: Sequence[str]) -> BackendStreamEvent | None:
     found = _first_text(data.get("artifactId"), data.get("id"), event.get("artifactId"))
     if not found:
         return None
@@ -154,10 +157,11 @@ def _artifact(data: Raw, event: Raw, told: str) -> BackendStreamEvent | None:
         mime_type=_first_text(data.get("mimeType")),
         uri=_first_text(data.get("uri")),
         content=data.get("content"),
+        metadata=_object(data.get("metadata")) or None,
     )
 
 
-def _proposal(data: Raw, event: Raw, told: str) -> BackendStreamEvent | None:
+def _proposal(data: Raw, event: Raw, told: Sequence[str]) -> BackendStreamEvent | None:
     found = _first_text(data.get("proposalId"), data.get("id"), event.get("proposalId"))
     if not found:
         return None
@@ -170,7 +174,8 @@ def _proposal(data: Raw, event: Raw, told: str) -> BackendStreamEvent | None:
     )
 
 
-_MAPPING: Final[Mapping[JsonValue, Callable[[Raw, Raw, str], BackendStreamEvent | None]]] = {
+_Make = Callable[[Raw, Raw, Sequence[str]], BackendStreamEvent | None]
+_MAPPING: Final[Mapping[JsonValue, _Make]] = {
     "message.part.updated": _text,
     "text_delta": _text,
     "delta": _text,
