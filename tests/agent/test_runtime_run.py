@@ -365,3 +365,14 @@ def test_10_r6_a_row_can_be_had_at_any_time() -> None:
     ended = run.to_row({"b": 2})
     assert (ended.status, ended.metadata) == ("completed", {"a": 1, "b": 2})
     assert run.to_row().metadata == {"a": 1, "b": 1}
+
+
+async def test_the_words_of_an_error_are_masked_in_the_row_however_the_run_has_ended() -> None:
+    key = "sk-" + "proj-Ab12Cd34Ef56Gh78Ij90"
+    told = start_runtime_run(workspace_id="w", task_spec=TASK)
+    told.complete("failed", error=f"401 for {key}")
+    assert told.to_row().error == "401 for [redacted]"
+    with pytest.raises(ValueError, match="401"):
+        async with start_runtime_run(workspace_id="w", task_spec=TASK) as raised:
+            raise ValueError(f"401 for {key}")
+    assert raised.to_row().error == "401 for [redacted]"

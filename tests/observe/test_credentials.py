@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from perdure.core.secret import REDACTED
 from perdure.observe.credentials import as_asked, mask_credentials, mask_text, shown
 
 # Put together from pieces, so that no scanner takes this file for a leak.
@@ -65,6 +70,19 @@ WORD = "hunter2canary99"
         str(["psql", "--password", WORD]) + f" --api-key {WORD}",
         f"my_sk-proj-{WORD}{WORD} key%3Dsk-proj-{WORD}{WORD}",
         f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n{WORD}\n-----END PGP PRIVATE KEY BLOCK-----",
+        f"The password is {WORD}. Also: the password for the db at home is now {WORD}!",
+        f'the passphrase was "correct horse {WORD}", and the API key is {WORD}',
+        f"API key: {WORD}; access key = {WORD}",
+        f"curl -u ann:{WORD} -sU bob:{WORD} --user=ann:{WORD} --proxy-user 'a@b.c:{WORD}'",
+        str(["curl", "-u", f"ann:{WORD}"]),
+        f"sshpass -p {WORD} ssh x; mysql -uroot -p{WORD} db; redis-cli -h x -a {WORD} ping",
+        f"docker login -u ann -p {WORD}",
+        f"https://ann:{WORD}@a.example/x".replace("/", "\\/"),
+        f"https%3A%2F%2Fann%3A{WORD}%40a.example%2F",
+        f"https://ann:{WORD}/{WORD}@a.example/1 https://:{WORD}@a.example",
+        f"https://hooks.slack.com/services/T012345/B012345/{WORD}",
+        f"--password 'correct horse {WORD}'",
+        f"password='{WORD}(x)' api_key=\"{WORD}[0]\"",
     ],
 )
 def test_a_credential_is_masked_in_whatever_form_it_is_written_down(text: str) -> None:
@@ -73,9 +91,29 @@ def test_a_credential_is_masked_in_whatever_form_it_is_written_down(text: str) -
     assert mask_text(masked) == masked
 
 
-@pytest.mark.parametrize("text", ["--" + "a-" * 9_999, "password" + " " * 9_999, "secret='" * 999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--" + "a-" * 9_999,
+        "password" + " " * 9_999,
+        "secret='" * 999,
+        "cookie:" * 9_999,
+        "-eyJaaaaaaa" * 9_999,
+        "sk-" * 9_999,
+        "password is " * 9_999,
+        "password for a b c d " * 9_999,
+        "mysql " * 9_999,
+        "bearer a" * 9_999,
+        "basic a" * 9_999,
+        "://a:" * 9_999,
+        "%3A%2F%2F" * 9_999,
+        "password=a." + "a." * 9_999,
+        "-----BEGIN " * 9_999,
+        "-----BEGIN PRIVATE KEY-----" + "-----END " * 9_999,
+    ],
+)
 def test_a_hostile_text_is_read_in_time(text: str) -> None:
-    """With a pattern that tries again from each sign, one of these would take minutes."""
+    """With a pattern that tries again from each sign, each of these would take minutes."""
     assert len(mask_text(text * 5)) > 0
 
 
@@ -112,6 +150,32 @@ def test_a_password_in_an_address_is_masked_and_the_host_stays() -> None:
         "Literal['tokens', 'calls', 'usd'], hasToken, resumeTokens: 12",
         "give it with --token or --password-file, or by the environment",
         "https://a.example/@scope/package?key=a b_sk-1",
+        "a basic understanding of JavaScript/HTML5 basics, and bearer authentication",
+        "the basic a:b notation, Basic authentication-required, basic concepts",
+        "the password is wrong, the token is base64-encoded and is 12-character long",
+        "The secret is out. The token is sha256-hashed, valid since 2026-01-01",
+        "What is a cookie: a small text that a browser keeps. Cookie: none",
+        "Authorization: required; authorization: denied to user ann",
+        '{"url":"http://localhost:3000","email":"ann@example.org"}',
+        "http://localhost:8080?mail=ann@example.org mailto:ann@example.org",
+        "http://a.example:443/path/@scope/package",
+        "max_tokens: 128000, total_tokens=1234567, 'completion_tokens': 250000",
+        "CONSTRAINT pk_customer_order_items_2024 PRIMARY KEY, sk_stream_wait_memory()",
+        "npm_config_registry_of_some_team, sk-learn-contrib-extras-package",
+        "password: string; token: Optional[str] = None; secret: SecretStr",
+        "password = getpass.getpass(); token = response.json()['x']; key = self.api_key",
+        "connect(user=user, password=password, token=settings.token, secret=os.environ['S'])",
+        "api_key=process.env.KEY, password: ${DB_PASSWORD}, pwd=$PGPASSWORD, token={token}",
+        "WHERE password = :password AND credentials: 'include' -- password: required",
+        "credentials: HTTPAuthorizationCredentials = Depends(bearer)",
+        "docker run -u 1000:1000 x; rsync -u host:/path; git push -u origin HEAD:main",
+        "date -u +%H:%M:%S; sqlmap -u http://a.example",
+        "mysql -u root -p mydb; docker run -p 8080:80 x",
+        "https://shop.example/?key=category",
+        "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk/M9Q",
+        "sha512-9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08==",
+        "nginx:1.25@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "for token in tokens: process(token)\nif token: return token",
     ],
 )
 def test_ordinary_text_passes_untouched(text: str) -> None:
@@ -187,3 +251,68 @@ def test_what_is_given_back_as_it_was_shown_is_what_was_asked() -> None:
     rows = [{"password": "[redacted]"}, "use none", 3]
     assert as_asked({"rows": rows[:2]}, ASKED) == {"rows": [{"password": "hunter2"}, "use none"]}
     assert as_asked({"rows": rows, "more": 1}, ASKED) == {"rows": rows, "more": 1}
+
+
+def test_changed_arguments_that_come_back_keep_what_was_masked_beside_them() -> None:
+    asked = {
+        "to": "Faro",
+        "password": "hunter2",
+        "headers": [["Authorization", "Token abc"], ["Accept", "text"]],
+        "env": [{"name": "DB_PASS", "value": "abc"}],
+        "credentials": {"pin": "1234"},
+        "run": ["psql", "--password", "hunter2"],
+    }
+    seen = shown(asked)
+    assert isinstance(seen, dict)
+    assert as_asked({**seen, "to": "Lagos"}, asked) == {**asked, "to": "Lagos"}
+    assert as_asked({**seen, "run": ["psql", "--password", "other"]}, asked) == {
+        **asked,
+        "run": ["psql", "--password", "other"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "masked"),
+    [
+        (["psql", "--password", "abc", "db"], ["psql", "--password", "[redacted]", "db"]),
+        (["curl", "-u", "ann:abc"], ["curl", "-u", "[redacted]"]),
+        (
+            ["x", "--no-password", "db", "--token", "-v"],
+            ["x", "--no-password", "db", "--token", "-v"],
+        ),
+        (["docker", "-u", "1000:1000"], ["docker", "-u", "1000:1000"]),
+        (
+            [["x-api-key", "abc"], ["accept", "text"]],
+            [["x-api-key", "[redacted]"], ["accept", "text"]],
+        ),
+        (["password", "username"], ["password", "username"]),
+        ([{"name": "API_KEY", "value": "abc"}], [{"name": "API_KEY", "value": "[redacted]"}]),
+        ([{"key": "city", "value": "Faro"}], [{"key": "city", "value": "Faro"}]),
+        ({"auth": ["ann", "abc"]}, {"auth": "[redacted]"}),
+        ({"auth": "ann:abc", "proxy_auth": "none"}, {"auth": "[redacted]", "proxy_auth": "none"}),
+        ({"auth": {"kind": "none"}}, {"auth": {"kind": "none"}}),
+    ],
+)
+def test_what_a_list_or_a_record_names_a_credential_is_masked(value: Any, masked: Any) -> None:
+    assert mask_credentials(value) == masked
+    assert mask_credentials(masked) == masked
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC"])
+def test_a_user_and_a_password_in_base64_are_masked_and_words_behind_basic_are_not(
+    scheme: str,
+) -> None:
+    for login in ("a:b", f"ann:{WORD}", f"ann@example.org:{WORD}?>", "ann:pässwort"):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            said = encode(login.encode()).decode()
+            for form in (said, said.rstrip("=")):
+                assert mask_text(f"got {scheme} {form}, and") == f"got {scheme} [redacted], and"
+    assert mask_text(f"{scheme} {KEY}") == f"{scheme} [redacted]"
+
+
+def test_an_image_a_program_and_a_page_of_prose_pass_untouched() -> None:
+    image = base64.b64encode(random.Random(1).randbytes(300_000)).decode()
+    assert mask_text(f"data:image/png;base64,{image}").count("[redacted]") == 0
+    assert (
+        mask_text(Path(__file__).parents[2].joinpath("README.md").read_text()).count(REDACTED) == 0
+    )

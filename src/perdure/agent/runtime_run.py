@@ -211,8 +211,9 @@ class RuntimeRun:
     ) -> None:
         """End the run; `cost` overrides what was added up, except for `wall_ms`.
 
-        Again with the same status this changes nothing. Raises RuntimeRunStateError with another
-        one, ValidationError for what is no end.
+        The words of an error are masked where they look like a credential. Again with the same
+        status this changes nothing. Raises RuntimeRunStateError with another one, ValidationError
+        for what is no end.
         """
         if status not in ENDED:
             raise ValidationError(f"a run is completed as {', '.join(ENDED)}, not {status!r:.40}")
@@ -223,7 +224,8 @@ class RuntimeRun:
                 )
             return
         self._settle()
-        self._completion = _Completion(self._now(), result_summary, error, metadata)
+        masked = None if error is None else mask_text(error)
+        self._completion = _Completion(self._now(), result_summary, masked, metadata)
         self._row = replace(self._row, status=status)
         self._override(cost or {})
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Mapping
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from perdure.core.records import JsonValue
-from perdure.core.wire import to_wire
 from perdure.observe.credentials import mask_text
+from perdure.observe.deltas import SanitizedStream, delta_of
 from perdure.observe.rules import is_on
 from perdure.observe.sanitize import DELTAS_WITH, sanitize_event
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_log
@@ -63,7 +63,8 @@ class RuntimeEventCollector:
 class RuntimeStreamEventCollector(RuntimeEventCollector):
     """Keeps the events of a stream as they may leave, and sums them up.
 
-    The summary covers all events, also those that are no longer kept.
+    The summary covers all events, also those that are no longer kept. Where deltas are kept with
+    their text, what looks like a credential is masked also where several of them share it.
     """
 
     def __init__(
@@ -74,17 +75,24 @@ class RuntimeStreamEventCollector(RuntimeEventCollector):
         self._first_session_id: str | None = None
         self._final: dict[str, JsonValue] = {}
         self._texts: list[str] = []
+        self._stream = SanitizedStream(self.options)
+
+    @property
+    def events(self) -> list[dict[str, JsonValue]]:
+        most = self._events.maxlen
+        kept = [*self._events, *self._stream.waiting]
+        return kept if most is None else kept[max(0, len(kept) - most) :]
 
     def on_event(self, event: object) -> None:
         """Keep what may leave of `event`, and count it."""
         sanitized = self._sanitized(event)
         kind = str(sanitized["type"])
-        self._events.append(sanitized)
+        self._events.extend(self._stream.take(event, sanitized))
         self._counts[kind] += 1
         if kind == "final":
             self._final = sanitized
         elif kind == "text_delta" and is_on(self.options, *DELTAS_WITH):
-            self._texts.append(_text_of(event))
+            self._texts.append(delta_of(event))
         elif kind in _OPENINGS and self._first_session_id is None:
             self._first_session_id = sanitized.get("session", {}).get("id")
 
@@ -99,12 +107,6 @@ class RuntimeStreamEventCollector(RuntimeEventCollector):
             # Masked as a whole: what two deltas share between them is seen here.
             final_text=mask_text("".join(self._texts)),
         )
-
-
-def _text_of(event: object) -> str:
-    wire = to_wire(event)
-    found = cast("dict[str, JsonValue]", wire).get("text") if isinstance(wire, dict) else None
-    return found if isinstance(found, str) else ""
 
 
 def create_runtime_event_collector(

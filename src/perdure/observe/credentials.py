@@ -1,105 +1,74 @@
 """The last pass over what leaves: texts that look like credentials are masked, wherever they are.
 
 It is a net under the table of `sanitize`, not a substitute for it: a credential of a shape that
-is not listed here, or one that two texts share between them, falls through.
+is not among the `shapes`, or one of which a text has a part only, falls through.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, cast
 
 from perdure.core.records import JsonValue
 from perdure.core.secret import REDACTED, redacted
-
-_QUOTE: Final = r"(?:\\*[\"'])?"
-"""Also as it stands in a JSON text within a JSON text, where it is behind backslashes."""
-_NEXT: Final = rf"{_QUOTE}\s*(?:=>|[=:]|%3[DA]|,(?=\s*b[\"']))\s*b?"
-"""What leads from a name to its value: in a header, a mapping, a pair, a call, an address."""
-_VALUE: Final = (
-    r"(?:\"(?:\\.|[^\"\\\r\n]){6,}(?:\"|\Z)|'(?:\\.|[^'\\\r\n]){6,}(?:'|\Z)"
-    r"|\\+\"[^\"\r\n]{6,}\"|\\+'[^'\r\n]{6,}'|(?:\\*[\"'])?[^\s\"',;&}]{6,})"
-)
-_NAME: Final = (
-    r"(?=[acepst_-])(?:password|passwd|passphrase|passcode|[_-]pass"
-    r"|(?<![a-z])(?:pwd|secret|credential|token)"
-    r"|(?-i:(?<=[a-z])(?:Secret|Credential|Token|Pwd)(?![a-z]))"
-    r"|(?:api|access|private|account|secret|signing|encryption)[_-]?key)s?"
-)
-
-SHAPES: Final[tuple[tuple[str, str], ...]] = (
-    (
-        "private key",
-        r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)",
-    ),
-    (
-        "header of a request",
-        rf"(?i:\bauthorization{_NEXT}{_QUOTE}(?:[a-z0-9-]{{3,20}}\s+)?)[^\s\"',;&}}\]]+",
-    ),
-    ("cookie", rf"(?i:\bcookie(?:: |{_NEXT}{_QUOTE}(?=[^\s\"'=;]+=)))[^\r\n\"']{{6,}}"),
-    ("bearer token", r"(?i:\b(?:bearer|basic) )[A-Za-z0-9._~+/=-]{12,}"),
-    ("JSON web token", r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"),
-    (
-        "key of a model provider",
-        r"(?:\b(?:sk|pk|rk|xai|gsk|csk|pplx|nvapi|whsec|r8)|(?<=_)sk|(?<=%3[AD])sk)"
-        r"[-_][A-Za-z0-9_-]{16,}",
-    ),
-    ("key of Google", r"\bAIza[A-Za-z0-9_-]{30,}|\bya29\.[A-Za-z0-9_-]{20,}"),
-    ("key of AWS", r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b"),
-    ("token of GitHub", r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}"),
-    ("token of GitLab", r"\bglpat-[A-Za-z0-9_-]{16,}"),
-    ("token of Slack", r"\b(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{10,}"),
-    ("token of npm, PyPI or Hugging Face", r"\b(?:npm_|pypi-|hf_)[A-Za-z0-9_-]{20,}"),
-    (
-        "password or token in an address",
-        r"(?<=://)(?:[^\s/:@]*:[^\s/]+|[A-Za-z0-9_~-]{16,})(?=@)",
-    ),
-    (
-        "signature of an address",
-        r"[?&](?i:key|sig|(?:x-(?:amz|goog)-)?signature|x-amz-security-token)="
-        r"(?!\[redacted\])[^\s&\"'#]{6,}",
-    ),
-    (
-        "option of a command",
-        r"--(?<![\w-]--)(?i:(?:[a-z]+-){0,4}"
-        rf"{_NAME}[\"']?,?\s+[\"']?(?=[^\s\"']*\d)[^\s\"']{{6,}})",
-    ),
-    (
-        "named value",
-        rf"(?i:{_NAME}(?:[_-]access)?(?:[_-](?:key|value|\d))?)(?i:{_NEXT})"
-        rf"(?!{_QUOTE}\[redacted\]){_VALUE}",
-    ),
-)
-"""What a credential looks like: its kind, and the pattern that finds it."""
+from perdure.observe.shapes import SHAPES
 
 _ANY: Final = re.compile("|".join(f"(?:{pattern})" for _, pattern in SHAPES))
 _NAMES: Final = re.compile(
     r"(?i:.*(?:passwords?|passwd|passphrase|passcode|pwd|[_-]pass|secrets?|credentials?"
-    r"|(?:api|access|private|account|secret|signing|encryption)[_-]?keys?"
+    r"|(?:api|access|private|account|secret|signing|encryption)[ _-]?keys?"
     r"|token|authorization|cookies?|[_-]jwt|connection[_-]?string)(?:[_-]?(?:value|pem|\d+))?"
     r"|pass|pwd|jwt|bearer|dsn)"
 )
+_PAIR: Final = 2
+_LOGIN_NAMES: Final = re.compile(r"(?i:(?:basic|http|proxy)?[_-]?auth|userpwd)")
+_LOGIN_OPTIONS: Final = frozenset({"-u", "-U", "--user", "--proxy-user"})
+_LOGIN: Final = re.compile(r"(?!\d+:\d)[^\s:/]{1,80}:(?![\\/])\S+")
 
 
 def mask_text(text: str) -> str:
     """Return `text` with every part that looks like a credential as `[redacted]`."""
-    return _ANY.sub(REDACTED, text)
+    kept: list[str] = []
+    at = 0
+    for begin, end in credentials_in(text):
+        kept += (text[at:begin], REDACTED)
+        at = end
+    return "".join((*kept, text[at:])) if kept else text
+
+
+def credentials_in(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where each part of `text` begins and ends that looks like a credential, in order."""
+    at = 0
+    while (found := _ANY.search(text, at)) is not None:
+        lead = found.lastgroup
+        at, end = found.span() if lead is None else (found.end(lead), found.end())
+        # Prose has words behind "basic", and other credentials may stand in what is none.
+        if lead != "basic" or _is_login(text[at:end]):
+            yield at, end
+            at = end
 
 
 def mask_credentials(value: JsonValue) -> JsonValue:
     """Return `value` with every text in it masked, keys of objects included.
 
     What stands under a key that names a credential, such as `password`, is masked whole: a text,
-    and also an object or a list, whatever is in it.
+    and also an object or a list, whatever is in it. So is the second of a pair in a list of pairs,
+    the `value` beside such a `name`, and the item behind such an option (`--password`).
     """
     if isinstance(value, str):
         return mask_text(value)
     if isinstance(value, Mapping):
         entries = cast("Mapping[str, JsonValue]", value)
-        return {mask_text(key): _mask_member(key, item) for key, item in entries.items()}
+        name = entries.get("name", entries.get("key"))
+        named = {"value": name} if isinstance(name, str) else {}
+        return {
+            mask_text(key): _mask_member(named.get(key, key), item) for key, item in entries.items()
+        }
     if isinstance(value, list | tuple):
-        return [mask_credentials(item) for item in cast("list[JsonValue]", value)]
+        return _mask_items(cast("Sequence[JsonValue]", value))
     return value
 
 
@@ -116,23 +85,83 @@ def as_asked(given: JsonValue, asked: JsonValue) -> JsonValue:
 
     What was not changed is what was asked; what was changed stays as it was given.
     """
-    if given == shown(asked):
+    return _unmasked(given, asked, shown(asked))
+
+
+def _unmasked(given: JsonValue, asked: JsonValue, seen: JsonValue) -> JsonValue:
+    """Return what was given with what was asked in every place that is as it was seen."""
+    if given == seen:
         return asked
-    if isinstance(given, Mapping) and isinstance(asked, Mapping):
-        news = cast("Mapping[str, JsonValue]", given)
+    if isinstance(given, Mapping) and isinstance(asked, Mapping) and isinstance(seen, Mapping):
         known = cast("Mapping[str, JsonValue]", asked)
+        names = {mask_text(name): name for name in known}
+        entries = cast("Mapping[str, JsonValue]", given).items()
         return {
-            key: as_asked(item, known[key]) if key in known else item for key, item in news.items()
+            names.get(key, key): _unmasked(item, known[names[key]], seen[key])
+            if key in names
+            else item
+            for key, item in entries
         }
-    if isinstance(given, list) and isinstance(asked, list | tuple):
-        items = cast("Sequence[JsonValue]", given)
-        were = cast("Sequence[JsonValue]", asked)
+    if isinstance(given, list) and isinstance(asked, list | tuple) and isinstance(seen, list):
+        items, were = cast("list[JsonValue]", given), cast("Sequence[JsonValue]", asked)
+        shown_ones = cast("list[JsonValue]", seen)
         if len(items) == len(were):
-            return [as_asked(item, was) for item, was in zip(items, were, strict=True)]
+            return [_unmasked(*each) for each in zip(items, were, shown_ones, strict=True)]
     return cast("JsonValue", given)
 
 
 def _mask_member(key: str, value: JsonValue) -> JsonValue:
     if value and isinstance(value, str | Mapping | list | tuple) and _NAMES.fullmatch(key):
         return REDACTED
+    if _LOGIN_NAMES.fullmatch(key) and _is_user_and_password(value):
+        return REDACTED
     return mask_credentials(value)
+
+
+def _mask_items(items: Sequence[JsonValue]) -> list[JsonValue]:
+    """Return the items of a list, which may be pairs, or the words of a command."""
+    if items and all(map(_is_named, items)):
+        return [[mask_text(name), _mask_member(name, item)] for name, item in items]
+    masked: list[JsonValue] = []
+    before: JsonValue = None
+    for item in items:
+        masked.append(REDACTED if _is_option_value(before, item) else mask_credentials(item))
+        before = item
+    return masked
+
+
+def _is_named(value: JsonValue) -> bool:
+    """Return whether the value is a pair of a name and something."""
+    if not isinstance(value, list | tuple) or len(cast("Sequence[JsonValue]", value)) != _PAIR:
+        return False
+    return isinstance(cast("Sequence[JsonValue]", value)[0], str)
+
+
+def _is_option_value(option: JsonValue, item: JsonValue) -> bool:
+    """Return whether the item is what the option of a command before it names."""
+    if not isinstance(option, str) or not isinstance(item, str) or option[:1] != "-":
+        return False
+    if option in _LOGIN_OPTIONS:
+        return _LOGIN.fullmatch(item) is not None
+    if not option.startswith("--") or option.startswith("--no-") or item.startswith("-"):
+        return False
+    return _NAMES.fullmatch(option) is not None
+
+
+def _is_user_and_password(value: JsonValue) -> bool:
+    if isinstance(value, str):
+        return _LOGIN.fullmatch(value) is not None
+    if not isinstance(value, list | tuple):
+        return False
+    items = cast("Sequence[JsonValue]", value)
+    return len(items) == _PAIR and all(isinstance(item, str) for item in items)
+
+
+def _is_login(text: str) -> bool:
+    """Return whether the text is a user and a password, as HTTP writes them."""
+    plain = text.rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
+    try:
+        said = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    return ":" in said and said.isprintable()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from typing import Final
 
 from perdure.core.finite import is_finite
 from perdure.core.records import JsonValue
 from perdure.errors import NotSerializableError
+from perdure.observe.deltas import SanitizedStream
 from perdure.observe.sanitize import sanitize_event, sanitize_knowledge_readiness_report
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_client
 
@@ -75,7 +77,8 @@ def runtime_stream_server_sent_event(
 ) -> str:
     """Return a server-sent event with what may leave of an event of a task or a stream.
 
-    Without `options` it is for the browser of who owns the task (`telemetry_client()`).
+    Without `options` it is for the browser of who owns the task (`telemetry_client()`). A delta is
+    masked by itself: `sse_stream` sees also a credential that several deltas share.
     """
     kept = sanitize_event(runtime_event, options or telemetry_client())
     return encode_server_sent_event(kept, event=event, id=id, retry=retry)
@@ -91,18 +94,35 @@ async def sse_stream(
 ) -> AsyncIterator[bytes]:
     """Yield each of `events` as a server-sent event in UTF-8, as it comes.
 
-    `id_of` gives the id of an event; `retry` goes with the first. Closing this closes `events`.
+    `id_of` gives the id of an event; `retry` goes with the first. A delta waits until its last word
+    is over, or that of a secret which it names: what looks like a credential is masked also where
+    several deltas share it (`SanitizedStream`). Closing this closes `events`.
     """
+    stream = SanitizedStream(options or telemetry_client())
+    ids: deque[str | None] = deque()
+
+    def sent(left: Iterable[dict[str, JsonValue]]) -> Iterator[bytes]:
+        nonlocal retry
+        for kept in left:
+            id = ids.popleft()
+            yield encode_server_sent_event_bytes(kept, event=event, id=id, retry=retry)
+            retry = None
+
     async with AsyncExitStack() as stack:
         close = getattr(events, "aclose", None)
         if close is not None:
             stack.push_async_callback(close)
-        async for item in events:
-            id = None if id_of is None else id_of(item)
-            yield runtime_stream_server_sent_event(
-                item, options, event=event, id=id, retry=retry
-            ).encode()
-            retry = None
+        try:
+            async for item in events:
+                ids.append(None if id_of is None else id_of(item))
+                for frame in sent(stream.take(item)):
+                    yield frame
+        except Exception:
+            for frame in sent(stream.rest()):
+                yield frame
+            raise
+        for frame in sent(stream.rest()):
+            yield frame
 
 
 def _json(data: JsonValue) -> str:
