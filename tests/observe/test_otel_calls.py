@@ -10,10 +10,11 @@ from perdure.backends.scripted import ScriptedBackend
 from perdure.core.frames import text
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
+from perdure.durable.steps import report_usage
 from perdure.store.memory import MemoryStore
 from tests.agent.looping import PURE, run
 from tests.agent.strict_provider import StrictProvider, calls, says
-from tests.observe.spanning import MANIFEST, Watched, attributes
+from tests.observe.spanning import MANIFEST, Watched, attributes, watching
 
 PROMPT = Prompt([{"role": "user", "content": "Hello"}])
 TOKENS_IN = "gen_ai.client.inference.usage.input_tokens"
@@ -69,3 +70,31 @@ async def test_a_tool_of_a_loop_has_its_own_name_whatever_its_step_is_called(
     assert attributes(first)["gen_ai.response.finish_reasons"] == ("tool_calls",)
     assert attributes(second)["gen_ai.response.finish_reasons"] == ("stop",)
     assert "nobody should read" not in "".join(span.to_json() for span in watched.spans)
+
+
+async def asks(ctx: DurableContext) -> None:
+    """Ask a model that uses tokens."""
+
+    def ask() -> None:
+        report_usage(model="m", tokens_in=7, tokens_out=3)
+
+    await ctx.step("ask", ask, kind="llm")
+
+
+async def test_what_takes_seconds_or_thousands_of_tokens_has_buckets_of_its_own() -> None:
+    """The buckets that an exporter has by itself put every duration below five seconds into one."""
+    with watching("both") as watched:
+        await run_durable(MemoryStore(), run_id="r", manifest=MANIFEST, task=asks)
+        bounds = {
+            name: watched.points(name)[0].explicit_bounds
+            for name in (
+                "gen_ai.client.inference.duration",
+                "gen_ai.client.operation.duration",
+                "gen_ai.client.inference.operation.input_tokens",
+                "gen_ai.client.token.usage",
+            )
+        }
+    assert {each[0] for name, each in bounds.items() if "duration" in name} == {0.01}
+    assert {each[-1] for name, each in bounds.items() if "duration" in name} == {81.92}
+    assert {each[:3] for name, each in bounds.items() if "duration" not in name} == {(1, 4, 16)}
+    assert {each[-1] for name, each in bounds.items() if "duration" not in name} == {67_108_864}

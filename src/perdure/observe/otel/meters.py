@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import Histogram, Meter
 
 from perdure.core.changes import SettleUsage
 from perdure.observe.otel.conventions import (
@@ -27,6 +28,14 @@ _KINDS: Final = (
 )
 _ALWAYS: Final = ("input_tokens", "output_tokens")
 """What a failed call counts as 0, so that it is not missing."""
+_TOKENS: Final = [4**power for power in range(14)]
+"""The bounds of the buckets of a histogram, as the conventions advise: of tokens, of seconds."""
+_SECONDS: Final = [0.01 * 2**power for power in range(14)]
+_SECONDS_TO_FIRST: Final = [
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
+    *(0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+]
+_NUMBERS: Final = [1, 2, 4, 8, 16, 32, 64, 128]
 _ABOUT_CALLS: Final[tuple[str, ...]] = (
     OPERATION,
     "gen_ai.provider.name",
@@ -43,34 +52,36 @@ class Meters:
     def __init__(self, meter: Meter, semconv: Semconv) -> None:
         self._latest = is_latest(semconv)
         self._old = is_old(semconv)
+
+        def histogram(name: str, unit: str, bounds: Sequence[float]) -> Histogram:
+            return meter.create_histogram(name, unit, explicit_bucket_boundaries_advisory=bounds)
+
         self._counters = {
             name: meter.create_counter(f"{_PREFIX}.usage.{name}", unit="{token}")
             for name, _ in _KINDS
             if self._latest
         }
         self._token_sizes = {
-            name: meter.create_histogram(f"{_PREFIX}.operation.{name}", unit="{token}")
+            name: histogram(f"{_PREFIX}.operation.{name}", "{token}", _TOKENS)
             for name in _ALWAYS
             if self._latest
         }
         names = ["invoke_agent", "invoke_workflow", "execute_tool", "client.inference"]
         self._durations = {
-            name: meter.create_histogram(f"gen_ai.{name}.duration", unit="s")
+            name: histogram(f"gen_ai.{name}.duration", "s", _SECONDS)
             for name in names
             if self._latest
         }
         if self._latest:
-            self._first_chunk = meter.create_histogram(f"{_PREFIX}.time_to_first_chunk", unit="s")
+            self._first_chunk = histogram(f"{_PREFIX}.time_to_first_chunk", "s", _SECONDS_TO_FIRST)
         self._calls = {
-            name: meter.create_histogram(f"gen_ai.invoke_agent.{name}", unit=f"{{{unit}}}")
+            name: histogram(f"gen_ai.invoke_agent.{name}", f"{{{unit}}}", _NUMBERS)
             for name, unit in (("inference_calls", "inference_call"), ("tool_calls", "tool_call"))
             if self._latest
         }
         if self._old:
-            self._old_tokens = meter.create_histogram("gen_ai.client.token.usage", unit="{token}")
-            self._old_duration = meter.create_histogram(
-                "gen_ai.client.operation.duration", unit="s"
-            )
+            self._old_tokens = histogram("gen_ai.client.token.usage", "{token}", _TOKENS)
+            self._old_duration = histogram("gen_ai.client.operation.duration", "s", _SECONDS)
 
     def model_call(
         self,
