@@ -61,8 +61,9 @@ def _text_of(content: JsonValue) -> str | None:
     """Return the text of a message's content, which may have parts; None if it has none."""
     if not isinstance(content, list | tuple):
         return content if isinstance(content, str) else None
-    parts = [part for part in cast("Sequence[object]", content) if isinstance(part, Mapping)]
-    texts = [part.get("text") for part in cast("list[Mapping[str, JsonValue]]", parts)]
+    parts = cast("Sequence[object]", content)
+    objects = [cast("Mapping[str, JsonValue]", each) for each in parts if isinstance(each, Mapping)]
+    texts = [part.get("text") for part in objects]
     return "".join(each for each in texts if isinstance(each, str)) or None
 
 
