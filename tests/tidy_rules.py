@@ -29,6 +29,7 @@ PACKAGES_ALLOWED = {
     "src/perdure/agent/type_variables": {"typing_extensions"},
     "src/perdure/backends/anthropic": {"httpx2"},
     "src/perdure/backends/endpoint": {"httpx2"},
+    "src/perdure/backends/headers": {"httpx2"},
     "src/perdure/backends/openai": {"httpx2"},
     "src/perdure/backends/responses": {"httpx2"},
     "src/perdure/durable/cron": {"cronsim"},

@@ -192,6 +192,38 @@ async def test_arguments_that_came_at_once_are_read(server: ModelServer) -> None
     assert found == [tool_call("t", "look", {"at": 1}), upstream_end("tool_calls")]
 
 
+@pytest.mark.parametrize("reason", ["max_tokens", "refusal"])
+@pytest.mark.parametrize("is_ended", [True, False])
+async def test_a_call_that_was_cut_off_before_its_arguments_is_none_without_any(
+    server: ModelServer, reason: str, is_ended: bool
+) -> None:
+    found = await read(
+        server,
+        begun(),
+        block(0, "tool_use", id="t1", name="now", input={}),
+        end(0),
+        block(1, "tool_use", id="t2", name="delete", input={}),
+        delta(1, "input_json_delta", partial_json=""),
+        *([end(1)] if is_ended else []),
+        changed(reason),
+        STOP,
+    )
+    assert found[:2] == [tool_call("t1", "now", {}), tool_call("t2", "delete", "")]
+
+
+async def test_a_character_that_two_deltas_share_is_told_whole(server: ModelServer) -> None:
+    found = await read(
+        server,
+        begun(),
+        block(0, "text", text=""),
+        delta(0, "text_delta", text="Hi \ud83d"),
+        delta(0, "text_delta", text="\udc4b!"),
+        end(0),
+        *ENDING,
+    )
+    assert found[:2] == [text("Hi "), text("👋!")]
+
+
 @pytest.mark.parametrize(
     ("reason", "finish"),
     [
@@ -231,6 +263,21 @@ async def test_later_counts_replace_earlier_ones(server: ModelServer) -> None:
     used = (await ask(backend_of(server)))[0].data
     assert (used["in"], used["out"], used["cached"], used["cache_written"]) == (26, 5, 4, 2)
     assert "reasoning" not in used
+
+
+async def test_what_came_out_is_unknown_where_the_end_does_not_count_it(
+    server: ModelServer,
+) -> None:
+    server.will(reply(wire(begun(), changed("end_turn"), STOP)))
+    used = (await ask(backend_of(server)))[0].data
+    assert (used["in"], used.get("out")) == (15, None)
+
+
+async def test_a_nought_at_the_end_takes_nothing_back_of_what_went_in(server: ModelServer) -> None:
+    nought = {"input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 5}
+    server.will(reply(wire(begun(), changed("end_turn", **nought), STOP)))
+    used = (await ask(backend_of(server)))[0].data
+    assert (used["in"], used["out"], used["cached"], used["cache_written"]) == (15, 5, 4, 2)
 
 
 async def test_nothing_is_counted_where_the_provider_counts_nothing(server: ModelServer) -> None:

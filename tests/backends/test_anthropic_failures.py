@@ -10,6 +10,7 @@ from contextlib import aclosing
 import pytest
 
 from perdure.backends.retry import BackendRetry
+from perdure.backends.sse import EVENT_CHARS_MAX
 from perdure.core.frames import text
 from perdure.errors import BackendTimeoutError
 from tests.backends.asking import KEY, PROMPT, QUICK
@@ -178,7 +179,7 @@ async def test_an_answer_that_is_no_stream_is_no_answer(server: ModelServer) -> 
 
 
 async def test_too_large_an_event_is_refused_for_good(server: ModelServer) -> None:
-    server.will(reply(wire(begun()), b"data: " + b"x" * 1_100_000))
+    server.will(reply(wire(begun()), b"data: " + b"x" * EVENT_CHARS_MAX))
     _, failure = await ask_in_vain(backend_of(server))
     assert not failure.retryable
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.backends.completion import CompletionReader
+from perdure.backends.sse import EVENT_CHARS_MAX
 from perdure.core.frames import (
-    Frame,
     encode_row,
     event,
     reasoning,
@@ -20,34 +20,8 @@ from perdure.core.frames import (
     usage,
 )
 from perdure.errors import BackendTransportError
+from tests.backends.completing import calls, failure_of, fragment, read, tool_frames
 from tests.backends.model_server import chunk, sse
-
-
-def read(*chunks: bytes) -> list[Frame]:
-    reader = CompletionReader("openai")
-    frames = [frame for each in chunks for frame in reader.feed(each)]
-    return [*frames, *reader.close()]
-
-
-def failure_of(*records: Any) -> BackendTransportError:
-    with pytest.raises(BackendTransportError) as caught:
-        read(sse(*records))
-    return caught.value
-
-
-def calls(*fragments: dict[str, Any]) -> dict[str, Any]:
-    return chunk(tool_calls=list(fragments))
-
-
-def fragment(arguments: str | None = None, **fields: Any) -> dict[str, Any]:
-    name = fields.pop("name", None)
-    return {**fields, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def tool_frames(*records: Any) -> list[Frame]:
-    frames = read(sse(*records, chunk("tool_calls")))
-    return [frame for frame in frames if frame.kind == "tool_call"]
-
 
 WHOLE = b": hello\r\n\r\n" + sse(
     chunk(role="assistant", content=""),
@@ -327,7 +301,7 @@ def test_a_record_of_another_shape_is_a_failure(record: Any) -> None:
 
 
 def test_a_record_over_the_limit_is_a_failure_for_good() -> None:
-    failure = failure_of(chunk(content="x" * 2_000_000))
+    failure = failure_of(chunk(content="x" * EVENT_CHARS_MAX))
     assert not failure.retryable
     assert not failure.body
 

@@ -60,6 +60,15 @@ async def test_both_fail_alike_at_a_fault(
 # Where ours is stricter.
 
 
+@pytest.mark.parametrize("api", APIS)
+async def test_a_character_that_the_server_cuts_in_two_is_read_whole(
+    aimock: Aimock, api: Api
+) -> None:
+    found = await ours(api, aimock.base_url, "wave")
+    assert isinstance(found, Told)
+    assert found.text == "1234567👋 and 1234👋"
+
+
 async def failure_of(
     aimock: Aimock, api: Api, words: str, **options: object
 ) -> tuple[list[str], BackendTransportError]:

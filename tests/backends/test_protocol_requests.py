@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import openai
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
+from openai.types.responses import ResponseInputItemParam
+from pydantic import TypeAdapter
 
 from perdure.backends.protocol import Prompt
 from perdure.backends.responses import OpenAIResponsesBackend
@@ -178,3 +180,28 @@ async def test_a_response_is_joined_anew_and_ended_as_by_the_official_client(
     assert [each.method for each in mine] == [each.method for each in other]
     keys = {each.headers["authorization"] for each in server.received}
     assert keys == {f"Bearer {KEY}"}
+
+
+async def test_parts_of_messages_have_the_form_that_the_official_client_names(
+    server: ModelServer,
+) -> None:
+    server.will(reply(sse(*responding.HELLO)))
+    picture = {"type": "image_url", "image_url": {"url": "https://a.example/a", "detail": "low"}}
+    document = {"type": "file", "file": {"file_id": "file-1", "filename": "a.pdf"}}
+    called = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    told = [{"type": "text", "text": "found"}, picture]
+    messages: Any = [
+        {"role": "user", "content": [{"type": "text", "text": "?"}, picture, document]},
+        {"role": "assistant", "content": None, "tool_calls": called},
+        {"role": "tool", "tool_call_id": "c1", "content": told},
+    ]
+    await ask(server, "responses", Prompt(messages))
+    (request,) = server.received
+    user, _, result = request.body["input"]
+    image = {"type": "input_image", "image_url": "https://a.example/a", "detail": "low"}
+    file = {"type": "input_file", "file_id": "file-1", "filename": "a.pdf"}
+    assert user["content"] == [{"type": "input_text", "text": "?"}, image, file]
+    assert result["output"] == [{"type": "input_text", "text": "found"}, image]
+    official: Any = TypeAdapter(ResponseInputItemParam)
+    for item in request.body["input"]:
+        official.validate_python(item)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from openai.types.responses import ResponseError
 
 from perdure.backends.provider_error import ProviderError, provider_error, read_error
 from perdure.backends.retry import RETRY_STATUSES
@@ -55,3 +56,18 @@ def test_it_tells_whether_trying_again_can_help(error: ProviderError, may_pass: 
 @pytest.mark.parametrize("body", ["", "<html>", "[" * 100_000, "5"])
 def test_a_body_without_an_error_is_none(body: str) -> None:
     assert read_error(body) is None
+
+
+MAY_PASS = {
+    "server_error",
+    "rate_limit_exceeded",
+    "vector_store_timeout",
+    "failed_to_download_image",
+}
+
+
+@pytest.mark.parametrize("code", get_args(ResponseError.model_fields["code"].annotation))
+def test_of_every_code_of_a_failed_response_it_is_known_whether_it_may_pass(code: str) -> None:
+    error = provider_error({"error": {"code": code, "message": "no"}})
+    assert error is not None
+    assert error.may_pass(RETRY_STATUSES) is (code in MAY_PASS)

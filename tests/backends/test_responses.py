@@ -201,6 +201,35 @@ CASES: dict[str, tuple[Sequence[dict[str, Any]], Sequence[Frame]]] = {
         ],
         [upstream_end("content_filter")],
     ),
+    "a call that was cut off before its arguments": (
+        [
+            event(
+                "response.output_item.done",
+                1,
+                item={
+                    "type": "function_call",
+                    "call_id": "c1",
+                    "name": "delete",
+                    "arguments": "",
+                    "status": "incomplete",
+                },
+            ),
+            event(
+                "response.incomplete",
+                2,
+                response=response(incomplete_details={"reason": "max_output_tokens"}),
+            ),
+        ],
+        [tool_call("c1", "delete", ""), upstream_end("length")],
+    ),
+    "characters that two deltas share": (
+        [delta(1, "Hi \ud83d"), delta(2, "\udc4b!"), DONE],
+        [text("Hi "), text("👋!"), USED, upstream_end("stop")],
+    ),
+    "events that all have one number": (
+        [delta(0, "Hel"), delta(0, "lo"), {**DONE, "sequence_number": 0}],
+        [text("Hel"), text("lo"), USED, upstream_end("stop")],
+    ),
     "what nobody knows, and what is empty": (
         [
             event("response.in_progress", 1, response=response()),

@@ -224,3 +224,19 @@ async def test_an_independent_server_counts_one_call_for_turn_replay_and_ten_sub
     assert fresh.startswith("Hello there")
     assert texts == [fresh] * 10
     assert len(aimock.journal()) == 1
+
+
+async def test_what_is_added_to_each_request_counts_before_our_own_fields(
+    store: perdure.RunStore,
+) -> None:
+    async with ModelServer() as server:
+        server.will(reply(ANSWER))
+        backend = OpenAIBackend(base_url=server.base_url, model="model-1", retry=NO_RETRY)
+        added = {"temperature": 0.1, "stream_options": None, "max_completion_tokens": 9}
+        engine = perdure.ChatTurnEngine(store, produce=answer_with(backend, extra_body=added))
+        assert text_of(await read(await engine.submit(turn(), "Hi"))) == "Hello there"
+        await engine.aclose()
+        await backend.aclose()
+        (request,) = server.received
+    assert (request.body["temperature"], request.body["max_completion_tokens"]) == (0.1, 9)
+    assert "stream_options" not in request.body

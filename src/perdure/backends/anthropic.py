@@ -8,10 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure.backends.endpoint import Answer, Endpoint
-from perdure.backends.message_reader import OVERLOADED, MessageReader, is_error, replay_name
+from perdure.backends.message_reader import OVERLOADED, MessageReader, replay_name
 from perdure.backends.message_request import message_request
 from perdure.backends.protocol import Prompt
-from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, read_answer, request_body
+from perdure.backends.reading import (
+    IDLE_TIMEOUT_MS,
+    begins_with_error,
+    key_header,
+    read_answer,
+    request_body,
+)
 from perdure.backends.retry import BackendRetry
 from perdure.backends.telling import telling
 from perdure.core.frames import Frame
@@ -138,7 +144,7 @@ class AnthropicBackend:
 
     def _refuse_first(self, first: bytes) -> None:
         """Raise BackendTransportError for an error where the answer should begin."""
-        if is_error(first):
+        if begins_with_error(first):
             for _ in self._reader(200, None).feed(first):
                 pass
 

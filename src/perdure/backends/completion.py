@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from perdure.backends.fields import (
+    CUT,
     arguments_of,
     count_of,
     is_json,
@@ -14,13 +15,14 @@ from perdure.backends.fields import (
     objects_of,
     string_of,
 )
+from perdure.backends.pieces import Pieces
 from perdure.backends.provider_error import is_object, provider_error
 from perdure.backends.reasoning_details import FIELD, ReasoningDetails, thought_in
 from perdure.backends.replay import to_replay
 from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
 from perdure.core.effects import new_reference
-from perdure.core.frames import Frame, reasoning, text, tool_call, upstream_end, usage
+from perdure.core.frames import Frame, tool_call, upstream_end, usage
 from perdure.core.frames import event as event_frame
 from perdure.core.records import JsonValue
 from perdure.errors import BackendTransportError, ValueTooLargeError
@@ -106,6 +108,7 @@ class CompletionReader:
         self._details = ReasoningDetails()
         self._extras: list[dict[str, JsonValue]] = []
         self._has_no_choices = False
+        self._pieces = Pieces()
         self._parser = SSEParser()
 
     @property
@@ -229,7 +232,7 @@ class CompletionReader:
             yield event_frame(record)
         elif isinstance(written, str) and written:
             self._has_no_choices = True
-            yield text(written)
+            yield from self._pieces.text(written)
 
     def _choice(self, choice: dict[str, JsonValue]) -> Iterator[Frame]:
         delta = object_of(choice.get("delta")) or object_of(choice.get("message"))
@@ -240,11 +243,9 @@ class CompletionReader:
         details = objects_of(delta.get(FIELD))
         for detail in details:
             self._details.add(detail)
-        if thought := thought or thought_in(details):
-            yield reasoning(thought)
-        for key in ("content", "refusal"):
-            if written := string_of(delta.get(key)):
-                yield text(written)
+        yield from self._pieces.reasoning(thought or thought_in(details))
+        yield from self._content(delta.get("content"))
+        yield from self._pieces.text(string_of(delta.get("refusal")))
         for position, fragment in enumerate(objects_of(delta.get("tool_calls"))):
             self._fragment(position, fragment)
         finish = string_of(choice.get("finish_reason"))
@@ -254,19 +255,30 @@ class CompletionReader:
             self.finish = finish
             yield from self._finished_calls()
 
+    def _content(self, content: JsonValue) -> Iterator[Frame]:
+        """Yield what is said, by some providers in parts, of which some are thoughts."""
+        if not isinstance(content, list):
+            yield from self._pieces.text(string_of(content))
+            return
+        for part in objects_of(content):
+            if part.get("type") == "text":
+                yield from self._pieces.text(string_of(part.get("text")))
+            elif part.get("type") == "thinking":
+                yield from self._pieces.reasoning(_thought_in_part(part.get("thinking")))
+
     def _fragment(self, position: int, fragment: dict[str, JsonValue]) -> None:
         named = fragment.get("index")
         index = named if isinstance(named, int) else position
         id = string_of(fragment.get("id"))
         function = object_of(fragment.get("function"))
+        name, written = string_of(function.get("name")), string_of(function.get("arguments"))
         call = next((each for each in reversed(self._calls) if each.index == index), None)
-        # Some providers give all calls the same index, and tell them apart by their ids only.
-        if call is None or (id and call.id and id != call.id):
+        if call is None or call.is_another(id, name, written):
             call = _ToolCall(index)
             self._calls.append(call)
         call.id = call.id or id
-        call.name = call.name or string_of(function.get("name"))
-        call.arguments.append(string_of(function.get("arguments")))
+        call.name = call.name or name
+        call.arguments.append(written)
         if _SIGNED in fragment:
             call.extra[_SIGNED] = fragment[_SIGNED]
 
@@ -277,7 +289,8 @@ class CompletionReader:
                 raise self._failure("called a tool without naming it")
             call_id = call.id or f"call_{new_reference()}"
             self._extras.append(call.extra)
-            yield tool_call(call_id, call.name, arguments_of("".join(call.arguments)))
+            is_cut = self.finish in CUT and call is calls[-1]
+            yield tool_call(call_id, call.name, arguments_of(call.written, is_cut=is_cut))
 
     def _failure(
         self, what: str, *, body: str = "", status: int = 0, retryable: bool = True
@@ -300,3 +313,28 @@ class _ToolCall:
         self.name = ""
         self.arguments: list[str] = []
         self.extra: dict[str, JsonValue] = {}
+
+    @property
+    def written(self) -> str:
+        """The arguments so far."""
+        return "".join(self.arguments)
+
+    def is_another(self, id: str, name: str, written: str) -> bool:
+        """Tell whether a fragment with the index of this call is of another one.
+
+        Some providers give all calls the same index. Then the ids tell them apart, and where
+        there are none, that nothing can follow the arguments once they are a whole object.
+        """
+        if id and self.id and id != self.id:
+            return True
+        if not name or not self.name or not (written.strip() or name != self.name):
+            return False
+        before = self.written
+        return before.lstrip().startswith("{") and is_json(before)
+
+
+def _thought_in_part(thinking: JsonValue) -> str:
+    """Return what a part of the content thinks: a text, or a list of texts. Raises ValueError."""
+    if not isinstance(thinking, list):
+        return string_of(thinking)
+    return "".join(string_of(each.get("text")) for each in objects_of(thinking))

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
+from perdure.backends.headers import check_headers, merged, secrets_in
 from perdure.backends.provider_error import read_error
 from perdure.backends.retry import BackendRetry, RetryReserve, retry_after_ms
 from perdure.core import billing
@@ -25,15 +26,13 @@ except ImportError as error:
         "pip install 'perdure[openai]' or pip install 'perdure[anthropic]'"
     ) from error
 
+T = TypeVar("T")
+
 BODY_CHARS_MAX: Final = 2_048
 """So much of a provider's words is kept with an error."""
 ERROR_BODY_BYTES_MAX: Final = 16 * 1024
 ERROR_BODY_WAIT_MS: Final = 2_000
 KEPT_CONNECTIONS_MAX: Final = 100
-SECRET_CHARS_MIN: Final = 8
-"""A shorter value of a header is no secret: to blank it would make errors unreadable."""
-PLAIN_HEADERS: Final = frozenset({"accept", "anthropic-version", "content-type"})
-"""Headers that hold no secret, whatever their length."""
 
 _NO_STREAM_TYPES = ("application/json", "text/html")
 _NEVER_ASKED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
@@ -41,8 +40,6 @@ _LOST_STATUSES = frozenset({0, 408, 502, 504})
 """None at all, and what somebody on the way says of a provider that he no longer waits for."""
 _SHOULD_RETRY = {"true": True, "false": False}
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
-_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 def stream_headers(api_key: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
@@ -60,7 +57,7 @@ class Endpoint:
     """One address of a provider, and how it is called.
 
     `client` replaces the HTTP client and stays the caller's to close. `refuse_first` raises
-    BackendTransportError for first bytes that are an error: then the call is tried again, as after
+    BackendTransportError for first bytes that are an error: then a POST is tried again, as after
     a status. Raises UsageError for an address, a header or a limit that cannot be used.
     """
 
@@ -80,15 +77,15 @@ class Endpoint:
             raise UsageError(
                 f"idle_timeout_ms is {idle_timeout_ms}, but must be 0 or more, and finite"
             )
-        _check_headers(headers)
+        check_headers(headers)
         base = _address(base_url)
         self.name = name
         self.retry = retry
         self._reserve = RetryReserve(retry.reserve_max)
         self.idle_timeout_ms = idle_timeout_ms
         self._url = base.copy_with(path=base.path.removesuffix("/") + path)
-        self._headers = _merged(httpx2.Headers(), headers)
-        self._secrets = _secrets(base, headers)
+        self._headers = merged(httpx2.Headers(), headers)
+        self._secrets = secrets_in(base, headers)
         self._refuse_first = refuse_first
         self._owns_client = client is None
         self._client = client or httpx2.AsyncClient(
@@ -104,7 +101,7 @@ class Endpoint:
         Tries again, as the policy says, after a status that may pass, a lost connection, or too
         long a silence; a try that may be billed is recorded before. Raises BackendTransportError.
         """
-        _check_headers(headers)
+        check_headers(headers)
         return await self._begun("POST", self._url, headers, body)
 
     async def get(self, below: str, params: Mapping[str, str]) -> Answer:
@@ -112,50 +109,57 @@ class Endpoint:
         url = self._below(below)
         return await self._begun("GET", url.copy_merge_params(params), {}, b"")
 
-    async def order(self, below: str) -> None:
-        """POST nothing to the address `below` this one, once. Raises BackendTransportError."""
-        self._check_open()
-        try:
-            async with asyncio.timeout(self.retry.request_timeout_ms / 1_000 or None):
-                response = await self._client.post(
-                    self._below(below), headers=self._headers, timeout=None
+    async def call(self, method: str, below: str) -> str:
+        """Return the whole answer of the address `below` this one, which is tried as `get` is."""
+
+        headers = merged(self._headers, {"Accept": "application/json"})
+
+        async def attempt() -> str:
+            async with self._in_time():
+                response = await self._client.request(
+                    method, self._below(below), headers=headers, timeout=None
                 )
-        except TimeoutError as error:
-            raise self._too_late() from error
-        except httpx2.RequestError as error:
-            raise self.lost(error) from error
-        if not response.is_success:
-            raise BackendTransportError(
-                f"{self} answered with status {response.status_code}",
-                backend=self.name,
-                status=response.status_code,
-                body=self.quote(response.text),
-            )
+            if not response.is_success:
+                raise BackendTransportError(
+                    f"{self} answered with status {response.status_code}",
+                    backend=self.name,
+                    status=response.status_code,
+                    body=self.quote(response.text),
+                    retryable=response.status_code in self.retry.retry_statuses,
+                    retry_after_ms=retry_after_ms(response.headers, now_ms=system_clock()),
+                )
+            return response.text
+
+        return await self._tried(attempt)
 
     async def _begun(
         self, method: str, url: httpx2.URL, headers: Mapping[str, str], body: bytes
     ) -> Answer:
+        async def attempt() -> Answer:
+            sent = merged(self._headers, headers)
+            request = self._client.build_request(
+                method, url, content=body, headers=sent, timeout=None
+            )
+            return await self._attempt(request)
+
+        return await self._tried(attempt, is_billed=method == "POST")
+
+    async def _tried(self, attempt: Callable[[], Awaitable[T]], *, is_billed: bool = False) -> T:
+        """Return what an attempt comes to, made again as the policy says."""
         self._check_open()
         tries = 0
         while True:
             tries += 1
             try:
-                request = self._client.build_request(
-                    method,
-                    url,
-                    content=body,
-                    headers=_merged(self._headers, headers),
-                    timeout=None,
-                )
-                answer = await self._attempt(request)
+                found = await attempt()
                 self._reserve.answered(tries=tries)
-                return answer
+                return found
             except BackendTransportError as failure:
                 self.hide_secrets(failure)
                 is_over = not failure.retryable or tries >= self.retry.tries_max
                 if is_over or not self._reserve.take():
                     raise
-                if method == "POST" and _may_be_billed(failure):
+                if is_billed and _may_be_billed(failure):
                     await billing.request_lost(self.name)
                 wait_ms = self.retry.wait_ms(
                     tries, chance=random_float(), retry_after_ms=failure.retry_after_ms
@@ -206,24 +210,30 @@ class Endpoint:
             backend=self.name,
         )
 
-    async def _attempt(self, request: httpx2.Request) -> Answer:
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncGenerator[None, None]:
+        """Limit one try in time; what it fails by is a BackendTransportError."""
         try:
             async with asyncio.timeout(self.retry.request_timeout_ms / 1_000 or None):
-                response = await self._client.send(request, stream=True)
-                answer = Answer(self, response)
-                try:
-                    await self._check(answer)
-                    first = await answer.begin()
-                    if self._refuse_first is not None:
-                        self._refuse_first(first)
-                except BaseException:
-                    await answer.aclose()
-                    raise
-                return answer
+                yield
         except TimeoutError as error:
             raise self._too_late() from error
         except httpx2.RequestError as error:
             raise self.lost(error) from error
+
+    async def _attempt(self, request: httpx2.Request) -> Answer:
+        async with self._in_time():
+            response = await self._client.send(request, stream=True)
+            answer = Answer(self, response)
+            try:
+                await self._check(answer)
+                first = await answer.begin()
+                if self._refuse_first is not None and request.method == "POST":
+                    self._refuse_first(first)
+            except BaseException:
+                await answer.aclose()
+                raise
+            return answer
 
     async def _check(self, answer: Answer) -> None:
         status, kind = answer.status, answer.content_type
@@ -358,27 +368,3 @@ def _may_be_billed(failure: BackendTransportError) -> bool:
     if isinstance(failure.__cause__, _NEVER_ASKED):
         return False
     return failure.status in _LOST_STATUSES
-
-
-def _check_headers(headers: Mapping[str, str]) -> None:
-    for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise UsageError(f"{name[:40]!r} cannot be the name of a header")
-        if not _HEADER_VALUE.fullmatch(value):
-            raise UsageError(f"the value of the header {name} must be printable ASCII")
-
-
-def _merged(headers: httpx2.Headers, more: Mapping[str, str]) -> httpx2.Headers:
-    merged = headers.copy()
-    for name, value in more.items():
-        merged[name] = value
-    return merged
-
-
-def _secrets(url: httpx2.URL, headers: Mapping[str, str]) -> list[str]:
-    secret = (value for name, value in headers.items() if name.lower() not in PLAIN_HEADERS)
-    values = [value.rpartition(" ")[2] for value in secret]
-    values += [url.username, url.password, *url.params.values()]
-    found = {value for value in values if len(value) >= SECRET_CHARS_MIN}
-    # The longest first: one may be a part of another.
-    return sorted(found, key=lambda value: (-len(value), value))

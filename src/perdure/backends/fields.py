@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
+from perdure.backends.pieces import whole_characters
 from perdure.backends.provider_error import fields_of, is_object
 from perdure.core.records import JsonValue
 
+CUT: Final = frozenset({"length", "content_filter"})
+"""Finish reasons of an answer that was cut off, maybe within its last call."""
 
-def arguments_of(written: str) -> JsonValue:
-    """Return what a model wrote as arguments: JSON if it is, else the text itself."""
+
+def arguments_of(written: str, *, is_cut: bool = False) -> JsonValue:
+    """Return what a model wrote as arguments: JSON if it is, else the text itself.
+
+    Nothing is written for a tool without arguments, and where the answer `is_cut` off before
+    them: then it stays what it is, so that nobody takes it for a call with none.
+    """
+    written = whole_characters(written)
     if not written.strip():
-        return {}
+        return written if is_cut else {}
     try:
         return json.loads(written, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
-from perdure.backends.fields import arguments_of, count_of, is_json, object_of, string_of
+from perdure.backends.fields import CUT, count_of, is_json, object_of, string_of
+from perdure.backends.message_block import MessageBlock
+from perdure.backends.pieces import Pieces
 from perdure.backends.provider_error import is_object, provider_error
 from perdure.backends.replay import to_replay
 from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
 from perdure.core import frames
 from perdure.core.frames import Frame
-from perdure.core.records import Effect, JsonValue
+from perdure.core.records import JsonValue
 from perdure.errors import BackendTransportError, ValueTooLargeError
 
 Record = Mapping[str, JsonValue]
@@ -47,21 +49,7 @@ _COUNTS: Final = {
     "output": ("output_tokens",),
     "reasoning": ("output_tokens_details", "thinking_tokens"),
 }
-_TOOL_USES: Final[Mapping[str, Effect]] = {
-    "tool_use": "at_most_once",
-    "mcp_tool_use": "at_most_once",
-    # Searches, and code in a box that begins empty.
-    "server_tool_use": "idempotent",
-}
-"""The blocks that call a tool, and whether an interrupted call may be repeated."""
-_ARGUMENTS: Final = "input_json_delta"
-_PIECES: Final = {
-    _ARGUMENTS: "partial_json",
-    "text_delta": "text",
-    "thinking_delta": "thinking",
-    "signature_delta": "signature",
-}
-"""The pieces in which a block arrives, and the field that has them."""
+_CAME_IN: Final = frozenset({"input", "read", "written"})
 _PLAIN_BLOCKS: Final = frozenset({"text", "tool_use"})
 """What a conversation says in the shape of the chat completions, too."""
 
@@ -103,7 +91,10 @@ class MessageReader:
         self._model: str | None = None
         self._counts: dict[str, int] = {}
         self._is_counted = False
-        self._blocks: dict[int, _Block] = {}
+        self._blocks: dict[int, MessageBlock] = {}
+        self._held: MessageBlock | None = None
+        """A call without arguments, until it is known whether they were cut off."""
+        self._pieces = Pieces()
         self._parser = SSEParser()
         self._readers: Mapping[str, Callable[[Record], Iterator[Frame]]] = {
             "message_start": self._begun,
@@ -223,13 +214,14 @@ class MessageReader:
         yield from ()
 
     def _block_begun(self, record: Record) -> Iterator[Frame]:
+        yield from self._release()
         described = object_of(record.get("content_block"))
-        block = _Block(described)
+        block = MessageBlock(described)
         self._blocks[_index(record)] = block
-        if block.kind == "text" and (written := string_of(described.get("text"))):
-            yield frames.text(written)
-        elif block.kind == "thinking" and (thought := string_of(described.get("thinking"))):
-            yield frames.reasoning(thought)
+        if block.kind == "text":
+            yield from self._pieces.text(string_of(described.get("text")))
+        elif block.kind == "thinking":
+            yield from self._pieces.reasoning(string_of(described.get("thinking")))
         elif block.kind.endswith("_tool_result"):
             yield _result_of(described)
 
@@ -241,11 +233,9 @@ class MessageReader:
         block.add(delta)
         match delta.get("type"):
             case "text_delta":
-                if written := string_of(delta.get("text")):
-                    yield frames.text(written)
+                yield from self._pieces.text(string_of(delta.get("text")))
             case "thinking_delta":
-                if thought := string_of(delta.get("thinking")):
-                    yield frames.reasoning(thought)
+                yield from self._pieces.reasoning(string_of(delta.get("thinking")))
             case "citations_delta":
                 yield from _source(object_of(delta.get("citation")))
             case _:
@@ -258,17 +248,28 @@ class MessageReader:
             raise ValueError("a block that never began cannot end")
         yield from self._whole(block)
 
-    def _whole(self, block: _Block) -> Iterator[Frame]:
-        self.blocks.append(block.said())
-        yield from block.call()
+    def _whole(self, block: MessageBlock) -> Iterator[Frame]:
+        self._held = block
+        if not block.has_no_arguments or self._finish is not None:
+            yield from self._release()
+
+    def _release(self) -> Iterator[Frame]:
+        """Yield the call of which it is known by now whether its arguments were cut off."""
+        block, self._held = self._held, None
+        if block is not None:
+            block.is_cut = self._finish in CUT
+            self.blocks.append(block.said())
+            yield from block.call()
 
     def _changed(self, record: Record) -> Iterator[Frame]:
         reason = string_of(object_of(record.get("delta")).get("stop_reason"))
         if reason:
             self._finish = _FINISH.get(reason, reason)
+            yield from self._release()
+        counted = record.get("usage")
+        if self._finish and count_of(counted, _COUNTS["output"]) is not None:
             self._is_counted = True
-        self._count(record.get("usage"))
-        yield from ()
+        self._count(counted)
 
     def _stopped(self, record: Record) -> Iterator[Frame]:
         if self._finish is None:
@@ -282,7 +283,8 @@ class MessageReader:
         """Note what has been counted so far; each count stands for the whole message."""
         for name, path in _COUNTS.items():
             count = count_of(counted, path)
-            if count is not None:
+            # Behind its beginning some servers count nought for what went in.
+            if count is not None and (count or name not in _CAME_IN or name not in self._counts):
                 self._counts[name] = count
 
     def _refused(self, record: Record, body: str) -> BackendTransportError:
@@ -308,61 +310,6 @@ class MessageReader:
             body=body,
             retryable=retryable,
         )
-
-
-class _Block:
-    """A block of content that is still arriving."""
-
-    def __init__(self, described: Record) -> None:
-        self.kind = string_of(described.get("type"))
-        self._described = described
-        self._pieces: dict[str, list[str]] = {}
-        self._citations: list[JsonValue] = []
-
-    def add(self, delta: Record) -> None:
-        """Take in a piece, whatever it is a piece of. Raises ValueError."""
-        kind = string_of(delta.get("type"))
-        if kind == "citations_delta":
-            self._citations.append(object_of(delta.get("citation")))
-        elif kind in _PIECES:
-            self._pieces.setdefault(kind, []).append(string_of(delta.get(_PIECES[kind])))
-
-    def call(self) -> Iterator[Frame]:
-        """Yield the tool call that the block is, if it is one. Raises ValueError."""
-        effect = _TOOL_USES.get(self.kind)
-        if effect is None:
-            return
-        id, name = string_of(self._described.get("id")), string_of(self._described.get("name"))
-        if not id or not name:
-            raise ValueError("a call has an id and a name")
-        yield frames.tool_call(id, name, self._arguments(), effect)
-
-    def said(self) -> dict[str, JsonValue]:
-        """Return the whole block as the provider takes it back."""
-        said = dict(self._described)
-        for kind, pieces in self._pieces.items():
-            if kind != _ARGUMENTS:
-                name = _PIECES[kind]
-                said[name] = string_of(said.get(name)) + "".join(pieces)
-        if self._citations:
-            said["citations"] = [*(said.get("citations") or ()), *self._citations]
-        if self.kind in _TOOL_USES:
-            arguments = self._arguments()
-            said["input"] = arguments if is_object(arguments) else {"arguments": arguments}
-        return said
-
-    def _arguments(self) -> JsonValue:
-        written = "".join(self._pieces.get(_ARGUMENTS, ()))
-        return arguments_of(written) if written else object_of(self._described.get("input"))
-
-
-def is_error(first: bytes) -> bool:
-    """Tell whether the first bytes of an answer are an error instead of its beginning."""
-    try:
-        events = SSEParser().feed(first)
-    except ValueTooLargeError:
-        return False
-    return bool(events) and events[0].event == "error"
 
 
 def _index(record: Record) -> int:

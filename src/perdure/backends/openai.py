@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from perdure.backends.completion import CompletionReader, replay_name
 from perdure.backends.endpoint import Endpoint, stream_headers
 from perdure.backends.protocol import Prompt
-from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, read_answer, request_body
+from perdure.backends.reading import (
+    IDLE_TIMEOUT_MS,
+    begins_with_error,
+    key_header,
+    read_answer,
+    request_body,
+)
 from perdure.backends.replay import Message, replay_in, without_replay
 from perdure.backends.retry import BackendRetry
 from perdure.backends.telling import telling
@@ -67,6 +73,7 @@ class OpenAIBackend:
             retry=retry or BackendRetry(),
             idle_timeout_ms=idle_timeout_ms,
             client=client,
+            refuse_first=self._refuse_first,
         )
 
     def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
@@ -80,15 +87,24 @@ class OpenAIBackend:
 
     async def _answer(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
         answer = await self._endpoint.post(self._body(prompt), key_header(prompt.idempotency_key))
-        reader = CompletionReader(
-            self.name,
-            status=answer.status,
-            request_id=answer.request_id,
-            retry_statuses=self._endpoint.retry.retry_statuses,
-        )
+        reader = self._reader(answer.status, answer.request_id)
         async with aclosing(read_answer(self._endpoint, answer, reader)) as found:
             async for frame in found:
                 yield frame
+
+    def _refuse_first(self, first: bytes) -> None:
+        """Raise BackendTransportError for an error where the answer should begin."""
+        if begins_with_error(first):
+            for _ in self._reader(200, None).feed(first):
+                pass
+
+    def _reader(self, status: int, request_id: str | None) -> CompletionReader:
+        return CompletionReader(
+            self.name,
+            status=status,
+            request_id=request_id,
+            retry_statuses=self._endpoint.retry.retry_statuses,
+        )
 
     def _body(self, prompt: Prompt) -> bytes:
         return request_body(

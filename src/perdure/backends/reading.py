@@ -8,9 +8,11 @@ from contextlib import aclosing
 from typing import Final, Protocol
 
 from perdure.backends.endpoint import Answer, Endpoint
+from perdure.backends.provider_error import fields_of
+from perdure.backends.sse import SSEParser
 from perdure.core.frames import Frame
 from perdure.core.records import JsonValue
-from perdure.errors import BackendTransportError, UsageError
+from perdure.errors import BackendTransportError, UsageError, ValueTooLargeError
 
 IDLE_TIMEOUT_MS: Final = 60_000
 """So long an answer may be silent where nothing else is said."""
@@ -95,3 +97,15 @@ def request_body(fields: Mapping[str, JsonValue]) -> bytes:
 def key_header(idempotency_key: str | None) -> dict[str, str]:
     """Return the header by which a provider may know a repeated question."""
     return {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+
+
+def begins_with_error(first: bytes) -> bool:
+    """Tell whether the first bytes of an answer are an error instead of its beginning."""
+    try:
+        event = next(iter(SSEParser().feed(first)), None)
+        if event is None or event.event == "error":
+            return event is not None
+        record = fields_of(json.loads(event.data))
+    except (ValueTooLargeError, ValueError, RecursionError):
+        return False
+    return record.get("type") == "error" or bool(record.get("error"))

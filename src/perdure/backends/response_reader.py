@@ -8,8 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 from perdure.backends.fields import arguments_of, count_of, object_of, string_of
+from perdure.backends.pieces import Pieces
 from perdure.backends.provider_error import is_object, provider_error
 from perdure.backends.replay import to_replay
+from perdure.backends.response_told import LeftOutError, ToldResponse
 from perdure.backends.retry import RETRY_STATUSES
 from perdure.backends.sse import SSEEvent, SSEParser
 from perdure.core import frames
@@ -75,9 +77,14 @@ class ResponseReader:
         self._failure: BackendTransportError | None = None
         self._unanswered: dict[str, str] = {}
         """Calls that are not functions, and of which kind; a container may answer some."""
-        self._items: list[dict[str, JsonValue]] = []
+        self._told = ToldResponse()
         self._model: str | None = None
         self._counts: dict[str, int] = {}
+        self._may_lack = False
+        """Whether something may not have come: then the end is compared with what has been told."""
+        self._is_numbered = True
+        self._joined_behind: int | None = None
+        self._pieces = Pieces()
         self._parser = SSEParser()
         self._readers: Mapping[str, Callable[[Record], Iterator[Frame]]] = {
             "response.created": self._begun,
@@ -97,6 +104,11 @@ class ResponseReader:
             "error": self._broken,
         }
 
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether the provider keeps it, and can go on behind an event by its number."""
+        return self.response_id is not None and self.sequence >= 0 and self._is_numbered
+
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         """Yield the frames that `chunk` completes."""
         try:
@@ -108,7 +120,7 @@ class ResponseReader:
 
     def reconnect(self) -> None:
         """Forget the beginning of an event whose connection was lost: it comes again."""
-        self.lost = None
+        self._joined_behind = self.sequence
         self._parser = SSEParser()
 
     def cut_off(self) -> BackendTransportError:
@@ -124,9 +136,9 @@ class ResponseReader:
         if self._failure is not None:
             raise self._failure
         assert self._finish is not None
-        kinds = {item.get("type") for item in self._items}
+        kinds = {item.get("type") for item in self._told.items}
         is_wanted = {"reasoning", "function_call"} <= kinds
-        told = to_replay(replay_name(self._backend), self._items) if is_wanted else None
+        told = to_replay(replay_name(self._backend), self._told.items) if is_wanted else None
         yield frames.upstream_end(self._finish, replay=told)
 
     def usage_so_far(self) -> Iterator[Frame]:
@@ -138,6 +150,18 @@ class ResponseReader:
                 request_id=self.response_id,
                 **self._counts,
             )
+
+    def look(self, body: str) -> Iterator[Frame]:
+        """Yield what the whole response says, as it is kept by now, that no event has told."""
+        try:
+            response = object_of(json.loads(body))
+            read = self._readers[f"response.{string_of(response.get('status'))}"]
+            self._may_lack = True
+            found = [*self._begun({"response": response}), *read({"response": response})]
+        except (ValueError, KeyError, RecursionError) as error:
+            raise self._failed("keeps what is no response", body=body) from error
+        self._told.note(found)
+        yield from found
 
     def _event(self, event: SSEEvent) -> Iterator[Frame]:
         if self.is_over or not event.data or event.data.strip() == "[DONE]":
@@ -151,15 +175,22 @@ class ResponseReader:
             found = [] if read is None or is_known else list(read(record))
         except (ValueError, RecursionError) as error:
             raise self._failed("sent what is no event of a response", body=event.data) from error
+        self._told.note(found)
         yield from found
 
     def _is_known(self, record: Record) -> bool:
+        """Tell whether an event has come over another connection, and note its number."""
         number = record.get("sequence_number")
-        if type(number) is not int:
+        if type(number) is not int or number < 0:
             return False
-        is_known = number <= self.sequence
+        if self._joined_behind is not None and number <= self._joined_behind:
+            return True
+        # Some gateways give all events one number: then no connection can go on behind it.
+        self._is_numbered = self._is_numbered and number > self.sequence
+        # Signs of life have numbers too, and are not sent again: a gap may be harmless.
+        self._may_lack = self._may_lack or number > self.sequence + 1 > 0
         self.sequence = max(self.sequence, number)
-        return is_known
+        return False
 
     # What events say.
 
@@ -172,12 +203,10 @@ class ResponseReader:
             yield frames.upstream_begin({"response": named})
 
     def _text(self, record: Record) -> Iterator[Frame]:
-        if delta := string_of(record.get("delta")):
-            yield frames.text(delta)
+        yield from self._pieces.text(string_of(record.get("delta")))
 
     def _thought(self, record: Record) -> Iterator[Frame]:
-        if delta := string_of(record.get("delta")):
-            yield frames.reasoning(delta)
+        yield from self._pieces.reasoning(string_of(record.get("delta")))
 
     def _next_thought(self, record: Record) -> Iterator[Frame]:
         if record.get("summary_index"):
@@ -191,7 +220,7 @@ class ResponseReader:
 
     def _item(self, record: Record) -> Iterator[Frame]:
         item = object_of(record.get("item"))
-        self._items.append(item)
+        self._told.items.append(item)
         kind = string_of(item.get("type"))
         if kind in _ASKED_OF_US:
             self._unanswered[string_of(item.get("call_id")) or string_of(item.get("id"))] = kind
@@ -204,11 +233,12 @@ class ResponseReader:
         call, name = string_of(item.get("call_id")), string_of(item.get("name"))
         if not call or not name:
             raise ValueError("a call has an id and a name")
-        yield frames.tool_call(call, name, arguments_of(string_of(item.get("arguments"))))
+        written, is_cut = string_of(item.get("arguments")), item.get("status") == "incomplete"
+        yield frames.tool_call(call, name, arguments_of(written, is_cut=is_cut))
 
     def _completed(self, record: Record) -> Iterator[Frame]:
-        self._note(record)
-        is_calling = any(item.get("type") == "function_call" for item in self._items)
+        yield from self._rest(self._note(record))
+        is_calling = any(item.get("type") == "function_call" for item in self._told.items)
         self._finish = "tool_calls" if is_calling else "stop"
         self.is_over = True
         for kind in self._unanswered.values():
@@ -216,28 +246,39 @@ class ResponseReader:
                 f"answered with a {kind}, which nobody here carries out: {_ASKED_OF_US[kind]}",
                 retryable=False,
             )
-        yield from ()
 
     def _incomplete(self, record: Record) -> Iterator[Frame]:
         response = self._note(record)
+        yield from self._rest(response)
         reason = string_of(object_of(response.get("incomplete_details")).get("reason"))
         self._finish = _FINISH.get(reason, reason) or "incomplete"
         self.is_over = True
-        yield from ()
 
     def _broken(self, record: Record) -> Iterator[Frame]:
         response = self._note(record)
         said = response.get("error") or record.get("error") or record
         error = provider_error({"error": said})
         code = f" ({error.code})" if error is not None and error.code else ""
+        is_cancelled = response.get("status") == "cancelled"
+        what = "was cancelled" if is_cancelled else f"reported an error within its answer{code}"
         self._failure = self._failed(
-            f"reported an error within its answer{code}",
+            what,
             body=json.dumps(said),
             status=0 if error is None else error.status,
             retryable=error is None or error.may_pass(self._retry_statuses),
         )
         self.is_over = True
         yield from ()
+
+    def _rest(self, response: Record) -> Iterator[Frame]:
+        """Yield what of a whole response has not come, if something may not have come."""
+        if not self._may_lack:
+            return
+        try:
+            for kind, record in self._told.rest(response.get("output")):
+                yield from self._readers[kind](record)
+        except LeftOutError:
+            self._failure = self._failed("left out a part of its answer")
 
     def _note(self, record: Record) -> dict[str, JsonValue]:
         response = object_of(record.get("response"))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+import json
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from perdure.backends.endpoint import Answer, Endpoint, stream_headers
 from perdure.backends.openai import BASE_URL
 from perdure.backends.protocol import Prompt
-from perdure.backends.reading import IDLE_TIMEOUT_MS, key_header, request_body
+from perdure.backends.provider_error import fields_of
+from perdure.backends.reading import (
+    IDLE_TIMEOUT_MS,
+    begins_with_error,
+    key_header,
+    request_body,
+)
 from perdure.backends.replay import replay_in
 from perdure.backends.response_reader import RESPONSE_ID, ResponseReader, replay_name
 from perdure.backends.retry import BackendRetry
@@ -29,6 +36,14 @@ _NOTHING_TO_CANCEL: Final = frozenset(
 )
 """What a provider says of a response that is over, or not kept."""
 _NOT_KEPT: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+_NOT_STREAMED: Final = frozenset({HTTPStatus.OK, HTTPStatus.BAD_REQUEST})
+"""How a response is refused as a stream that is some minutes old, or of a server that streams none.
+
+The first is an answer that is no stream.
+"""
+_OVER: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
+LOOK_MS: Final = 2_000
+"""So long, at most, is waited between two looks at a response that is not streamed any more."""
 
 
 class OpenAIResponsesBackend:
@@ -37,7 +52,9 @@ class OpenAIResponsesBackend:
     A connection that breaks while an answer runs is made again behind the last event, and a worker
     that takes over a turn joins its answer, which costs no second call. For that the provider
     keeps each response for some minutes, also where it otherwise would not; to end a call takes
-    `cancel`. A prompt's `extra_body` may say `{"background": False}`: then nothing can be joined.
+    `cancel`. A response that is streamed no more (this provider streams one for five minutes) is
+    looked at until it is over. A prompt's `extra_body` may say `{"background": False}`, or
+    `{"store": False}`, from which that follows: then nothing can be joined.
 
     Where the model thought before it called tools, its output stands in `upstream_end`, and a
     message that has it is sent as that output.
@@ -68,6 +85,7 @@ class OpenAIResponsesBackend:
             retry=retry or BackendRetry(),
             idle_timeout_ms=idle_timeout_ms,
             client=client,
+            refuse_first=self._refuse_first,
         )
 
     def stream(self, prompt: Prompt) -> AsyncGenerator[Frame, None]:
@@ -82,7 +100,7 @@ class OpenAIResponsesBackend:
     async def cancel(self, handle: JsonValue) -> None:
         """End a response; one that is over, or not kept, stays as it is."""
         try:
-            await self._endpoint.order(f"/{_response_id(handle)}/cancel")
+            await self._endpoint.call("POST", f"/{_response_id(handle)}/cancel")
         except BackendTransportError as error:
             if error.status not in _NOTHING_TO_CANCEL:
                 raise
@@ -98,19 +116,26 @@ class OpenAIResponsesBackend:
                 yield frame
 
     async def _joined(self, handle: JsonValue) -> AsyncGenerator[Frame, None]:
-        answer = await self._endpoint.get(f"/{_response_id(handle)}", {"stream": "true"})
-        async with aclosing(self._follow(answer)) as found:
+        id = _response_id(handle)
+        async with aclosing(self._follow(await self._stream_of(id), id)) as found:
             async for frame in found:
                 yield frame
 
-    async def _follow(self, answer: Answer) -> AsyncGenerator[Frame, None]:
-        """Yield a response to its end, over as many connections as it takes."""
-        reader = ResponseReader(self.name, retry_statuses=self._endpoint.retry.retry_statuses)
+    async def _follow(
+        self, answer: Answer | None, id: str | None = None
+    ) -> AsyncGenerator[Frame, None]:
+        """Yield a response to its end, over as many connections as it takes.
+
+        `answer` None: it cannot be streamed any more, and is looked at until it is over.
+        """
+        reader = self._reader()
         tries = 0
         try:
             while not reader.is_over:
                 reached = reader.sequence
-                async with aclosing(self._read(answer, reader)) as found:
+                id = id or reader.response_id
+                read = self._looks(reader, id) if answer is None else self._read(answer, reader)
+                async with aclosing(read) as found:
                     async for frame in found:
                         yield frame
                 if not reader.is_over:
@@ -141,22 +166,62 @@ class OpenAIResponsesBackend:
                 for frame in reader.feed(chunk):
                     yield frame
 
-    async def _join(self, reader: ResponseReader, tries: int) -> Answer:
-        """Return the rest of a response whose connection was lost, if the provider keeps it."""
+    async def _looks(self, reader: ResponseReader, id: str | None) -> AsyncGenerator[Frame, None]:
+        """Yield what a response has come to, once it is over."""
+        looks = 0
+        while not reader.is_over:
+            looks += 1
+            with _instead_of_not_kept(reader.lost):
+                body = await self._endpoint.call("GET", f"/{id}")
+            for frame in reader.look(body):
+                yield frame
+            if not reader.is_over:
+                wait_ms = self._endpoint.retry.wait_ms(looks, chance=0)
+                await asyncio.sleep(min(wait_ms, LOOK_MS) / 1_000)
+
+    async def _join(self, reader: ResponseReader, tries: int) -> Answer | None:
+        """Return the rest of a response whose connection was lost, if the provider keeps it.
+
+        None: it has it, but streams no more of it.
+        """
         retry, lost = self._endpoint.retry, reader.lost
-        is_kept = reader.response_id is not None and reader.sequence >= 0
-        if lost is not None and (not is_kept or tries >= retry.tries_max):
+        assert lost is not None
+        if not reader.can_be_joined or tries >= retry.tries_max:
             raise lost
         await asyncio.sleep(retry.wait_ms(tries, chance=random_float()) / 1_000)
         reader.reconnect()
-        behind = {"stream": "true", "starting_after": str(reader.sequence)}
+        with _instead_of_not_kept(lost):
+            if tries > 1 and await self._is_over(f"{reader.response_id}"):
+                # It ended without an event that says so, as one does that was cancelled.
+                return None
+            return await self._stream_of(f"{reader.response_id}", starting_after=reader.sequence)
+
+    async def _stream_of(self, id: str, *, starting_after: int | None = None) -> Answer | None:
+        """Return the events of a response, None if it is kept and not streamed any more."""
+        behind = {} if starting_after is None else {"starting_after": str(starting_after)}
         try:
-            return await self._endpoint.get(f"/{reader.response_id}", behind)
+            return await self._endpoint.get(f"/{id}", {"stream": "true", **behind})
         except BackendTransportError as error:
-            if lost is not None and error.status in _NOT_KEPT:
-                # What failed is the connection: the question may be asked again.
-                raise lost from error
-            raise
+            if error.status not in _NOT_STREAMED:
+                raise
+            return None
+
+    async def _is_over(self, id: str) -> bool:
+        try:
+            response = json.loads(await self._endpoint.call("GET", f"/{id}"))
+        except ValueError:
+            return False
+        return fields_of(response).get("status") in _OVER
+
+    def _refuse_first(self, first: bytes) -> None:
+        """Raise BackendTransportError for an error where the answer should begin."""
+        if begins_with_error(first):
+            reader = self._reader()
+            found = [*reader.feed(first), *(reader.ending() if reader.is_over else ())]
+            assert not found
+
+    def _reader(self) -> ResponseReader:
+        return ResponseReader(self.name, retry_statuses=self._endpoint.retry.retry_statuses)
 
     def _body(self, prompt: Prompt) -> bytes:
         name, is_kept = replay_name(self.name), prompt.extra_body.get("store") is not False
@@ -167,7 +232,7 @@ class OpenAIResponsesBackend:
                 "model": prompt.model or self.model,
                 "input": [item for message, items in asked for item in _items(message, items)],
                 "stream": True,
-                "background": True,
+                "background": is_kept or None,
                 "store": True,
                 "tools": [_tool(tool) for tool in prompt.tools] or None,
                 "tool_choice": _choice(prompt.tool_choice) if prompt.tools else None,
@@ -177,6 +242,17 @@ class OpenAIResponsesBackend:
                 **prompt.extra_body,
             }
         )
+
+
+@contextmanager
+def _instead_of_not_kept(lost: BackendTransportError | None) -> Generator[None]:
+    """Raise, where a response is not kept, what it was lost by: it may be asked for again."""
+    try:
+        yield
+    except BackendTransportError as error:
+        if lost is not None and error.status in _NOT_KEPT:
+            raise lost from error
+        raise
 
 
 def _response_id(handle: JsonValue) -> str:
@@ -201,7 +277,8 @@ def _items(
     role, content = message.get("role"), message.get("content")
     if role == "tool":
         called = message.get("tool_call_id")
-        yield {"type": "function_call_output", "call_id": called, "output": content}
+        output = _content(role, content)
+        yield {"type": "function_call_output", "call_id": called, "output": output}
         return
     calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
     if told and len(calls) == sum(item.get("type") == "function_call" for item in told):
@@ -234,7 +311,11 @@ def _part(part: Mapping[str, Any], text_type: str) -> JsonValue:
     if part.get("type") == "text":
         return {"type": text_type, "text": part.get("text")}
     if part.get("type") == "image_url":
-        return {"type": "input_image", "image_url": part["image_url"]["url"]}
+        image: Mapping[str, Any] = part["image_url"]
+        detail = {"detail": image["detail"]} if image.get("detail") else {}
+        return {"type": "input_image", "image_url": image["url"], **detail}
+    if part.get("type") == "file":
+        return {"type": "input_file", **part["file"]}
     return dict(part)
 
 

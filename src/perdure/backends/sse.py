@@ -7,8 +7,11 @@ from typing import Final, NamedTuple
 
 from perdure.errors import ValueTooLargeError
 
-EVENT_CHARS_MAX: Final = 1024 * 1024
-"""The size of one event: its data, and the line that is being read."""
+EVENT_CHARS_MAX: Final = 16 * 1024 * 1024
+"""The size of one event: its data, and the line that is being read.
+
+The end of a response repeats all of it, its images too.
+"""
 RETRY_DIGITS_MAX: Final = 15
 
 _decoder = codecs.getincrementaldecoder("utf-8-sig")

@@ -48,6 +48,9 @@ class BackendProducer:
     every attempt, so that an address may be short-lived; `attachment_text` and `image_part` are two
     such. Without it a message with attachments is refused (`shows_attachments` is False): a model
     that does not see them would answer something else.
+
+    `extra_body` is merged into each request: how long to think, say, or None for a field that the
+    endpoint does not know.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class BackendProducer:
         instructions: str | None = None,
         accepts_prefill: bool = False,
         attachment_part: AttachmentPart | None = None,
+        extra_body: Mapping[str, JsonValue] | None = None,
     ) -> None:
         self.provider = backend.name
         self.model = backend.model
@@ -65,6 +69,7 @@ class BackendProducer:
         self._accepts_prefill = accepts_prefill
         self.shows_attachments = attachment_part is not None
         self._attachment_part = attachment_part
+        self._extra_body = dict(extra_body or {})
 
     def __call__(self, turn: Turn) -> AsyncIterator[Frame]:
         return self._answer(turn, [], turn.idempotency_key)
@@ -122,7 +127,8 @@ class BackendProducer:
         return {"role": "user", "content": parts}
 
     async def _answer(self, turn: Turn, behind: list[Message], key: str) -> AsyncIterator[Frame]:
-        prompt = Prompt([*await self._asked(turn), *behind], turn.model, key)
+        messages = [*await self._asked(turn), *behind]
+        prompt = Prompt(messages, turn.model, key, extra_body=self._extra_body)
         frames = self._backend.stream(prompt)
         async with AsyncExitStack() as stack:
             # The call upstream must end with the turn, not when the garbage is collected.
@@ -190,6 +196,7 @@ def answer_with(
     instructions: str | None = None,
     accepts_prefill: bool = False,
     attachment_part: AttachmentPart | None = None,
+    extra_body: Mapping[str, JsonValue] | None = None,
 ) -> BackendProducer:
     """Return a producer that answers each turn by one call of `backend`.
 
@@ -197,11 +204,13 @@ def answer_with(
     gone on with: the model is asked by a user message, unless `accepts_prefill` declares that it
     goes on by itself behind the beginning of its answer. `attachment_part` makes of an Attachment
     the part of a message that the model is shown, as `attachment_text` and `image_part` do;
-    without it a message with attachments is refused when it is submitted.
+    without it a message with attachments is refused when it is submitted. `extra_body` is merged
+    into each request, for what has no name here: how long to think, how warm, how long an answer.
     """
     return BackendProducer(
         backend,
         instructions=instructions,
         accepts_prefill=accepts_prefill,
         attachment_part=attachment_part,
+        extra_body=extra_body,
     )
