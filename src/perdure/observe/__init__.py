@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from perdure.observe.sanitized import (
         SanitizedKnowledgeRequirement as SanitizedKnowledgeRequirement,
     )
+    from perdure.observe.sanitized_events import SanitizedRuntimeEvent as SanitizedRuntimeEvent
+    from perdure.observe.sanitized_events import SanitizedStreamEvent as SanitizedStreamEvent
     from perdure.observe.sse import encode_server_sent_event as encode_server_sent_event
     from perdure.observe.sse import readiness_server_sent_event as readiness_server_sent_event
     from perdure.observe.sse import (
@@ -75,6 +77,8 @@ __all__ = [
     "RuntimeTelemetryOptions",
     "SanitizedKnowledgeReadinessReport",
     "SanitizedKnowledgeRequirement",
+    "SanitizedRuntimeEvent",
+    "SanitizedStreamEvent",
     "TraceBridge",
     "TraceBudgetEntry",
     "TraceEvent",
@@ -136,6 +140,10 @@ __getattr__ = lazily(
         "perdure.observe.sanitized": (
             "SanitizedKnowledgeReadinessReport",
             "SanitizedKnowledgeRequirement",
+        ),
+        "perdure.observe.sanitized_events": (
+            "SanitizedRuntimeEvent",
+            "SanitizedStreamEvent",
         ),
         "perdure.observe.sse": (
             "encode_server_sent_event",
