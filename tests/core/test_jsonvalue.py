@@ -18,7 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.core import jsonvalue
-from perdure.core.jsonvalue import decode_value, encode_value, join_surrogates, parse_json
+from perdure.core.jsonvalue import (
+    decode_value,
+    decode_values,
+    encode_value,
+    join_surrogates,
+    parse_json,
+)
 from perdure.core.limits import BODY_BYTES_MAX, DEPTH_MAX, INTEGER_DIGITS_MAX, VALUE_BYTES_MAX
 from perdure.core.records import JsonValue
 from perdure.errors import NotSerializableError, StoreCorruptError, UsageError, ValueTooLargeError
@@ -234,6 +240,18 @@ def test_a_small_value_is_walked_once_and_encoded_once(monkeypatch: pytest.Monke
 def test_stored_text_that_is_not_json_is_a_corrupt_store(text: str) -> None:
     with pytest.raises(StoreCorruptError, match=r"^stored JSON cannot be read"):
         decode_value(text)
+
+
+@given(st.lists(json_values))
+def test_stored_texts_are_read_together_as_each_alone(values: list[JsonValue]) -> None:
+    stored = [None if value is None else encode_value(value) for value in values]
+    assert exactly(decode_values(stored)) == exactly(values)
+
+
+@pytest.mark.parametrize("wrong", ["", "1,2", "1],[2", "[1", "NaN", 5, b"1"])
+def test_one_that_is_not_json_among_stored_texts_is_a_corrupt_store(wrong: Any) -> None:
+    with pytest.raises(StoreCorruptError):
+        decode_values(['{"a":1}', wrong, "2"])
 
 
 def test_a_stored_number_in_the_place_of_text_is_a_corrupt_store() -> None:

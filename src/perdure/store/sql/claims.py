@@ -26,7 +26,7 @@ from perdure.store.sql.rows import (
     now_of,
     owner_of,
     run_record,
-    step_record,
+    step_records,
     token_of,
 )
 
@@ -245,7 +245,7 @@ class Claims:
         run = run_record(found[0], owner_id=owner_of(found[0]))
         if not _rests(run, retry=wish.retry):
             return None
-        return Claim(None, run, [step_record(run.run_id, row) for row in steps], end[0][0])
+        return Claim(None, run, step_records(run.run_id, steps), end[0][0])
 
     def _claim(self, opening: Opening, wish: Wish, *, known: bool) -> list[Statement]:
         key, stored_id = opening.session, opening.stored_id

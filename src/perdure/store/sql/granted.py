@@ -12,7 +12,7 @@ from perdure.core.records import Claim, Lease, RunManifest, RunRecord
 from perdure.core.transitions import state_of
 from perdure.store.entry import Opening
 from perdure.store.sql.database import Row
-from perdure.store.sql.rows import manifest_text_of, owner_of, run_record, step_record
+from perdure.store.sql.rows import manifest_text_of, owner_of, run_record, step_records
 
 
 class Wish(NamedTuple):
@@ -131,6 +131,6 @@ def taken(wish: Wish, lists: Mapping[str, list[Row]]) -> Claim:
     """Return the claim of a known run, from the rows of each statement by name."""
     (row,) = lists["read_run"]
     run = run_record(row, owner_id=owner_of(row))
-    steps = [step_record(run.run_id, step) for step in lists["read_steps"]]
+    steps = step_records(run.run_id, lists["read_steps"])
     lease = GrantedLease.of(run, row[0], wish, manifest_text_of(row))
     return Claim(lease, run, steps, lists["frames_end"][0][0])

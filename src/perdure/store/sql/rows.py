@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from perdure.core.identity import logical_id, turn_place
-from perdure.core.jsonvalue import decode_value
+from perdure.core.jsonvalue import decode_value, decode_values
 from perdure.core.recordjson import manifest_from_json, outcome_from_json, step_error_from_json
 from perdure.core.records import (
     AttemptRecord,
@@ -95,6 +97,15 @@ def step_record(run_id: str, row: Row) -> StepRecord:
             *row[8:],
         )
     )
+
+
+def step_records(run_id: str, rows: Sequence[Row]) -> list[StepRecord]:
+    """Return the steps of rows of STEP_COLUMNS; `run_id` is logical."""
+    results = decode_values([row[6] for row in rows])
+    return [
+        StepRecord._make((run_id, *row[:6], result, error_record(row[7]), *row[8:]))
+        for row, result in zip(rows, results, strict=True)
+    ]
 
 
 def error_record(text: str | None) -> StepError | None:

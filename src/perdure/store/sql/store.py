@@ -47,6 +47,7 @@ from perdure.store.sql.rows import (
     owner_of,
     run_record,
     step_record,
+    step_records,
     token_of,
     usage_record,
 )
@@ -302,7 +303,7 @@ class SqlStore:
 
     async def read_steps(self, run_id: str) -> Sequence[StepRecord]:
         (rows,) = await self._database.read([Statement("read_steps", (self._stored(run_id),))])
-        return [step_record(run_id, row) for row in rows]
+        return step_records(run_id, rows)
 
     async def load_event(self, run_id: str, key: str) -> EventRecord | None:
         values = (self._stored(run_id), key)
