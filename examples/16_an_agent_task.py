@@ -11,6 +11,7 @@ COLOUR = agent.KnowledgeRequirement("colour", "the colour of the door", fallback
 TASK = AgentTaskSpec("door", "Paint the door", required_knowledge=[COLOUR])
 door = {"coats": 0}
 decisions = 0
+is_wet = asyncio.Event()
 
 # The types of the states, actions and results.
 Context = agent.AgentTaskContext[dict[str, int], int, None]
@@ -36,6 +37,7 @@ class Painter:
 
     async def act(self, coat: int, context: Context) -> None:
         if self.hangs and coat == 3:
+            is_wet.set()
             await asyncio.Event().wait()
         [answer] = (context.knowledge.bundle.user_answers or {}).values()
         print(f"coat {coat} of {answer}")
@@ -51,9 +53,10 @@ async def main() -> None:
         return agent.run_agent_task(TASK, adapter, readiness=asking, durable=(store, "door:1"))
 
     first = asyncio.create_task(work(hangs=True))
-    await asyncio.sleep(0.1)
+    while (run := await store.read_run("door:1")) is None or run.state != "waiting":
+        await store.wait_for_change("door:1", timeout_ms=50)
     await emit_event(store, "door:1", "answers", {"question_colour": "blue"})
-    await asyncio.sleep(0.2)
+    await is_wet.wait()
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     result = await work(hangs=False)

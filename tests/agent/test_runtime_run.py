@@ -270,6 +270,28 @@ async def test_10_as_a_context_manager_it_completes_and_persists() -> None:
     ]
 
 
+@pytest.mark.parametrize("as_sent", [lambda event: event, event_to_wire])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("completed", ("completed", None)),
+        ("aborted", ("cancelled", None)),
+        ("failed", ("failed", "why")),
+        ("blocked", ("failed", "why")),
+        ("a word of a later version", ("failed", "why")),
+    ],
+)
+async def test_10_as_a_context_manager_it_ends_as_the_stream_that_it_observed(
+    status: Any, expected: tuple[str, str | None], as_sent: Callable[[Any], object]
+) -> None:
+    rows = Rows()
+    final = FinalEvent(task=TASK, timestamp=NOON, status=status, reason="why")
+    async with started(adapter=rows) as run:
+        run.observe(as_sent(final))
+        assert run.status == "running"
+    assert [(row.status, row.error) for row in rows.rows] == [expected]
+
+
 class FullRows(Rows):
     def upsert(self, row: RuntimeRunRow) -> None:
         raise OSError("the disk is full")

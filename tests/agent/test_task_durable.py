@@ -18,12 +18,13 @@ from perdure.agent.task import AgentTaskRunResult, run_agent_task
 from perdure.backends.protocol import Prompt
 from perdure.backends.scripted import ScriptedBackend
 from perdure.core import frames
-from perdure.core.records import AgentTaskSpec, JsonValue, Retry, RunRecord
+from perdure.core.records import AgentTaskSpec, JsonValue, Retry, RunManifest, RunRecord
 from perdure.core.secret import Secret
 from perdure.core.wire import to_wire
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import emit_event, run_durable
 from perdure.durable.steps import current_step
+from perdure.durable.worker import Worker
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.protocol import RunStore
@@ -60,6 +61,33 @@ async def until_it_waits(store: RunStore) -> RunRecord:
         if run is not None and run.state == "waiting":
             return run
         await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("needed", [KEY, to_wire(KEY)], ids=["record", "wire"])
+async def test_a_worker_takes_a_task_with_what_it_must_know(
+    store: RunStore, needed: JsonValue
+) -> None:
+    task = AgentTaskSpec("climb", "Climb the ladder", required_knowledge=[needed])
+    asking = ReadinessPolicy(answers_event="answers")
+
+    async def climb(context: DurableContext) -> str:
+        result = await run_agent_task(task, Climber(), readiness=asking, durable=context)
+        return result.status
+
+    worker = Worker(store, tasks={"climb": climb})
+    await worker.submit("climb", run_id="run", manifest=RunManifest("ladders", task))
+    working = asyncio.create_task(worker.run())
+    waiting = await until_it_waits(store)
+    assert waiting.manifest is not None
+    assert waiting.manifest.task.required_knowledge == (to_wire(KEY),)
+    await emit_event(store, "run", "answers", {"question_key": Secret("k").recorded()})
+    while (run := await store.read_run("run")) is None or run.state != "completed":
+        await store.wait_for_change("run", timeout_ms=1_000)
+    assert run.outcome is not None
+    assert run.outcome.passed
+    assert run.outcome.notes == "completed: every check passed or is harmless"
+    await worker.drain()
+    await working
 
 
 class Adviser(Climber):

@@ -17,7 +17,7 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON = [block for block in BLOCKS if block.words[:1] == ["python"]]
 RUN = [block for block in PYTHON if "run" in block.words]
 TESTS = [block for block in PYTHON if "pytest" in block.words]
-LANGUAGES = {"diff", "json", "python", "sh", "text"}
+LANGUAGES = {"diff", "js", "json", "python", "sh", "text"}
 TIME_LIMIT_S = 60
 ENVIRONMENT = {"OPENAI_API_KEY": "a key that nobody is asked about"}
 

@@ -7,7 +7,7 @@ import contextlib
 import re
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +22,29 @@ SERVE = "from perdure.cli.main import main; main()"
 TURN = "chat:kitchen:0"
 
 
-def whole_client() -> str:
+def on_the_wires_page(piece: str) -> str:
     blocks = blocks_of(ROOT / "docs" / "reference" / "wire.md")
-    return next(block.text for block in blocks if "def answer(" in block.text)
+    return next(block.text for block in blocks if piece in block.text)
+
+
+def whole_client() -> str:
+    return on_the_wires_page("def answer(")
+
+
+def in_python(session: str) -> list[str]:
+    """Return a command that asks in a session, and prints the answer."""
+    code = f"{whole_client()}\nprint(answer({session!r}, 0, 'A table'))"
+    return [sys.executable, "-X", "utf8", "-c", code]
+
+
+def in_javascript(session: str) -> list[str]:
+    code = on_the_wires_page("function follow(")
+    code += f"""
+let text = "";
+await follow("{session}", 0, "A table", (event) => {{ text = textOf(text, event); }});
+console.log(text);
+"""
+    return ["node", "--input-type=module", "--eval", code]
 
 
 async def serve(folder: Path, port: int = 0) -> tuple[Process, str]:
@@ -47,13 +67,15 @@ async def until_seq(store: RunStore, seq: int) -> None:
         await store.wait_for_change(TURN, timeout_ms=100)
 
 
+@pytest.mark.parametrize(
+    "command", [in_python, pytest.param(in_javascript, marks=pytest.mark.node)]
+)
 async def test_the_client_reads_the_whole_answer_although_the_server_is_killed(
-    tmp_path: Path,
+    tmp_path: Path, command: Callable[[str], list[str]]
 ) -> None:
     server, address = await serve(tmp_path)
-    code = f"{whole_client()}\nprint(answer({address + '/v1/sessions/kitchen'!r}, 0, 'A table'))"
     client = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "utf8", "-c", code), stdout=PIPE
+        *command(address + "/v1/sessions/kitchen"), stdout=PIPE
     )
     store = await open_store(f"sqlite:{tmp_path / 'perdure.db'}")
     try:

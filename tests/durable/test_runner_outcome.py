@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from perdure.core.records import RunOutcome
 from perdure.durable.context import DurableContext
 from perdure.durable.runner import run_durable
+from perdure.errors import NotSerializableError, UsageError
 from perdure.store.protocol import RunStore
 from perdure.testing.samples import manifest
 
@@ -56,3 +59,38 @@ async def test_a_failed_task_did_not_pass_whatever_makes_the_outcome(store: RunS
     run = await store.read_run("run")
     assert run is not None
     assert run.outcome == RunOutcome(passed=False, notes="no line")
+
+
+async def test_the_task_itself_may_say_its_outcome_and_goes_before_the_default(
+    store: RunStore,
+) -> None:
+    async def judged(context: DurableContext) -> int:
+        context.set_outcome(RunOutcome(passed=False, notes="a first try"))
+        result = await answer(context)
+        context.set_outcome(RunOutcome(passed=True, score=0.9))
+        return result
+
+    done = await run_durable(
+        store, run_id="run", manifest=manifest(), task=judged, default_outcome=graded
+    )
+    assert done.record.outcome == RunOutcome(passed=True, score=0.9)
+    again = await run_durable(store, run_id="run", manifest=manifest(), task=judged)
+    assert again.record.outcome == done.record.outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        ({"passed": "yes"}, UsageError),
+        ({"metadata": {"at": {1}}}, NotSerializableError),
+    ],
+)
+async def test_an_outcome_that_cannot_be_recorded_is_refused_where_it_is_said(
+    store: RunStore, outcome: dict[str, Any], error: type[Exception]
+) -> None:
+    async def judged(context: DurableContext) -> None:
+        with pytest.raises(error):
+            context.set_outcome(RunOutcome(**outcome))
+
+    done = await run_durable(store, run_id="run", manifest=manifest(), task=judged)
+    assert done.record.outcome is None

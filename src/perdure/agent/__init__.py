@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from perdure.agent.backend import create_iterable_backend as create_iterable_backend
     from perdure.agent.callable_backend import CallableBackend as CallableBackend
     from perdure.agent.cancel import CancelSignal as CancelSignal
+    from perdure.agent.chat_turn import ChatTurnAuth as ChatTurnAuth
     from perdure.agent.chat_turn import ChatTurnCalling as ChatTurnCalling
     from perdure.agent.chat_turn import ChatTurnMessage as ChatTurnMessage
     from perdure.agent.chat_turn import ChatTurnOverlay as ChatTurnOverlay
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from perdure.agent.chat_turn import compose_turn_profile as compose_turn_profile
     from perdure.agent.chat_turn import run_chat_turn as run_chat_turn
     from perdure.agent.chat_turn import sandbox_as_chat_turn_target as sandbox_as_chat_turn_target
+    from perdure.agent.chat_turn_events import ChatTurnResult as ChatTurnResult
+    from perdure.agent.chat_turn_events import collect_chat_turn as collect_chat_turn
     from perdure.agent.conformance import ConformanceIssue as ConformanceIssue
     from perdure.agent.conformance import ConformanceOptions as ConformanceOptions
     from perdure.agent.conformance import ConformanceResult as ConformanceResult
@@ -66,7 +69,9 @@ if TYPE_CHECKING:
     from perdure.agent.preflight import ReadinessPolicy as ReadinessPolicy
     from perdure.agent.profile import AgentProfile as AgentProfile
     from perdure.agent.profile import AgentSubagentProfile as AgentSubagentProfile
+    from perdure.agent.profile import ProfileModel as ProfileModel
     from perdure.agent.profile import ProfilePrompt as ProfilePrompt
+    from perdure.agent.profile import ProfileResources as ProfileResources
     from perdure.agent.profile import merge_agent_profiles as merge_agent_profiles
     from perdure.agent.readiness import decide_knowledge_readiness as decide_knowledge_readiness
     from perdure.agent.readiness import score_knowledge_readiness as score_knowledge_readiness
@@ -153,9 +158,11 @@ __all__ = [
     "BackendRetryPolicy",
     "CallableBackend",
     "CancelSignal",
+    "ChatTurnAuth",
     "ChatTurnCalling",
     "ChatTurnMessage",
     "ChatTurnOverlay",
+    "ChatTurnResult",
     "ChatTurnSandbox",
     "ClassifyIntentResult",
     "ConformanceIssue",
@@ -185,7 +192,9 @@ __all__ = [
     "ModelBackend",
     "ModelOptions",
     "ModelUsage",
+    "ProfileModel",
     "ProfilePrompt",
+    "ProfileResources",
     "ReadinessPolicy",
     "ReasoningDeltaEvent",
     "RuntimeRun",
@@ -219,6 +228,7 @@ __all__ = [
     "blocking_knowledge_eval",
     "check_profile_conformance",
     "classify_intent",
+    "collect_chat_turn",
     "compose_turn_profile",
     "create_iterable_backend",
     "create_openai_compatible_backend",
@@ -264,6 +274,7 @@ __getattr__ = lazily(
         "perdure.agent.callable_backend": ("CallableBackend",),
         "perdure.agent.cancel": ("CancelSignal",),
         "perdure.agent.chat_turn": (
+            "ChatTurnAuth",
             "ChatTurnCalling",
             "ChatTurnMessage",
             "ChatTurnOverlay",
@@ -272,6 +283,7 @@ __getattr__ = lazily(
             "run_chat_turn",
             "sandbox_as_chat_turn_target",
         ),
+        "perdure.agent.chat_turn_events": ("ChatTurnResult", "collect_chat_turn"),
         "perdure.agent.conformance": (
             "ConformanceIssue",
             "ConformanceOptions",
@@ -311,7 +323,9 @@ __getattr__ = lazily(
         "perdure.agent.profile": (
             "AgentProfile",
             "AgentSubagentProfile",
+            "ProfileModel",
             "ProfilePrompt",
+            "ProfileResources",
             "merge_agent_profiles",
         ),
         "perdure.agent.readiness": ("decide_knowledge_readiness", "score_knowledge_readiness"),

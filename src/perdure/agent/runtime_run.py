@@ -38,6 +38,10 @@ _OF_FINAL: Final[Mapping[str, RuntimeRunStatus]] = {
 }
 
 
+_End = tuple[RuntimeRunStatus, str | None]
+"""How a run ends, and the error that it then has."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeRunCost:
     """What a run used. A sum is what is known of it: the flags say whether that is all.
@@ -96,9 +100,10 @@ class _Completion:
 class RuntimeRun:
     """The handle of one run; `start_runtime_run` makes it.
 
-    As an async context manager it completes the run by itself: `completed` at the end of the
-    block, `failed` with an exception's message, `cancelled` with a cancellation; then it persists.
-    What the block has raised is raised, whatever the adapter says: its failure is logged then.
+    As an async context manager it completes the run by itself: at the end of the block as the
+    `final` that was observed says (`complete_from`), `completed` without one, `failed` with an
+    exception's message, `cancelled` with a cancellation; then it persists. What the block has
+    raised is raised, whatever the adapter says: its failure is logged then.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class RuntimeRun:
         self._begun_ms = begun_ms
         self._cost = RuntimeRunCost()
         self._owes_usage = False
+        self._end: _End = ("completed", None)
         self._completion: _Completion | None = None
 
     @property
@@ -136,8 +142,9 @@ class RuntimeRun:
         """Add what an `llm_call` used, given as a record or in wire form.
 
         Its cost, where it names none, is what `prices` say, if they are set. What a backend used
-        that begins and ends without one is not known. Other events change nothing, and none does
-        that comes after the completion: it only counts in `late_events`.
+        that begins and ends without one is not known. A `final` says how a context manager ends.
+        Other events change nothing, and none does that comes after the completion: it only counts
+        in `late_events`.
         """
         if self._completion is not None:
             self.late_events += 1
@@ -149,6 +156,8 @@ class RuntimeRun:
             self._owes_usage = True
         elif name in _ENDS_OF_BACKENDS:
             self._settle()
+        if name == "final":
+            self._end = _end_of(event)
 
     def _add(self, call: object) -> None:
         self._owes_usage = False
@@ -231,8 +240,7 @@ class RuntimeRun:
 
     def complete_from(self, final: FinalEvent, *, result_summary: str | None = None) -> None:
         """End the run as a stream has ended; the reason of a failure is its error."""
-        status = _OF_FINAL[final.status]
-        error = final.reason if status == "failed" else None
+        status, error = _end_of(final)
         self.complete(status, result_summary=result_summary, error=error)
 
     def to_row(self, metadata: Mapping[str, JsonValue] | None = None) -> RuntimeRunRow:
@@ -269,7 +277,8 @@ class RuntimeRun:
     ) -> None:
         if self._completion is None:
             if error is None:
-                self.complete("completed")
+                status, reason = self._end
+                self.complete(status, error=reason)
             elif isinstance(error, asyncio.CancelledError):
                 self.complete("cancelled")
             else:
@@ -353,6 +362,12 @@ def _told(event: object, name: str) -> object:
     if isinstance(event, Mapping):
         return cast("Mapping[str, object]", event).get(camel(name))
     return getattr(event, name, None)
+
+
+def _end_of(final: object) -> _End:
+    """Return how a run ends whose stream ended with `final`, and the reason of a failure."""
+    status = _OF_FINAL.get(cast("str", _told(final, "status")), "failed")
+    return status, cast("str | None", _told(final, "reason")) if status == "failed" else None
 
 
 def _count(event: object, name: str) -> int | None:

@@ -108,7 +108,7 @@ async def run_agent_task(
 
     With `durable=(store, run_id)` each call of the user's code is a step of that durable run:
     called again after a crash, the task goes on where it was, and no recorded call is made a
-    second time; events are told again, from the first. Its outcome is recorded with the run. A
+    second time; events are told again, from the first. How it ended is the run's outcome. A
     worker's handler gives its own context instead.
 
     What the adapter raises becomes part of the result. What the provider raises, and
@@ -136,7 +136,10 @@ async def run_agent_task(
             on_event=on_event,
             options=options,
         )
-        return await work.run()
+        result = await work.run()
+        if context is not None:
+            context.set_outcome(outcome_of(result))
+        return result
 
     if not isinstance(durable, tuple):
         return await work(durable)
@@ -147,10 +150,7 @@ async def run_agent_task(
         scenario_id=options.scenario_id,
         variant_id=options.variant_id,
     )
-    done = await run_durable(
-        store, run_id=run_id, manifest=manifest, task=work, default_outcome=outcome_of
-    )
-    return done.result
+    return (await run_durable(store, run_id=run_id, manifest=manifest, task=work)).result
 
 
 def outcome_of(result: AgentTaskRunResult) -> RunOutcome:

@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from perdure.core.jsonvalue import kind_of
+from perdure.core.jsonvalue import encode_value, kind_of
 from perdure.core.limits import ERROR_TEXT_BYTES_MAX
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, RunOutcome, StepError
+from perdure.core.wire import to_wire
 from perdure.errors import StoreCorruptError, UsageError
 
 _FLAT: Final = frozenset({str, int, float, bool, type(None)})
@@ -41,7 +42,8 @@ def check_manifest(manifest: RunManifest) -> None:
 def manifest_to_json(manifest: RunManifest) -> dict[str, JsonValue]:
     """Return the whole manifest as `{projectId, scenarioId?, task, input, tags?}`.
 
-    Raises UsageError that names a field of a wrong type.
+    What the task must know may be given as records. Raises UsageError that names a field of a
+    wrong type.
     """
     check_manifest(manifest)
     task = manifest.task
@@ -53,7 +55,7 @@ def manifest_to_json(manifest: RunManifest) -> dict[str, JsonValue]:
             intent=task.intent,
             domain=task.domain,
             inputs=_as_dict(task.inputs),
-            requiredKnowledge=list(task.required_knowledge),
+            requiredKnowledge=[to_wire(each) for each in task.required_knowledge],
             budget=_as_dict(task.budget),
             metadata=_as_dict(task.metadata),
         ),
@@ -94,6 +96,11 @@ def copied_if_flat(manifest: RunManifest) -> RunManifest | None:
     if not _FLAT.issuperset(map(kind_of, given.values())):
         return None
     return RunManifest(project_id, task, dict(given), scenario_id)
+
+
+def outcome_text(outcome: RunOutcome) -> str:
+    """Return what is stored of an outcome. Raises UsageError, NotSerializableError."""
+    return encode_value(outcome_to_json(outcome), name="outcome")
 
 
 def outcome_to_json(outcome: RunOutcome) -> dict[str, JsonValue]:

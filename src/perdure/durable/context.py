@@ -8,7 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 from perdure.core import effects, identity
 from perdure.core.effects import iso_time
 from perdure.core.jsonvalue import encode_value
-from perdure.core.records import Effect, JsonValue, Retry, RunRecord, StepKind
+from perdure.core.recordjson import outcome_text
+from perdure.core.records import Effect, JsonValue, Retry, RunOutcome, RunRecord, StepKind
 from perdure.durable.attempt import Attempt
 from perdure.durable.parallel import branches_of, check_concurrency, run_branches
 from perdure.durable.scope import StepSpec, check_length, step_spec
@@ -136,6 +137,15 @@ class DurableContext(Protocol):
         """
         ...
 
+    def set_outcome(self, outcome: RunOutcome) -> None:
+        """Say what is recorded as the outcome of this run if it completes; the last call counts.
+
+        It goes before a default that the caller of `run_durable` gave. Not a step: each attempt
+        says it again. An engine that hosts the task keeps no outcomes. Raises UsageError or
+        NotSerializableError for what cannot be recorded.
+        """
+        ...
+
 
 S = TypeVar("S", bound=Steps)
 
@@ -145,6 +155,7 @@ class StepsContext(Generic[S]):
 
     def __init__(self, steps: S) -> None:
         self.steps = steps
+        self.outcome: RunOutcome | None = None
 
     def step(
         self,
@@ -197,6 +208,10 @@ class StepsContext(Generic[S]):
 
     def random(self) -> Awaitable[float]:
         return self._deterministic("random", effects.random_float)
+
+    def set_outcome(self, outcome: RunOutcome) -> None:
+        outcome_text(outcome)
+        self.outcome = outcome
 
     def _deterministic(self, name: str, fn: Callable[[], T]) -> Awaitable[T]:
         spec = StepSpec(self.steps.take(), f"deterministic:{name}", kind="deterministic")

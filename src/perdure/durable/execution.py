@@ -10,8 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from perdure.core import effects
 from perdure.core.changes import EndRun, Release, Suspend
-from perdure.core.jsonvalue import encode_value
-from perdure.core.recordjson import outcome_to_json, step_error_of
+from perdure.core.recordjson import outcome_text, step_error_of
 from perdure.core.records import RunOutcome
 from perdure.durable.attempt import Attempt
 from perdure.durable.calls import GRACE_MS, note_failure
@@ -223,7 +222,7 @@ class Execution(Generic[T]):
             raise refusal
         if error is None and not (interrupted and self._draining):
             try:
-                text = outcome_text_of(_completed_outcome(work.result(), self._default_outcome))
+                text = outcome_text_of(self._outcome_of(work.result()))
             except Exception as trouble:
                 raise await self._fail(trouble) from trouble
             await attempt.leave(EndRun("completed", outcome_text=text))
@@ -232,6 +231,10 @@ class Execution(Generic[T]):
             await self._release("drained")
             raise self._drained()
         raise await self._fail(error)
+
+    def _outcome_of(self, result: T) -> RunOutcome | None:
+        default = self._context.outcome or self._default_outcome
+        return default if default is None or isinstance(default, RunOutcome) else default(result)
 
     async def _fail(self, error: BaseException) -> BaseException:
         """End the run as failed and return what the caller is told.
@@ -302,10 +305,6 @@ def original_of(error: BaseException) -> BaseException:
     return error
 
 
-def _completed_outcome(result: T, default: DefaultOutcome[T]) -> RunOutcome | None:
-    return default if default is None or isinstance(default, RunOutcome) else default(result)
-
-
 def _failed_outcome(error: BaseException, default: DefaultOutcome[Any]) -> RunOutcome:
     """A failed run did not pass, whatever the default says; its notes are kept beside."""
     default = default if isinstance(default, RunOutcome) else None
@@ -318,4 +317,4 @@ def _failed_outcome(error: BaseException, default: DefaultOutcome[Any]) -> RunOu
 
 def outcome_text_of(outcome: RunOutcome | None) -> str | None:
     """Return the stored form of an outcome. Raises UsageError, NotSerializableError."""
-    return None if outcome is None else encode_value(outcome_to_json(outcome), name="outcome")
+    return None if outcome is None else outcome_text(outcome)
