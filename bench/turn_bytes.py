@@ -3,8 +3,9 @@
     python -m bench.turn_bytes [--tokens 1000] [--token-ms 5] [--turns 1]
 
 Each page that is found in the write-ahead log is counted for the table or index it belongs to, per
-row of frames that was written. `to the disk` is what the system counts, in pages of its own; what a
-row itself holds is told beside it. The log must not begin anew meanwhile, as it does after 8 MiB.
+flush of frames: one row, or what has joined one. `to the disk` is what the system counts, in pages
+of its own; what the rows themselves hold is told beside it. The log must not begin anew meanwhile,
+as it does after 8 MiB.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ FRAME_HEAD: Final = 24
 PAGE_SIZE_AT: Final = 8
 SALT: Final = slice(12, 24)
 """Another one stands in the log's head whenever it begins anew."""
+_ROWS: Final = """
+SELECT sum(1 + length(body) - length(replace(body, char(10), ''))), count(*), sum(length(body))
+FROM perdure_frames WHERE run_id LIKE ?"""
+"""A line ends where what a flush has written joined a row."""
 
 
 class Written(NamedTuple):
     """What some turns have written, and what for; sizes in bytes."""
 
     streamed: int
+    flushes: int
     rows: int
     bodies: int
     to_disk: int
@@ -81,27 +87,27 @@ async def measure(tokens: int, token_ms: float, turns: int) -> Written:
             raise RuntimeError("the log has begun anew: ask for fewer tokens, or fewer turns")
         (page,) = struct.unpack_from(">I", found, PAGE_SIZE_AT)
         with sqlite3.connect(path) as connection:
-            asked = "SELECT count(*), sum(length(body)) FROM perdure_frames WHERE run_id LIKE ?"
-            rows, bodies = connection.execute(asked, ("%live-%",)).fetchone()
-        written = Written(size, rows, bodies, to_disk, _pages(path, found, len(log), page), page)
+            rows = connection.execute(_ROWS, ("%live-%",)).fetchone()
+        pages = _pages(path, found, len(log), page)
+        written = Written(size, *rows, to_disk=to_disk, pages=pages, page=page)
         await engine.aclose()
         await store.close()
     return written
 
 
 def told(written: Written) -> str:
-    streamed, rows, bodies, to_disk, pages, page = written
+    streamed, flushes, rows, bodies, to_disk, pages, page = written
     log = sum(pages.values()) * (FRAME_HEAD + page)
     lines = [
-        f"streamed                {streamed:>10,} bytes, in {rows:,} rows of frames",
+        f"streamed                {streamed:>10,} bytes, in {flushes:,} flushes and {rows:,} rows",
         f"the rows themselves     {bodies:>10,} bytes {bodies / streamed:8.2f} x",
         f"the log                 {log:>10,} bytes {log / streamed:8.2f} x",
         f"to the disk             {to_disk:>10,} bytes {to_disk / streamed:8.2f} x",
-        f"pages of {page:,} bytes for each row: {sum(pages.values()) / rows:.2f}",
+        f"pages of {page:,} bytes for each flush: {sum(pages.values()) / flushes:.2f}",
     ]
-    common = [(name, count) for name, count in pages.most_common() if count >= rows / 50]
+    common = [(name, count) for name, count in pages.most_common() if count >= flushes / 50]
     rest = sum(pages.values()) - sum(count for _, count in common)
-    lines += [f"  {name:<36}{count / rows:6.2f}" for name, count in [*common, ("others", rest)]]
+    lines += [f"  {name:<36}{count / flushes:6.2f}" for name, count in [*common, ("others", rest)]]
     return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ from perdure.core.records import DeliveryRecord, Lease, StepRecord, StepStatus, 
 from perdure.core.rundata import FrameRow, RunData
 from perdure.errors import DivergenceError, LeaseLostError, StoreCorruptError
 
+_SECOND: Final = len("2026-01-01T00:00:00")
 LEAVING: Final = (Suspend, Release, EndRun)
 """The changes that give the lease back."""
 
@@ -43,6 +44,8 @@ def write(data: RunData, lease: Lease, changes: Sequence[Change], now: str) -> W
     # What takes the lease away stands last, whatever the order of the changes.
     for change in sorted(changes, key=_leaves) if len(changes) > 1 else changes:
         draft.apply(change)
+    if changes and all(type(change) is AppendFrames for change in changes):
+        draft.note_second()
     draft.commit()
     run = data.run
     return Written(
@@ -126,6 +129,11 @@ class Draft:
                 self._usage.append(change)
             case Suspend() | Release() | EndRun():
                 self._leave(change)
+
+    def note_second(self) -> None:
+        """Let the moment of the run be where it is, if that is in this very second."""
+        if self.run.updated_at[:_SECOND] == self.now[:_SECOND]:
+            del self._changed["updated_at"]
 
     def commit(self) -> None:
         """Make the staged changes those of the run."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from perdure.core.changes import Suspend
+from perdure.core.limits import LEASE_MS
 from perdure.core.records import Lease, SessionKey
 from perdure.errors import DivergenceError, LeaseLostError, StoreUnavailableError
 from perdure.store.sql.sqlite import Sqlite
+from perdure.store.sql.sqlite_connection import PAGE_BYTES
 from perdure.store.sql.store import SqlStore
 from perdure.testing.clock import ManualClock
+from perdure.testing.lab import read
 from perdure.testing.samples import (
     HANDLER,
     begun,
@@ -25,8 +30,13 @@ from perdure.testing.samples import (
     finish,
     hold,
     manifest,
+    restart_row,
     row,
+    text_of,
 )
+
+FRAME_HEAD = 24
+"""What SQLite's log notes before each page."""
 
 
 @pytest.fixture
@@ -79,6 +89,80 @@ async def test_steps_of_many_runs_share_commits(store: SqlStore, database: Sqlit
     before = database.commits
     await asyncio.gather(*(store.write(lease, completed(0)) for lease in leases))
     assert database.commits - before <= 20
+
+
+def stored_rows(database: Sqlite) -> list[tuple[int, int, int]]:
+    """Return first seq, last seq and epoch of every row of frames."""
+    with closing(sqlite3.connect(database.path)) as connection:
+        asked = "SELECT first_seq, last_seq, epoch FROM perdure_frames ORDER BY run_id, first_seq"
+        return connection.execute(asked).fetchall()
+
+
+def log_pages(database: Sqlite) -> int:
+    """Return how many pages the log has, if it has not begun anew."""
+    return Path(f"{database.path}-wal").stat().st_size // (FRAME_HEAD + PAGE_BYTES)
+
+
+async def test_a_token_is_written_with_one_page_and_now_and_then_another(
+    store: SqlStore, database: Sqlite, clock: ManualClock
+) -> None:
+    lease = await hold(store, session=SessionKey("s", 0))
+    await store.write(lease, row(1, "tok"))
+    before, commits = log_pages(database), database.commits
+    for number in range(2, 202):
+        clock.advance(5)
+        await store.write(lease, row(number, f"tok{number:03d}"))
+    assert database.commits - commits == 200
+    assert log_pages(database) - before < 1.5 * 200
+    assert text_of(await store.read_frames("run")) == "tok" + "".join(
+        f"tok{number:03d}" for number in range(2, 202)
+    )
+
+
+async def test_short_rows_join_the_one_before_until_that_is_full(
+    store: SqlStore, database: Sqlite
+) -> None:
+    lease = await hold(store)
+    for number in range(1, 41):
+        await store.write(lease, row(number, "x" * 50))
+    rows = stored_rows(database)
+    assert 2 <= len(rows) <= 4
+    assert [first for first, _, _ in rows[1:]] == [last + 1 for _, last, _ in rows[:-1]]
+    await store.write(lease, row(41, "y" * 1_000))
+    await store.write(lease, row(42, "z"))
+    assert stored_rows(database)[-1][:2] == (41, 42)
+
+
+async def test_rows_of_another_attempt_and_those_of_one_write_do_not_join(
+    store: SqlStore, database: Sqlite, clock: ManualClock
+) -> None:
+    await store.write(await hold(store), row(1, "a"))
+    clock.advance(LEASE_MS)
+    lease = await hold(store, worker_id="bob")
+    await store.write(lease, row(2, "b"))
+    await store.write(lease, row(3, "c"), row(4, "d"))
+    await store.write(lease, restart_row(5, "e"))
+    assert stored_rows(database) == [(1, 1, 1), (2, 2, 2), (3, 3, 2), (4, 4, 2), (5, 6, 2)]
+
+
+async def test_frames_alone_note_the_second_at_their_run_and_other_writes_the_moment(
+    store: SqlStore, clock: ManualClock
+) -> None:
+    lease = await hold(store)
+    begin = clock.iso()
+    clock.advance(300)
+    await store.write(lease, row(1, "a"))
+    assert (await read(store, "run")).updated_at == begin
+    await store.request_stop("run")
+    clock.advance(300)
+    assert (await store.write(lease, row(2, "b"))).stop_requested
+    assert (await read(store, "run")).updated_at == begin
+    clock.advance(1_000)
+    await store.write(lease, row(3, "c"))
+    assert (await read(store, "run")).updated_at == clock.iso()
+    clock.advance(1)
+    await store.write(lease)
+    assert (await read(store, "run")).updated_at == clock.iso()
 
 
 async def test_a_divergence_among_many_writes_undoes_its_own_write_alone(

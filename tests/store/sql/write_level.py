@@ -33,11 +33,16 @@ def literal(value: object) -> str:
         return "NULL" if value is None else repr(value)
     if isinstance(value, str):  # Stored traces name the machine on which the dump is made.
         value = value.replace(f"{SOURCE}/", "src/").replace(f"{ROOT}/", "")
-    if not isinstance(value, str) or not value.isascii() or "\n" in value:
+    if not isinstance(value, str) or not value.isascii():
         raise ValueError(f"the dump has no way to write {value!r}")
-    starts = range(0, max(len(value), 1), PIECE_CHARACTERS)
-    pieces = [value[start : start + PIECE_CHARACTERS].replace("'", "''") for start in starts]
-    return " ||\n    ".join(f"'{piece}'" for piece in pieces)
+    lines = [" ||\n    ".join(_pieces(line)) for line in value.split("\n")]
+    return " || char(10) ||\n    ".join(lines)
+
+
+def _pieces(line: str) -> Iterator[str]:
+    for start in range(0, max(len(line), 1), PIECE_CHARACTERS):
+        piece = line[start : start + PIECE_CHARACTERS].replace("'", "''")
+        yield f"'{piece}'"
 
 
 def dump(path: Path) -> Iterator[str]:

@@ -188,7 +188,9 @@ class ListRunner:
         for name, values, required, shortcut, others in statements:
             if shortcut is not None:
                 known = values if others is None else others
-                if cursor.execute(texts[shortcut].sql, (*known, now)).rowcount:
+                count = cursor.execute(texts[shortcut].sql, (*known, now)).rowcount
+                # Of one that only looks nothing is counted.
+                if count > 0 or (count < 0 and cursor.fetchone() is not None):
                     rows.append([(now,)])
                     continue
             sql, wants_now = texts[name]

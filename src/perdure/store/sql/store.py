@@ -11,7 +11,7 @@ from perdure.core import identity
 from perdure.core.changes import Change, SettleUsage
 from perdure.core.draft import ends
 from perdure.core.effects import new_token
-from perdure.core.frames import Frame, decode_row
+from perdure.core.frames import Frame
 from perdure.core.limits import DELIVERY_CLAIM_MS, DELIVERY_TRIES_MAX, LEASE_MS
 from perdure.core.records import (
     Claim,
@@ -36,6 +36,7 @@ from perdure.store.listing import Wanted, check_wanted
 from perdure.store.sql.claims import Claims
 from perdure.store.sql.database import Database, Refused, Row, Statement
 from perdure.store.sql.erasure import SqlErasure
+from perdure.store.sql.framerows import decode_behind
 from perdure.store.sql.granted import Wish
 from perdure.store.sql.leases import SqlRenewer, renew
 from perdure.store.sql.lists import list_runs
@@ -319,9 +320,8 @@ class SqlStore:
         (rows,) = await self._database.read([Statement("read_frames", values)])
         return [
             frame
-            for first_seq, epoch, body in rows
-            for frame in decode_row(first_seq, epoch, body)
-            if frame.seq >= first
+            for row in rows
+            for frame in decode_behind(*row, after=first - 1, before=first + limit)
         ]
 
     async def read_details(self, run_id: str) -> RunDetails:

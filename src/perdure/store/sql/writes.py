@@ -25,13 +25,17 @@ from perdure.core.records import Lease, RunRecord, StepRecord, Written
 from perdure.core.transitions import status_of
 from perdure.errors import DivergenceError, PerdureError, StoreCorruptError, UsageError
 from perdure.store.sql.database import Row, Statement
+from perdure.store.sql.framerows import joining_text
 from perdure.store.sql.granted import GrantedLease, ended_record, granted_plainly
 from perdure.store.sql.rows import logical_run_id, owner_of, run_record, step_record
 
 FENCE: Final = 0
 """The place of the fence in the list of every write."""
+_JOINED_BYTES_MAX: Final = 1_536
+"""A row of frames that others have joined is no longer: on a page of SQLite it leaves room for its
+other columns."""
 _STEPS: Final = 4
-"""The place, among its values, of how many steps the run has at least by then."""
+"""The place, among its values, of how many steps the run has at least by then, if there are any."""
 
 LEAVING: Final = frozenset({"end_run", "suspend_run", "release_run"})
 """What stands last in a list because it takes the lease away."""
@@ -45,7 +49,7 @@ def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]
     statements: list[Statement] = [Statement("fence", fence)]
     leaving: list[Statement] = []
     end: EndRun | None = None
-    steps, progress = 0, 0
+    steps, progress, rows = 0, 0, 0
     for change in changes:
         match change:
             case CompleteStep():
@@ -64,11 +68,23 @@ def write_statements(lease: Lease, changes: Sequence[Change]) -> list[Statement]
                 leaving = _suspend(fence, change)
             case Release():
                 leaving = _release(fence, change)
+            case AppendFrames() | Restart():
+                rows += 1
+                statements += _append(fence, change)
             case _:
                 statements += _others(lease, fence, change)
+    if rows > 1:
+        # Which of them have joined a row could not be told where the write is repeated.
+        statements = [
+            each._replace(shortcut=None) if each.name == "append_frames" else each
+            for each in statements
+        ]
     if end is not None:
         leaving = _end(lease, fence, end, steps)
-    statements[FENCE] = Statement("fence", (*fence, steps, progress), True, "fence_unstopped")
+    if 0 < len(changes) == rows == len(statements) - 1:
+        statements[FENCE] = Statement("fence_frames", fence, True, "look_fence")
+    else:
+        statements[FENCE] = Statement("fence", (*fence, steps, progress), True, "fence_unstopped")
     return statements + leaving if leaving else statements
 
 
@@ -150,13 +166,21 @@ def _release(fence: Fence, release: Release) -> list[Statement]:
     ]
 
 
+def _append(fence: Fence, row: AppendFrames | Restart) -> list[Statement]:
+    first_seq, last_seq, body = row
+    append = Statement("append_frames", (*fence, first_seq, last_seq, body), required=True)
+    if isinstance(row, Restart):
+        return [append, Statement("mark_live_from", (*fence, first_seq))]
+    joining = joining_text(body)
+    room_bytes = _JOINED_BYTES_MAX - len(joining)
+    if room_bytes < len(joining):
+        return [append]
+    known = (*fence, first_seq, last_seq, joining, room_bytes)
+    return [append._replace(shortcut="join_frames", shortcut_values=known)]
+
+
 def _others(lease: Lease, fence: Fence, change: Change) -> list[Statement]:
     match change:
-        case AppendFrames(first_seq, last_seq, body) | Restart(first_seq, last_seq, body):
-            append = Statement("append_frames", (*fence, first_seq, last_seq, body), required=True)
-            if isinstance(change, AppendFrames):
-                return [append]
-            return [append, Statement("mark_live_from", (*fence, first_seq))]
         case SaveHandle(handle_text):
             return [Statement("save_handle", (*fence, handle_text))]
         case IntendUsage(call, step_index, provider, model):
@@ -190,8 +214,9 @@ def written(lease: Lease, statements: Sequence[Statement], rows: Sequence[list[R
             wake_at = found[0][0]
         elif statement.name == "end_run":
             run = _ended(lease, statement, found[0])
-    if isinstance(lease, GrantedLease):
-        lease.has_steps(statements[FENCE].values[_STEPS])
+    known = statements[FENCE].values
+    if isinstance(lease, GrantedLease) and len(known) > _STEPS:
+        lease.has_steps(known[_STEPS])
     fence = rows[FENCE][0]
     # The shortcut of the fence answers for runs that nobody has asked to stop.
     stop_requested = len(fence) > 1 and fence[1] is not None

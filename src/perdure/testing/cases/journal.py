@@ -155,6 +155,20 @@ async def a_row_whose_reply_was_lost_may_be_written_again(lab: StoreLab) -> None
 
 
 @case
+async def a_row_behind_others_may_be_written_again(lab: StoreLab) -> None:
+    store = await lab.open()
+    lease = await _three_rows(store)
+    before = await snapshot(store, "run")
+    await store.write(lease, row(7, "g"))
+    await unchanged(store, "run", before)
+    with refused(StoreCorruptError):
+        await store.write(lease, row(6, "f", "g"))
+    await store.write(lease, row(8, "h"), completed(0))
+    await store.write(lease, row(8, "h"), completed(0))
+    same(text_of(await store.read_frames("run")), "abcdefgh", "the text that went on")
+
+
+@case
 async def a_row_of_an_earlier_attempt_is_not_taken_for_a_repetition(lab: StoreLab) -> None:
     store = await lab.open()
     await store.write(await hold(store), row(1, "a", "b"))
