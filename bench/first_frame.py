@@ -5,7 +5,8 @@
 Durability full. A turn is silent, a reader is at its end, and what is measured is from the moment
 the model says a token until the reader has it. Within a process that is one commit and what is
 ours: each round commits a row of the floor as well, on the same disk, and tells the difference
-(on files the floor has to make a log first, so that ours seems less than it is).
+(on files the floor has to make a log first, so that ours seems less than it is). Last, a model that
+never waits says 2,000 tokens: when a reader of the same process has the first of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench.stage import TOKEN, empty, until_token
 from perdure.core.frames import text, upstream_end
 
 ROOT: Final = Path(__file__).parent.parent
+BURST: Final = 2_000
 
 
 class Silent:
@@ -126,6 +128,29 @@ async def read(url: str, rounds: int) -> None:
                     break
 
 
+async def behind_a_burst(url: str, rounds: int) -> list[float]:
+    """Return how many ms a reader waited for the first token of a model that never waits."""
+    said_s, took = 0.0, list[float]()
+
+    async def produce(_turn: perdure.Turn) -> AsyncIterator[perdure.Frame]:
+        nonlocal said_s
+        said_s = time.perf_counter()
+        yield text(TOKEN)
+        for number in range(BURST):
+            yield text(f" tok{number}")
+        yield upstream_end("stop")
+
+    store = await perdure.open_store(url)
+    engine = perdure.ChatTurnEngine(store, produce=produce, recover=False)
+    for index in range(rounds + 1):
+        submitted = await engine.submit(_turn("burst", index), "Hi")
+        came_s = await until_token(submitted.lines())
+        took.append((came_s - said_s) * 1e3)
+    await engine.aclose()
+    await store.close()
+    return took[1:]
+
+
 async def measure(scheme: str, rounds: int) -> tuple[list[Waited], list[float]]:
     """Return what readers of the same process and of another one waited, on an empty store."""
     async with empty(scheme) as url:
@@ -134,6 +159,11 @@ async def measure(scheme: str, rounds: int) -> tuple[list[Waited], list[float]]:
         place = base if scheme == "postgres" else str(Path(base.partition(":")[2]).parent)
         asked = Asked("steps", scheme, place, 0, 0, "full")
         return await here(url, asked, rounds), await elsewhere(url, rounds)
+
+
+async def bursts(scheme: str, rounds: int) -> list[float]:
+    async with empty(scheme) as url:
+        return await behind_a_burst(url, rounds)
 
 
 def main() -> None:
@@ -153,6 +183,7 @@ def main() -> None:
         ("a token, same process", [each.token_ms for each in same]),
         ("above one commit of the floor", [each.token_ms - each.commit_ms for each in same]),
         ("a token, another process", other),
+        ("the first of a burst", asyncio.run(bursts(options.store, options.rounds))),
     ):
         print(f"{name:<32}{statistics.median(values):7.2f} ms, worst {max(values):.2f}")
 

@@ -217,6 +217,21 @@ async def test_an_event_that_is_a_token_lingers_and_another_does_not(desk: Desk)
     await until(lambda: len(desk.published) == 3)
 
 
+async def test_the_first_event_that_is_a_token_does_not_linger(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.durable.ticks.LINGER_MS", 60_000)
+    token = frames.event({"type": "message.part.updated", "data": {"delta": "a", "more": 1}})
+    desk.journal.append(frames.event({"type": "message.updated", "data": {}}))
+    await until(lambda: len(desk.published) == 1)
+    desk.journal.append(token)
+    await until(lambda: len(desk.published) == 2)
+    desk.journal.append(token)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(desk.published) == 2
+
+
 async def test_many_frames_do_not_linger(desk: Desk) -> None:
     gate = await desk.hold_up()
     for _ in range(FLUSH_FRAMES):

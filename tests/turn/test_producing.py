@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,8 +16,10 @@ from perdure.core.frames import (
 )
 from perdure.core.limits import FRAME_BYTES_MAX
 from perdure.errors import BackendTransportError
+from perdure.testing.crashing import Process, crashing
 from perdure.turn import driving
 from perdure.turn.handout import Turn
+from perdure.turn.producing import FAIR_ITEMS
 from tests.turn.stage import (
     COMPLETED,
     FAILED,
@@ -32,6 +34,24 @@ from tests.turn.stage import (
     until,
     within,
 )
+
+T = TypeVar("T")
+
+
+class HeldUp(Process):
+    """A process whose first write of frames, behind the turn's begin, waits until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held_up = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+
+    async def write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        if name == "write" and self.calls.count("write") == 1:
+            self.held_up.set()
+            await self.may_go_on.wait()
+        return await super().write(name, call)
+
 
 # Failures of the producer.
 SECRET = "postgres://ann:hunter2@10.0.0.7/prod"
@@ -114,6 +134,41 @@ async def test_a_turn_that_grows_too_large_fails_and_keeps_what_fits(
     reader = await finish(await stage.engine(produce))
     assert errors_in(reader) == ["value_too_large"]
     assert 9_000 <= len(reader.text) <= 11_000
+
+
+async def test_the_first_words_of_a_producer_that_never_waits_are_read_before_its_last(
+    stage: Stage,
+) -> None:
+    said = 0
+
+    async def produce(_turn: Turn) -> AsyncIterator[Any]:
+        nonlocal said
+        while said < 20_000:
+            said += 1
+            yield text("word ")
+
+    submitted = await (await stage.engine(produce)).submit(TURN, "Hi")
+    heard = [said async for line in submitted.lines() if b"word" in line]
+    assert heard[0] <= 4 * FAIR_ITEMS
+    assert heard[-1] == 20_000
+
+
+async def test_a_producer_that_never_waits_is_not_silent_while_the_store_is(
+    stage: Stage,
+) -> None:
+    async def produce(_turn: Turn) -> AsyncIterator[Any]:
+        for _ in range(2 * FAIR_ITEMS):
+            yield text("word ")
+
+    process = HeldUp()
+    store = crashing(await stage.open(), process)
+    engine = await stage.engine(produce, store=store, idle_timeout_ms=50)
+    submitted = await engine.submit(TURN, "Hi")
+    await within(process.held_up.wait())
+    await asyncio.sleep(0.15)
+    process.may_go_on.set()
+    events = await within(events_of(submitted))
+    assert events[-1]["type"] == COMPLETED
 
 
 # Producers in other shapes.

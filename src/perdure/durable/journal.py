@@ -133,7 +133,9 @@ class Journal:
         row = self._row(len(text))
         row.add_event(text)
         self._number(row, "event", data, len(text))
-        self._appended(is_urgent=is_waited_event(event))
+        is_token = not is_waited_event(event)
+        self._appended(is_urgent=not (is_token and self._has_content))
+        self._has_content |= is_token
         return text
 
     def _appended(self, *, is_urgent: bool) -> None:

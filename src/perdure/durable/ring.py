@@ -59,6 +59,15 @@ class Ring:
             # Behind the readers that were just woken: they get the whole batch, however large.
             asyncio.get_running_loop().call_soon(self._trim)
 
+    async def news(self) -> None:
+        """Return when something more is published, or nothing more will be."""
+        news: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.waiting.add(news)
+        try:
+            await news
+        finally:
+            self.waiting.discard(news)
+
     def close(self) -> None:
         """Say that nothing more will be published here."""
         self.closed = True
@@ -79,10 +88,13 @@ class Ring:
         self.readers -= 1
 
     def _trim(self) -> None:
-        while self._bytes > RING_BYTES and len(self._frames) > 1:
-            self._frames.popleft()
-            self._bytes -= self._sizes.popleft() + FRAME_WEIGHT_BYTES
-            self._first_seq += 1
+        frames, sizes = self._frames, self._sizes
+        over_bytes, count = self._bytes - RING_BYTES, len(frames)
+        while over_bytes > 0 and len(frames) > 1:
+            frames.popleft()
+            over_bytes -= sizes.popleft() + FRAME_WEIGHT_BYTES
+        self._bytes = RING_BYTES + over_bytes
+        self._first_seq += count - len(frames)
 
     def _wake(self) -> None:
         waiting, self.waiting = self.waiting, set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 from perdure.core import frames
 from perdure.core.changes import SettleUsage
@@ -116,28 +116,22 @@ def _delta_of(event: Mapping[str, JsonValue]) -> Frame | None:
     return Frame(0, 0, kind, {"part": part_id, "delta": delta})
 
 
-class TextChange(NamedTuple):
-    """What an event does to the running text: adds to it, or (`replaces`) takes its place."""
-
-    text: str
-    replaces: bool
-
-
-def text_change(event: Mapping[str, JsonValue]) -> TextChange | None:
-    """Return what a reference event does to the running text (its rules); mostly nothing."""
+def text_change(event: Mapping[str, JsonValue]) -> tuple[str, bool] | None:
+    """Return what a reference event does to the running text (its rules): the text, and whether it
+    takes the place of what there is; mostly nothing."""
     kind = event.get("type")
     if kind == "message.part.updated":
         data = _fields(event.get("data"))
         delta = data.get("delta")
         if isinstance(delta, str) and delta:
-            return TextChange(delta, replaces=False)
+            return delta, False
         part = _fields(data.get("part"))
         whole = part.get("text") if part.get("type") == "text" else None
     elif kind == "result":
         whole = _fields(event.get("data")).get("finalText")
     else:
         return None
-    return TextChange(whole, replaces=True) if isinstance(whole, str) else None
+    return (whole, True) if isinstance(whole, str) else None
 
 
 def spoken_in(frame: Frame) -> int:
@@ -215,9 +209,10 @@ class Content:
         self.spoken += 1
         change = text_change(event)
         if change is not None:
-            if change.replaces:
+            text, replaces = change
+            if replaces:
                 self._text = _Growing()
-            self._text.add(change.text)
+            self._text.add(text)
 
     @property
     def text(self) -> str:

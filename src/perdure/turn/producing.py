@@ -56,8 +56,9 @@ class Producing:
         self._idle_timeout_ms = idle_timeout_ms
         self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._work: asyncio.Task[str | None] | None = None
-        self._active_ms = 0.0
         self._taken = 0
+        self._is_held_back = False
+        self._unheard_to = 0
 
     async def run(self, produce: Produce, turn: Turn) -> None:
         """Return when the producer is over, or was interrupted and had time to clean up.
@@ -68,6 +69,7 @@ class Producing:
             return
         loop = asyncio.get_running_loop()
         self._steps.attendant = asyncio.current_task()
+        self._unheard_to = self._journal.last_seq
         self._work = work = loop.create_task(self._drive(produce, turn))
         work.add_done_callback(note_failure)
         watching = loop.create_task(self._watch())
@@ -136,7 +138,7 @@ class Producing:
                     self._take(item)
                     if self._taken % FAIR_ITEMS == 0:
                         # A producer that never waits must not keep others waiting.
-                        await asyncio.sleep(0)
+                        await self._let_others_go_on()
                     if self._journal.is_full:
                         await self._journal.room()
             if self.was_interrupted:
@@ -144,10 +146,23 @@ class Producing:
                 raise asyncio.CancelledError
             return await driving.final_text_of(producer)
 
+    async def _let_others_go_on(self) -> None:
+        """Wait, once, until something of what was said is with the readers.
+
+        The thread that stores it gets hardly any time of the interpreter from a producer that never
+        waits: readers would have nothing until that one is over.
+        """
+        journal, ring = self._journal, self._journal.ring
+        if ring.last_seq <= self._unheard_to < journal.last_seq and not ring.closed:
+            self._is_held_back = True
+            await ring.news()
+            self._is_held_back = False
+        else:
+            await asyncio.sleep(0)
+
     def _take(self, item: object) -> None:
         if self.was_interrupted:
             raise asyncio.CancelledError
-        self._active_ms = monotonic_ms()
         self._taken += 1
         taken = frame_or_event(item)
         if self.swallow_to and not self._is_past_replay() and not self._steps.is_streamed(item):
@@ -169,11 +184,13 @@ class Producing:
 
     async def _watch(self) -> None:
         """One timer for the whole turn: a time-out around each item would cost more than it."""
-        self._active_ms = monotonic_ms()
+        taken, active_ms = -1, 0.0
         while True:
-            if self._steps.executing or self._journal.is_full:
-                self._active_ms = monotonic_ms()
-            silent_ms = monotonic_ms() - max(self._active_ms, self._steps.active_ms)
+            is_busy = self._steps.executing or self._journal.is_full or self._is_held_back
+            # Whoever yields a token does not ask for the time: this looks often enough.
+            if is_busy or taken != self._taken:
+                taken, active_ms = self._taken, monotonic_ms()
+            silent_ms = monotonic_ms() - max(active_ms, self._steps.active_ms)
             remaining_ms = self._idle_timeout_ms - silent_ms
             if remaining_ms <= 0:
                 self.is_idle = True

@@ -201,7 +201,11 @@ class Tail:
                 self._is_adrift = told_adrift = False
                 if frames[-1].kind in TERMINAL_KINDS:
                     await self._look_for_end(has_end=True)
-                shown = [frame for frame in frames if self._is_shown(frame)]
+                shown = [
+                    frame
+                    for frame in frames
+                    if frame.kind not in TERMINAL_KINDS or self._is_shown(frame)
+                ]
                 self._has_shown_end = bool(shown) and shown[-1].kind in TERMINAL_KINDS
                 if shown:
                     yield shown
@@ -212,11 +216,9 @@ class Tail:
                 heard_ms = monotonic_ms()
                 yield Silence.HEARTBEAT
 
-    def _is_shown(self, frame: Frame) -> bool:
+    def _is_shown(self, end: Frame) -> bool:
         """An end that a retry has gone on behind is none: whoever believed it would leave."""
-        if frame.kind not in TERMINAL_KINDS:
-            return True
-        return self.ended_as is not None and frame.seq == self._after
+        return self.ended_as is not None and end.seq == self._after
 
     def leave(self) -> None:
         """Count this reader out of the ring that it follows."""
