@@ -4,8 +4,10 @@ The tables and indexes are Perdure's. A claim writes the run with its manifest a
 step proves the lease by an update of the run and adds the whole row of the journal, an end proves
 it too and closes the attempt: one statement each, prepared, on one connection. What waits while
 some are under way goes out as one segment, which is one transaction. A run that was interrupted is
-claimed anew, and its history read behind that, in one segment. There are no rules for
-repeats, stops, retries, waits or errors, no heartbeat, and no records for the caller.
+claimed anew, and its history read behind that, in one segment. Frames of a turn follow the last
+ones behind the lease, and go with the answer and the end in one statement (`fenced_stream`). There
+are no rules for repeats, stops, retries, waits or errors, no heartbeat, and no records for the
+caller.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import psycopg
 from psycopg import pq
 
 from bench.fenced_sqlite import recall
+from bench.fenced_stream import Rows
 from perdure.store.sql.postgres.schema import migration_sql
 from perdure.store.sql.schema import own_migrations
 
@@ -37,6 +40,9 @@ _FENCE: Final = (
     "WHERE run_id = $1::text AND epoch = 1 AND token = $2::text AND lease_holder_id = $3::text "
     "AND status = 'running'"
 )
+_NEXT: Final = f"""WHERE $4::bigint = coalesce((
+  SELECT last_seq + 1 FROM {SCHEMA}.perdure_frames WHERE run_id = $1::text
+  ORDER BY first_seq DESC LIMIT 1), 1)"""
 _STATEMENTS: Final = {
     b"claim": f"""
 WITH made AS (
@@ -81,6 +87,27 @@ WITH taken AS (
   RETURNING run_id, epoch, lease_holder_id, updated_at)
 INSERT INTO {SCHEMA}.perdure_attempts (run_id, epoch, holder, liveness, started_at)
 SELECT run_id, epoch, lease_holder_id, 'lock', updated_at FROM taken RETURNING epoch""",
+    b"append": f"""
+WITH fence AS (UPDATE {SCHEMA}.durable_runs SET updated_at = {_NOW} {_FENCE} RETURNING updated_at)
+INSERT INTO {SCHEMA}.perdure_frames (run_id, first_seq, last_seq, epoch, body, written_at)
+SELECT $1::text, $4::bigint, $5::bigint, 1, $6::text, updated_at FROM fence {_NEXT}
+RETURNING last_seq""",
+    b"finish": f"""
+WITH ended AS (
+  UPDATE {SCHEMA}.durable_runs SET status = 'completed', updated_at = {_NOW}, strikes = 0,
+    completed_at = {_NOW}, lease_holder_id = NULL, lease_expires_at = NULL
+  {_FENCE} RETURNING completed_at),
+framed AS (
+  INSERT INTO {SCHEMA}.perdure_frames (run_id, first_seq, last_seq, epoch, body, written_at)
+  SELECT $1::text, $4::bigint, $5::bigint, 1, $6::text, completed_at FROM ended {_NEXT}
+  RETURNING last_seq),
+answered AS (
+  INSERT INTO {SCHEMA}.durable_steps (run_id, step_index, intent, kind, input_hash, status,
+    attempts, result_json, started_at, completed_at, epoch, frames_to)
+  SELECT $1::text, 0, 'chat.turn.0', 'llm', '', 'completed', 1, $7::text, completed_at,
+    completed_at, 1, $8::bigint FROM ended RETURNING step_index)
+UPDATE {SCHEMA}.perdure_attempts SET ended_at = ended.completed_at, ended = 'completed'
+FROM ended, framed, answered WHERE run_id = $1::text AND epoch = 1 RETURNING ended_at""",
     b"history": f"SELECT step_index, intent, status, result_json FROM {SCHEMA}.durable_steps "
     "WHERE run_id = $1::text ORDER BY step_index",
     b"read": f"SELECT step_index, result_json FROM {SCHEMA}.durable_steps "
@@ -88,7 +115,7 @@ SELECT run_id, epoch, lease_holder_id, 'lock', updated_at FROM taken RETURNING e
 }
 _TOKEN: Final = "0" * 32
 _HOLDER: Final = "host:1:0:1"
-Rows = list[tuple[Any, ...]]
+Answers = list[tuple[Any, ...]]
 
 
 class FencedPostgres:
@@ -98,9 +125,9 @@ class FencedPostgres:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[bytes, Sequence[str], asyncio.Future[Rows]]] = []
-        self._under_way: list[asyncio.Future[Rows]] = []
-        self._rows: list[Rows] = []
+        self._waiting: list[tuple[bytes, Sequence[str], asyncio.Future[Answers]]] = []
+        self._under_way: list[asyncio.Future[Answers]] = []
+        self._rows: list[Answers] = []
         self._is_busy = False
 
     @classmethod
@@ -131,7 +158,7 @@ class FencedPostgres:
         await self._fenced(b"fail", run_id)
 
     async def _begin(self, run_id: str, count: int) -> None:
-        await self._fenced(b"claim", run_id, _MANIFEST)
+        await self.claim(run_id, _MANIFEST)
         for position in range(count):
             text = json.dumps({"i": position, "status": "ok"})
             await self._fenced(b"step", run_id, str(position), text, "2026-01-01T00:00:00.000Z")
@@ -146,6 +173,15 @@ class FencedPostgres:
         recorded = {int(position): step for position, *step in await history}
         return [recall(recorded, position) for position in range(count)]
 
+    async def claim(self, run_id: str, manifest: str) -> None:
+        await self._fenced(b"claim", run_id, manifest)
+
+    async def append(self, run_id: str, frames: Rows) -> None:
+        await self._fenced(b"append", run_id, *map(str, frames))
+
+    async def finish(self, run_id: str, frames: Rows, answer: str, frames_to: int) -> None:
+        await self._fenced(b"finish", run_id, *map(str, frames), answer, str(frames_to))
+
     async def close(self) -> None:
         self._loop.remove_reader(self._pgconn.socket)
         self._pgconn.finish()
@@ -155,8 +191,8 @@ class FencedPostgres:
         if not await self._write(name, run_id, _TOKEN, _HOLDER, *values):
             raise RuntimeError(f"the lease of {run_id!r} is lost")
 
-    def _write(self, name: bytes, *values: str) -> asyncio.Future[Rows]:
-        future: asyncio.Future[Rows] = self._loop.create_future()
+    def _write(self, name: bytes, *values: str) -> asyncio.Future[Answers]:
+        future: asyncio.Future[Answers] = self._loop.create_future()
         self._waiting.append((name, values, future))
         if not self._is_busy:
             self._is_busy = True

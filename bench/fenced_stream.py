@@ -1,4 +1,4 @@
-"""The floor of our own promise for a streamed turn on SQLite, by hand on `sqlite3`.
+"""The floor of our own promise for a streamed turn, by hand: on SQLite here, see `fenced_postgres`.
 
 Every token is a numbered frame in Perdure's own tables, stored under the lease of the turn's
 epoch before its reader gets it. The first one is written at once, the others after 20 ms at the
@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from perdure.core.effects import iso_time, system_clock
 from perdure.core.limits import FLUSH_FRAMES, LINGER_MS
@@ -50,11 +50,32 @@ VALUES (?2, 0, 'chat.turn.0', 'llm', '', 'completed', 1, ?3, ?1, ?1, 1, ?4)"""
 _ENDED: Final = """
 UPDATE perdure_attempts SET ended_at = ?1, ended = 'completed' WHERE run_id = ?2 AND epoch = 1"""
 _MANIFEST: Final = (
-    '{"projectId":"bench","task":{"id":"bench","intent":"Measure","requiredKnowledge":[]}}'
+    '{"projectId":"bench","task":{"id":"bench","intent":"Measure","requiredKnowledge":[]},'
+    '"input":{}}'
 )
 _PART: Final = ',"part":{"id":"p1","type":"text"}}}\n'
 
 _dumps: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class Rows(NamedTuple):
+    """Frames as one row: the seqs of the first and of the last of them, and their text."""
+
+    first_seq: int
+    last_seq: int
+    body: str
+
+
+class Journal(Protocol):
+    """Keeps turns under their leases; a write raises RuntimeError where the lease is lost."""
+
+    async def claim(self, run_id: str, manifest: str) -> None: ...
+    async def append(self, run_id: str, frames: Rows) -> None: ...
+    async def finish(self, run_id: str, frames: Rows, answer: str, frames_to: int) -> None:
+        """Write the last frames, the answer, whose frames end at `frames_to`, and the end."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Change(NamedTuple):
@@ -72,22 +93,21 @@ class FencedStreams:
         prepare_schema(self._connection, migrate=True, clock=system_clock)
         self._thread = ThreadPoolExecutor(1)
 
-    async def turn(self, run_id: str, said: AsyncIterator[Any]) -> int:
-        """Stream one turn to one reader; return how many bytes it got."""
-        await self.write(run_id, Change(_CLAIM, (_MANIFEST,)), Change(_ATTEMPT))
-        turn = _Turn(self, run_id)
-        read = asyncio.create_task(turn.read())
-        number = 0
-        async for item in said:
-            turn.take(item)
-            number += 1
-            if number % FLUSH_FRAMES == 0:
-                await asyncio.sleep(0)
-        await turn.end()
-        return await read
+    async def claim(self, run_id: str, manifest: str) -> None:
+        await self._write(run_id, Change(_CLAIM, (manifest,)), Change(_ATTEMPT))
 
-    async def write(self, run_id: str, *changes: Change) -> None:
-        """Write all of it in one transaction; RuntimeError if the lease is lost."""
+    async def append(self, run_id: str, frames: Rows) -> None:
+        await self._write(run_id, Change(_HOLD), Change(_FRAMES, frames))
+
+    async def finish(self, run_id: str, frames: Rows, answer: str, frames_to: int) -> None:
+        step = Change(_ANSWER, (answer, frames_to))
+        await self._write(run_id, Change(_END), Change(_FRAMES, frames), step, Change(_ENDED))
+
+    async def close(self) -> None:
+        self._thread.shutdown()
+        self._connection.close()
+
+    async def _write(self, run_id: str, *changes: Change) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._commit, run_id, changes)
 
@@ -102,11 +122,26 @@ class FencedStreams:
         cursor.execute("COMMIT")
 
 
+async def stream(journal: Journal, run_id: str, said: AsyncIterator[Any]) -> int:
+    """Stream one turn to one reader; return how many bytes it got."""
+    await journal.claim(run_id, _MANIFEST)
+    turn = _Turn(journal, run_id)
+    read = asyncio.create_task(turn.read())
+    number = 0
+    async for item in said:
+        turn.take(item)
+        number += 1
+        if number % FLUSH_FRAMES == 0:
+            await asyncio.sleep(0)
+    await turn.end()
+    return await read
+
+
 class _Turn:
     """What is said and not written yet, and what is written and not read yet."""
 
-    def __init__(self, streams: FencedStreams, run_id: str) -> None:
-        self._streams = streams
+    def __init__(self, journal: Journal, run_id: str) -> None:
+        self._journal = journal
         self._run_id = run_id
         self._pending: list[str] = []
         self._events: list[str] = []
@@ -144,8 +179,7 @@ class _Turn:
         text = _dumps("".join(self._spoken))
         parts = f'{{"k":"text","part":"p1","d":{text}}}' if self._deltas else _events(self._events)
         answer = f'{{"finalText":{text},"parts":[{parts}]}}'
-        step = Change(_ANSWER, (answer, self._written))
-        await self._streams.write(self._run_id, Change(_END), frames, step, Change(_ENDED))
+        await self._journal.finish(self._run_id, frames, answer, self._written)
         self._is_over = True
         self._show(texts)
 
@@ -166,7 +200,7 @@ class _Turn:
 
     async def _write(self) -> None:
         texts, frames = self._frames()
-        await self._streams.write(self._run_id, Change(_HOLD), frames)
+        await self._journal.append(self._run_id, frames)
         self._show(texts)
         self._flushing = None
         if len(self._pending) >= FLUSH_FRAMES:
@@ -174,7 +208,7 @@ class _Turn:
         elif self._pending and self._timer is None:
             self._timer = self._loop.call_later(LINGER_MS / 1e3, self._flush)
 
-    def _frames(self, last: str | None = None) -> tuple[list[str], Change]:
+    def _frames(self, last: str | None = None) -> tuple[list[str], Rows]:
         texts, self._pending = self._pending, []
         elements = [last] if last else []
         first, self._written = self._written + 1, self._written + len(texts) + len(elements)
@@ -182,7 +216,7 @@ class _Turn:
             elements.insert(0, f'{{"k":"text","part":"p1","d":[{",".join(texts)}]}}')
         elif texts:
             elements.insert(0, _events(texts))
-        return texts, Change(_FRAMES, (first, self._written, f"[{','.join(elements)}]"))
+        return texts, Rows(first, self._written, f"[{','.join(elements)}]")
 
     def _line(self, text: str) -> str:
         if self._deltas:

@@ -1,12 +1,13 @@
 """How many instructions a step, a short run or a token takes, on the loop's thread and beside it.
 
-    python -m bench.instructions [--work steps runs stream] [--store sqlite|postgres]
+    python -m bench.instructions [--work steps runs stream verbatim] [--store sqlite|postgres]
+                                 [--sides floor fenced perdure]
 
 Counted by valgrind's callgrind (which has to be installed), the floor beside ours: the difference
 between a long and a short measurement, so that the start of Python does not count. What the kernel
 and a server do is left out. The figures hardly change with the load of the machine, so a change of
 some percent in the code is seen where a clock would see nothing. For `runs`, 64 are under way at a
-time.
+time. `fenced` is our promise by hand. The floor of a stream is the generator alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from typing import Final, NamedTuple
 from bench.suite import Places
 
 ROOT: Final = Path(__file__).parent.parent
-SIZES: Final = {"steps": (100, 500), "runs": (100, 300), "stream": (200, 2_200)}
+SIZES: Final = {
+    "steps": (100, 500),
+    "runs": (100, 300),
+    "stream": (200, 2_200),
+    "verbatim": (200, 2_200),
+}
+SIDES: Final = ("floor", "fenced", "perdure")
 PATIENCE_S: Final = 300
 _TOTALS: Final = re.compile(r"^totals: (\d+)", re.MULTILINE)
 
@@ -69,8 +76,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--work", nargs="+", choices=sorted(SIZES), default=["steps", "runs"])
-    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument(
+        "--work",
+        nargs="+",
+        choices=list(SIZES),
+        default=["steps", "runs"],
+        help="what is counted: each further step, short run, typed token or verbatim event",
+    )
+    parser.add_argument(
+        "--store",
+        choices=("sqlite", "postgres"),
+        default="sqlite",
+        help="of PostgreSQL the client alone is counted, which is all on the loop's thread",
+    )
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["floor", "perdure"])
     options = parser.parse_args()
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed: apt-get install valgrind")
@@ -78,7 +97,7 @@ def main() -> None:
     with ExitStack() as stack:
         places = Places(stack)
         for work in options.work:
-            for side in ("floor", "perdure"):
+            for side in options.sides:
                 found = measure(side, work, options.store, places)
                 name = f"{work}, {side}"
                 print(f"{name:<28}{found.loop:>10.0f}{found.others:>10.0f}{sum(found):>10.0f}")

@@ -1,6 +1,7 @@
 """A service under load and under fire for a long time: no turn is lost, and nothing grows for ever.
 
-    python -m bench.soak [--minutes 30] [--store sqlite|file] [--turns 40] [--kill-every 20]
+    python -m bench.soak [--minutes 30] [--store sqlite|file|postgres] [--turns 40]
+                         [--kill-every 20]
 
 Two services share one store. Clients hold short conversations without a pause: each asks one of
 the services for a turn and reads it to its end, by the other one where the first is gone. The
@@ -10,7 +11,8 @@ minute a line tells the memory of the first, the files' sizes, and how many turn
 with an error if a turn did not end, or if, in the last third of at least six minutes, something is
 a quarter over what it was in the second. The log may become as long as the store lets it: SQLite
 never shortens it below that, so it shows the longest of all copies of the log into the file, during
-which others write on. It stops by itself.
+which others write on. PostgreSQL is a server of its own, whose log is its own business: there
+`file` is what the tables and their indexes take. It stops by itself.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import psycopg
+
 from bench.load import memory_mb, wait_for
+from perdure.store.sql.postgres.address import read_address
 from perdure.store.sql.sqlite_connection import WAL_BYTES_KEPT
-from tests.store.postgres_server import free_port
+from tests.store.postgres_server import free_port, running_server
 
 LOOK_S: Final = 30
 LOOKS_MIN: Final = 12
@@ -150,9 +155,8 @@ async def _read(port: int, session: str, index: int, cursor: str) -> tuple[str, 
     return cursor, is_over
 
 
-async def soak(options: argparse.Namespace, folder: Path) -> tuple[list[Seen], Soak]:
-    path = folder / "store"
-    address = f"{options.store}:{path}"
+async def soak(options: argparse.Namespace, address: str) -> tuple[list[Seen], Soak]:
+    look = _look_there if options.store == "postgres" else _look
     first = Service(address)
     await first.ready()
     services = [first, Service(address)]
@@ -167,7 +171,9 @@ async def soak(options: argparse.Namespace, folder: Path) -> tuple[list[Seen], S
         seen: list[Seen] = []
         while time.monotonic() + LOOK_S < whole.until:
             await asyncio.sleep(LOOK_S)
-            seen.append(_look(whole, path, (time.monotonic() - began) / 60))
+            memory = memory_mb(first.process.pid)
+            minute = (time.monotonic() - began) / 60
+            seen.append(Seen(minute, whole.ended, memory, *look(address)))
             print(_told(seen[-1], whole), flush=True)
         await asyncio.gather(firing, *clients)
     finally:
@@ -176,18 +182,41 @@ async def soak(options: argparse.Namespace, folder: Path) -> tuple[list[Seen], S
     return seen, whole
 
 
-def _look(whole: Soak, path: Path, minute: float) -> Seen:
-    memory = memory_mb(whole.services[0].process.pid)
+def _look(address: str) -> tuple[float, float, int]:
+    """Return the size of the file and of its log in MiB, and the rows in it."""
+    path = Path(address.partition(":")[2])
     if path.is_dir():
         files = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
-        return Seen(minute, whole.ended, memory, files / 2**20, 0, 0)
+        return files / 2**20, 0, 0
     log = path.with_name("store-wal")
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         rows = sum(
             connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES
         )
     log_size = log.stat().st_size if log.exists() else 0
-    return Seen(minute, whole.ended, memory, path.stat().st_size / 2**20, log_size / 2**20, rows)
+    return path.stat().st_size / 2**20, log_size / 2**20, rows
+
+
+def _look_there(url: str) -> tuple[float, float, int]:
+    """Return the same of a schema of PostgreSQL, which has no log of its own."""
+    address = read_address(url)
+    tables = [f"{address.schema}.{table}" for table in TABLES]
+    with psycopg.connect(address.conninfo, autocommit=True) as connection:
+        sizes = connection.execute("SELECT pg_total_relation_size(unnest(%s)::regclass)", (tables,))
+        taken = sum(size for (size,) in sizes)
+        counts = [connection.execute(f"SELECT count(*) FROM {each}".encode()) for each in tables]
+        return taken / 2**20, 0, sum(count for found in counts for (count,) in found)
+
+
+@contextlib.contextmanager
+def place(store: str) -> Iterator[str]:
+    """Yield the address of an empty store."""
+    if store == "postgres":
+        with running_server(flushes=True) as server:
+            yield server.new_store()
+    else:
+        with tempfile.TemporaryDirectory(prefix="perdure-soak-") as folder:
+            yield f"{store}:{folder}/store"
 
 
 def _told(seen: Seen, whole: Soak) -> str:
@@ -221,12 +250,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--store", choices=("sqlite", "file"), default="sqlite")
+    parser.add_argument("--store", choices=("sqlite", "file", "postgres"), default="sqlite")
     parser.add_argument("--turns", type=int, default=40, help="clients at a time (%(default)s)")
     parser.add_argument("--kill-every", type=float, default=20, metavar="SECONDS")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="perdure-soak-") as folder:
-        seen, whole = asyncio.run(soak(options, Path(folder)))
+    with place(options.store) as address:
+        seen, whole = asyncio.run(soak(options, address))
     trouble = [*grown(seen), *(f"the turn {name} did not end" for name in whole.lost[:20])]
     print(f"{whole.ended:,} turns ended, {len(whole.lost)} were lost, {whole.kills} kills")
     sys.exit("\n".join(trouble) if trouble else 0)

@@ -135,6 +135,7 @@ def _of_runs(store: str) -> list[Comparison]:
 def _of_streams(store: str) -> list[Comparison]:
     """Those on SQLite have the short names."""
     where, on = STORES[store], "" if store == "sqlite" else f"-{store}"
+    is_database = store in ("sqlite", "postgres")
     paced = Comparison(
         f"stream-paced{on}",
         f"A token of a turn at 1 ms each, all journaled, one reader, {where}",
@@ -142,7 +143,7 @@ def _of_streams(store: str) -> list[Comparison]:
         store,
         "µs",
         1_000,
-        (*_OWN, "dbos") if store in ("sqlite", "postgres") else _OWN,
+        (*_OWN, "dbos") if is_database else _OWN,
         pause_ms=1,
     )
     fast = paced._replace(
@@ -150,15 +151,15 @@ def _of_streams(store: str) -> list[Comparison]:
         title=f"A token of a turn without a pause, one reader, {where}",
         size=2_000,
         pause_ms=0,
-        sides=(FLOOR, FENCED, *paced.sides[1:]) if store == "sqlite" else paced.sides,
+        sides=(FLOOR, FENCED, *paced.sides[1:]) if is_database else paced.sides,
     )
     verbatim = fast._replace(
         name=f"stream-verbatim{on}",
         title=f"An event of another agent's, verbatim, without a pause, one reader, {where}",
         work="verbatim",
-        sides=(FLOOR, FENCED, OURS) if store == "sqlite" else _OWN,
+        sides=(FLOOR, FENCED, OURS),
     )
-    return [paced, fast, verbatim] if store in ("sqlite", "postgres") else [paced, fast]
+    return [paced, fast, verbatim] if is_database else [paced, fast]
 
 
 class Places:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Protocol
 
-from bench.fenced_stream import FencedStreams
+from bench import fenced_stream
 from bench.sides import floor_side
 from bench.sides.asked import WARM_STEPS, Answer, Asked, answer, events, timed, tokens
 from bench.sides.floor_side import AnyFloor
@@ -49,13 +49,23 @@ async def verbatim(asked: Asked) -> Answer:
 
 
 async def streamed(asked: Asked, said: Callable[[int, float], AsyncIterator[Any]]) -> Answer:
-    """Stream one turn to one reader on SQLite, behind a short one that warms up."""
+    """Stream one turn to one reader, behind a short one that warms up."""
+    journal = await journal_of(asked)
+
+    async def turn(run_id: str, count: int) -> None:
+        await fenced_stream.stream(journal, run_id, said(count, asked.pause_ms))
+
+    await turn("warm", WARM_STEPS)
+    return await timed(lambda: turn("live", asked.size), per=asked.size)
+
+
+async def journal_of(asked: Asked) -> fenced_stream.Journal:
+    if asked.store == "postgres":
+        from bench.fenced_postgres import FencedPostgres
+
+        return await FencedPostgres.open(asked.place, synchronous=asked.durability)
     durability: Any = asked.durability
-    streams = FencedStreams(asked.file("fenced.db"), synchronous=durability)
-    await streams.turn("warm", said(WARM_STEPS, asked.pause_ms))
-    return await timed(
-        lambda: streams.turn("live", said(asked.size, asked.pause_ms)), per=asked.size
-    )
+    return fenced_stream.FencedStreams(asked.file("fenced.db"), synchronous=durability)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def test_the_page_tells_the_promise_from_the_library() -> None:
     names = {one.name for one in beside}
     works = ("steps", "runs", "resume")
     runs = {f"{work}-{store}" for work in works for store in ("sqlite", "postgres")}
-    assert names == runs | {"stream-fast", "stream-verbatim"}
+    streams = {f"stream-{work}{on}" for work in ("fast", "verbatim") for on in ("", "-postgres")}
+    assert names == runs | streams
     figures = [
         Figure("floor", "", 200, 200, 200, 1.0, 90),
         Figure(FENCED, "", 250, 250, 250, 1.25, 120, own_cpu_us=30),
