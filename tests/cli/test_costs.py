@@ -11,11 +11,13 @@ import pytest
 
 from perdure.core.changes import IntendUsage, SettleUsage
 from perdure.core.records import SessionKey
+from perdure.store.ledger import GROUPINGS
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
 from perdure.testing.samples import ended, hold
 from tests.cli.commands import perdure, serving
-from tests.cli.desk import Desk
+from tests.cli.desk import Desk, url_in
+from tests.store.postgres_server import PostgresServer
 
 PRICES = """
 version = "2026-11"
@@ -209,3 +211,25 @@ def test_a_service_refuses_a_list_of_prices_that_is_none(tmp_path: Path) -> None
     ended = perdure("serve", "--store", "memory:", "--prices", str(tmp_path / "none.toml"))
     assert ended.code == 2
     assert "none.toml" in ended.err
+
+
+def test_every_kind_of_store_tells_the_same(
+    tmp_path: Path, postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: dict[str, list[str]] = {}
+    urls = (url_in(tmp_path, "file"), f"sqlite:{tmp_path / 'runs.db'}", postgres.new_store())
+    for url in urls:
+        desk = Desk(url, capsys)
+        desk.work(fill, clock=ManualClock())
+        asked = [("--by", by, *more) for by in GROUPINGS for more in ((), ("--tenant", "acme"))]
+        told[url.partition(":")[0]] = [desk.run("costs", *each).out for each in asked]
+    assert told["file"] == told["sqlite"] == told["postgresql"]
+    assert all("at least" in text for text in told["file"][::2])
+
+
+def test_what_no_provider_has_told_is_no_zero(each_desk: Desk) -> None:
+    each_desk.work(lambda store: answered(store, "r", SettleUsage(0, tokens_in=7, tokens_out=0)))
+    numbers = cells(each_desk.run("costs").out.splitlines()[1])[2:7]
+    assert numbers == ["7", "-", "-", "0", "-"]
+    [found] = each_desk.json("costs")
+    assert (found["tokensOut"], found["tokensCached"], found["tokensReasoning"]) == (0, None, None)

@@ -268,7 +268,8 @@ async def check_sums(store: RunStore, agreement: Agreement) -> None:
 
 
 def _counted(total: UsageSum) -> tuple[int, ...]:
-    return total.tokens_in, total.tokens_out, total.tokens_cached, total.tokens_reasoning
+    counts = total.tokens_in, total.tokens_out, total.tokens_cached, total.tokens_reasoning
+    return tuple(count or 0 for count in counts)
 
 
 def _added(sums: Sequence[UsageSum]) -> UsageSum:

@@ -273,6 +273,7 @@ async def test_the_model_of_the_config_is_recorded_too_and_its_tokens_are_counte
     assert done.result == "Hi"
     rows = (await store.read_details("r")).usage
     assert [(row.tokens_in, row.tokens_out) for row in rows] == [(7, 3)]
+    assert [(row.tokens_cached, row.tokens_reasoning) for row in rows] == [(None, None)]
 
 
 async def test_what_could_not_be_recorded_is_refused_by_its_name() -> None:

@@ -195,8 +195,8 @@ class RuntimeRun:
         self._owes_usage = False
         nanos = usage.cost_nanos.get("USD")
         self._cost = RuntimeRunCost(
-            tokens_in=usage.tokens_in,
-            tokens_out=usage.tokens_out,
+            tokens_in=usage.tokens_in or 0,
+            tokens_out=usage.tokens_out or 0,
             cost_usd=(nanos or 0) / NANOS,
             estimated_usd=None if nanos is None else nanos / NANOS,
             llm_calls=usage.calls,

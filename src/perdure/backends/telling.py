@@ -15,7 +15,7 @@ def telling(
     frames: AsyncGenerator[Frame, None], *, provider: str, model: str | None
 ) -> AsyncGenerator[Frame, None]:
     """Return the frames of a call, of which is told as they come if anybody watches or counts."""
-    asked = billing.counted()
+    asked = billing.counted(provider, model)
     if observing.observer is None and asked is None:
         return frames
     return _told(frames, provider, model, asked)
@@ -30,7 +30,8 @@ async def _told(
     async with aclosing(frames):
         async for frame in frames:
             if frame.kind == "usage" and count is not None:
-                count(frame.data)
+                # Not every server says which model has answered.
+                count(frame.data if "model" in frame.data else {**frame.data, "model": model})
             if frame.kind == "upstream_end":
                 observing.tell(Told(finish=frame.data["finish"]))
             elif not has_begun and frame.kind not in ("upstream_begin", "usage"):

@@ -84,7 +84,7 @@ def _numbers(each: UsageSum) -> list[str]:
         each.tokens_out,
         each.tokens_reasoning,
     )
-    told = ["-" if each.uncounted == each.calls else f"{number:,}" for number in tokens]
+    told = ["-" if number is None else f"{number:,}" for number in tokens]
     return [f"{each.calls:,}", *told, _cost(each)]
 
 

@@ -1,4 +1,4 @@
-"""Where a backend says what is billed: what an answer used, and that a request was lost."""
+"""Where a backend says what is billed: whom it asks, what an answer used, that one was lost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ recorder: Recorder | None = None
 Asked = Callable[[], Callable[[Mapping[str, JsonValue]], None]]
 """Is told that a backend is asked, and gives what takes the data of its usage frames."""
 
-counter: Callable[[], Asked | None] | None = None
+Counter = Callable[[str, str | None], Asked | None]
+"""Is told the provider and the model of a call, and gives who counts it, if anybody does."""
+
+counter: Counter | None = None
 """Who counts here: the step that is running, if its call is recorded; set by the steps."""
 
 
-def counted() -> Asked | None:
-    """Return what counts the use of a call that is made here; None where nobody does."""
-    return None if counter is None else counter()
+def counted(provider: str, model: str | None) -> Asked | None:
+    """Say whom a call that is made here asks; return what counts its use, None where nobody does.
+
+    A call of which nothing else is ever heard has these names in the ledger.
+    """
+    return None if counter is None else counter(provider, model)
 
 
 async def request_lost(provider: str) -> None:

@@ -116,6 +116,7 @@ class StepScope:
     """What is known inside the body of a step; `holds_steps`: it may begin steps of its own."""
 
     __slots__ = (
+        "asked_for",
         "began_at",
         "holds_steps",
         "is_begun",
@@ -139,6 +140,8 @@ class StepScope:
         """When its execution began, on the store's clock."""
         self.usage_call: int | None = None
         self.usage: SettleUsage | None = None
+        self.asked_for: set[tuple[str, str | None]] | None = None
+        """The providers and models that backends were asked for within it."""
         self.told: dict[int, list[Told | None]] = {}
         """By call, what the backends that were asked within it said of their use, in order."""
         self.watch: Watch | None = None
@@ -201,19 +204,46 @@ class StepScope:
             started_at=self.began_at,
         )
 
+    def ask(self, provider: str, model: str | None) -> None:
+        """Note whom a backend asks now, for the case that nothing else is heard of the call."""
+        self.asked_for = {*(self.asked_for or ()), (provider, model)}
+
     def settled_usage(self) -> tuple[SettleUsage, ...]:
         """Return what is recorded of the model call of this step, if it makes one."""
         if self.usage_call is None:
             return ()
-        return (self.usage or SettleUsage(self.usage_call, state="unknown"),)
+        return (self.usage or self.lost_usage(self.usage_call),)
+
+    def late_usage(self) -> SettleUsage | None:
+        """Return what is recorded of the call though nothing else is; None: nothing is known."""
+        if self.usage is None and self.usage_call is not None and self.asked_for:
+            return self.lost_usage(self.usage_call)
+        return self.usage
+
+    def lost_usage(self, call: int) -> SettleUsage:
+        """Return what is recorded of a call that nobody will hear of: whom it asked.
+
+        Of several who were asked nobody is named, so that none is taken for another.
+        """
+        providers = {provider for provider, _ in self.asked_for or ()}
+        models = {model for _, model in self.asked_for or ()}
+        return SettleUsage(
+            call,
+            state="unknown",
+            provider=providers.pop() if len(providers) == 1 else None,
+            model=models.pop() if len(models) == 1 else None,
+        )
 
 
 current_scope: Final[ContextVar[StepScope | None]] = ContextVar("perdure_step", default=None)
 
 
-def _counter() -> billing.Asked | None:
+def _counter(provider: str, model: str | None) -> billing.Asked | None:
     scope = current_scope.get()
-    return None if scope is None or scope.usage_call is None else scope.asked
+    if scope is None:
+        return None
+    scope.ask(provider, model)
+    return None if scope.usage_call is None else scope.asked
 
 
 billing.counter = _counter

@@ -183,7 +183,7 @@ class Steps(Positions):
         if attempt is None or (known is not None and self._is_abandoned(known)):
             return None
         if self._is_interrupted() or not is_cancelled():
-            await attempt.settle_late(scope.usage)
+            await attempt.settle_late(scope.late_usage())
             return None
         try:
             known = await finish_regardless(self._record_cancelled(attempt, scope))
@@ -245,7 +245,7 @@ class Steps(Positions):
                 raise await self._record_failure(attempt, scope, error) from error
             if self.refusal is not None:
                 # The body made a result of the interruption: half of it is none.
-                await attempt.settle_late(scope.usage)
+                await attempt.settle_late(scope.late_usage())
                 raise self.refusal
             return cast(T, await self._record(attempt, scope, text))
 
@@ -254,6 +254,7 @@ class Steps(Positions):
         begin = scope.begun()
         if scope.spec.kind == "llm":
             scope.usage_call, scope.usage = attempt.usage_calls, None
+            scope.asked_for = None
             attempt.usage_calls += 1
             intend = IntendUsage(scope.usage_call, step_index=scope.spec.position)
             await self.write(attempt, begin, intend)
@@ -277,7 +278,7 @@ class Steps(Positions):
             written = await self.commit(attempt, done, *scope.settled_usage())
         except (LeaseLostError, StoreError, DivergenceError) as error:
             self.refuse(error)
-            await attempt.settle_late(scope.usage)
+            await attempt.settle_late(scope.late_usage())
             raise
         return written.steps[0].result
 
@@ -317,27 +318,27 @@ class Steps(Positions):
         except (LeaseLostError, StoreError, DivergenceError) as error:
             self.refuse(error)
             if scope is not None:
-                await attempt.settle_late(scope.usage)
+                await attempt.settle_late(scope.late_usage())
             raise
 
-    async def record_lost(self, spec: StepSpec, provider: str) -> None:
+    async def record_lost(self, scope: StepScope, provider: str) -> None:
         """Record a request of this step that may be billed and has no answer, as a call of its own.
 
         The call that the step was begun with is the request that is made in its place.
         """
-        attempt = self.attempt
+        attempt, spec = self.attempt, scope.spec
         if attempt is None or spec.kind != "llm":
             return
         call = attempt.usage_calls
         attempt.usage_calls += 1
         intend = IntendUsage(call, step_index=spec.position, provider=provider)
-        await self.write(attempt, intend, SettleUsage(call, state="unknown"))
+        await self.write(attempt, intend, scope.lost_usage(call))
 
 
 async def _record_lost(provider: str) -> None:
     scope = current_scope.get()
     if scope is not None and isinstance(scope.owner, Steps):
-        await scope.owner.record_lost(scope.spec, provider)
+        await scope.owner.record_lost(scope, provider)
 
 
 billing.recorder = _record_lost

@@ -204,13 +204,13 @@ class HostedSteps(TurnSteps):
             encode_value(value, name=f"the result of step {spec.intent!r}")
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                await attempt.settle_late(scope.usage)
+                await attempt.settle_late(scope.late_usage())
                 raise
             if self.refusal is not None:
                 raise self.refusal from error
             raise await self._record_failure(attempt, scope, error) from error
         if self.refusal is not None:
-            await attempt.settle_late(scope.usage)
+            await attempt.settle_late(scope.late_usage())
             raise self.refusal
         # What the host is going to know for good must not be missing in the journal.
         await self._journal.write()

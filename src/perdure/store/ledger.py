@@ -20,13 +20,15 @@ _COUNTS: Final = (
     "settled",
     "unknown",
     "running",
+    "uncounted",
+    "unpriced",
+)
+_TOKENS: Final = (
     "tokens_in",
     "tokens_out",
     "tokens_cached",
     "tokens_reasoning",
     "tokens_cache_written",
-    "uncounted",
-    "unpriced",
 )
 _OF_TENANTS: Final = ("run", "session", "tenant")
 _DAY: Final = len("2026-01-31")
@@ -71,10 +73,11 @@ class UsageSum(NamedTuple):
     `key` is the stored id of a run, a session, a tenant, a day (UTC) or a model; None: the calls
     that have none. `tenant` is None where the calls of several are in one sum. Of the calls,
     `settled` have an answer, `unknown` may have been billed and never will be known, `running` are
-    under way. `uncounted` ones said not both how many tokens went in and came out. `cost_nanos`
-    are billionths by currency, `unpriced` the calls that are not in them, `price_versions` the
-    versions of the tables that priced the others, by name. `first_at` and `last_at` are the moments
-    at which the first and the last call were about to be made.
+    under way. Tokens are those of the calls of which they were told, None where nobody told any:
+    an unknown number is no zero. `uncounted` calls said not both how many tokens went in and came
+    out. `cost_nanos` are billionths by currency, `unpriced` the calls that are not in them,
+    `price_versions` the versions of the tables that priced the others, by name. `first_at` and
+    `last_at` are the moments at which the first and the last call were about to be made.
     """
 
     key: str | None = None
@@ -83,11 +86,11 @@ class UsageSum(NamedTuple):
     settled: int = 0
     unknown: int = 0
     running: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    tokens_cached: int = 0
-    tokens_reasoning: int = 0
-    tokens_cache_written: int = 0
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    tokens_cached: int | None = None
+    tokens_reasoning: int | None = None
+    tokens_cache_written: int | None = None
     uncounted: int = 0
     cost_nanos: Mapping[str, int] = MappingProxyType({})
     unpriced: int = 0
@@ -168,6 +171,7 @@ class Tally:
     def __init__(self, group: tuple[str | None, str | None]) -> None:
         self._group = group
         self._counts = dict.fromkeys(_COUNTS, 0)
+        self._tokens: dict[str, int] = {}
         self._costs: dict[str, int] = {}
         self._versions: set[str] = set()
         self._first: str | None = None
@@ -178,11 +182,8 @@ class Tally:
         counts = self._counts
         counts["calls"] += 1
         counts["running" if usage.state == "intended" else usage.state] += 1
-        counts["tokens_in"] += usage.tokens_in or 0
-        counts["tokens_out"] += usage.tokens_out or 0
-        counts["tokens_cached"] += usage.tokens_cached or 0
-        counts["tokens_reasoning"] += usage.tokens_reasoning or 0
-        counts["tokens_cache_written"] += usage.tokens_cache_written or 0
+        for name in _TOKENS:
+            self._use(name, getattr(usage, name))
         counts["uncounted"] += usage.tokens_in is None or usage.tokens_out is None
         counts["unpriced"] += usage.cost_nanos is None
         if usage.cost_nanos is not None:
@@ -194,6 +195,8 @@ class Tally:
         """Count the calls of another sum."""
         for name in _COUNTS:
             self._counts[name] += getattr(other, name)
+        for name in _TOKENS:
+            self._use(name, getattr(other, name))
         for currency, nanos in other.cost_nanos.items():
             self._cost(currency, nanos)
         self._versions.update(other.price_versions)
@@ -213,11 +216,17 @@ class Tally:
             key,
             tenant,
             **self._counts,
+            **self._tokens,
             cost_nanos=dict(sorted(self._costs.items())),
             first_at=self._first,
             last_at=self._last,
             price_versions=tuple(sorted(self._versions)),
         )
+
+    def _use(self, name: str, tokens: int | None) -> None:
+        """Add tokens; what nobody has told stays unknown."""
+        if tokens is not None:
+            self._tokens[name] = self._tokens.get(name, 0) + tokens
 
     def _cost(self, currency: str | None, nanos: int) -> None:
         name = currency or UNKNOWN_CURRENCY

@@ -22,6 +22,7 @@ from perdure.core.recordjson import step_error_of
 from perdure.core.records import StepError
 from perdure.durable.attempt import Attempt, error_text
 from perdure.durable.journal import Journal
+from perdure.durable.scope import StepScope
 from perdure.errors import LeaseLostError, PerdureError
 from perdure.turn import ending
 from perdure.turn.calling import INTERRUPTED_HOOK_MS, HookCalls
@@ -84,6 +85,8 @@ class Closing:
         """Whether call 0 was intended in this attempt, so that it must be settled."""
         self.earlier: SettleUsage | None = None
         """What the frames of an attempt that was lost say of the call that it has left open."""
+        self.scope: StepScope | None = None
+        """In which the producer runs: it knows whom its backends asked."""
         self._settings = settings
         self._turn = turn
         self._attempt = attempt
@@ -248,4 +251,5 @@ class Closing:
         if self._steps.streams and self.content.spoken <= self._steps.spoken:
             # All was said in streams, which have rows of their own: call 0 was not made.
             return (SettleUsage(0, tokens_in=0, tokens_out=0),)
-        return (SettleUsage(0, state="unknown"),)
+        scope = self.scope
+        return (SettleUsage(0, state="unknown") if scope is None else scope.lost_usage(0),)

@@ -117,6 +117,7 @@ class LiveTurn:
         self._closing.tries = 1 if known is None else known.attempts + 1
         scope = StepScope(self._steps, StepSpec(0, intent, kind="llm"), holds_steps=True)
         scope.tries = self._closing.tries
+        self._closing.scope = scope
         return Producing(
             scope,
             attempt=self._attempt,

@@ -213,7 +213,7 @@ class TurnSteps(Steps):
                 text = encode_value(summarize(frames), name=f"the result of step {spec.intent!r}")
             except GeneratorExit:
                 # Broken off by its consumer it is no record: what it said is half of it.
-                await attempt.settle_late(scope.usage)
+                await attempt.settle_late(scope.late_usage())
                 raise
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and is_cancelled():
@@ -223,7 +223,7 @@ class TurnSteps(Steps):
                 raise await self._record_failure(attempt, scope, error) from error
             if self.refusal is not None:
                 # The body made an end of the interruption: half an answer is none.
-                await attempt.settle_late(scope.usage)
+                await attempt.settle_late(scope.late_usage())
                 raise self.refusal
             self._open_streams.pop(spec.position, None)
             keep(await self._record_stream(attempt, scope, text))

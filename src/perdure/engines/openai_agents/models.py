@@ -123,8 +123,9 @@ def _usage_in(event: ResponseCompletedEvent) -> Frame:
         model=event.response.model,
         tokens_in=used.input_tokens,
         tokens_out=used.output_tokens,
-        tokens_cached=used.input_tokens_details.cached_tokens,
-        tokens_reasoning=used.output_tokens_details.reasoning_tokens,
+        # The SDK has 0 where a provider tells none of it.
+        tokens_cached=used.input_tokens_details.cached_tokens or None,
+        tokens_reasoning=used.output_tokens_details.reasoning_tokens or None,
     )
 
 

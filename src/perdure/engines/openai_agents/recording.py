@@ -15,7 +15,7 @@ from agents.tool import ToolOutputFileContent, ToolOutputImage, ToolOutputText
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel, TypeAdapter
 
-from perdure.agent.tool_calling import ToolRun
+from perdure.agent.calls import Recording
 from perdure.core import frames, observing
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import decode_value, encode_value
@@ -57,7 +57,7 @@ class Recorder:
     it) is recorded as that, and takes a new position when it is.
     """
 
-    run: ToolRun
+    run: Recording
     name: str
     effects: Mapping[str, Effect]
     turn: Turn | None = None
@@ -181,8 +181,9 @@ def report(response: ModelResponse, model: str | None) -> None:
             model=model,
             tokens_in=used.input_tokens,
             tokens_out=used.output_tokens,
-            tokens_cached=used.input_tokens_details.cached_tokens,
-            tokens_reasoning=used.output_tokens_details.reasoning_tokens,
+            # The SDK has 0 where a provider tells none of it.
+            tokens_cached=used.input_tokens_details.cached_tokens or None,
+            tokens_reasoning=used.output_tokens_details.reasoning_tokens or None,
             request_id=response.request_id,
         )
 

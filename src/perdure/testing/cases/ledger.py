@@ -95,6 +95,22 @@ async def calls_are_added_up_with_what_is_known_of_them(lab: StoreLab) -> None:
 
 
 @case
+async def what_no_provider_has_told_is_unknown_and_no_zero(lab: StoreLab) -> None:
+    store = await lab.open()
+    upkeep = upkeep_of(store)
+    await _answered(store, "a", SettleUsage(0, tokens_in=3, tokens_out=2, tokens_reasoning=0))
+    [told] = await upkeep.sum_usage(None, _ALL)
+    same((told.tokens_in, told.tokens_out), (3, 2), "what was told")
+    same((told.tokens_cached, told.tokens_cache_written), (None, None), "what was not")
+    same(told.tokens_reasoning, 0, "a zero that was told")
+    await _answered(store, "b", SettleUsage(0, tokens_cached=1))
+    [whole] = await upkeep.sum_usage(None, _ALL)
+    same((whole.tokens_in, whole.tokens_cached), (3, 1), "the sums of those that tell")
+    of_run = {each.key: each for each in await upkeep.sum_usage("run", _ALL)}
+    same(of_run["b"].tokens_in, None, "of a run that tells nothing of it")
+
+
+@case
 async def an_empty_ledger_has_no_sums(lab: StoreLab) -> None:
     upkeep = upkeep_of(await lab.open())
     same(list(await upkeep.sum_usage(None, _ALL)), [], "the sum of all")
@@ -181,7 +197,8 @@ async def only_the_wanted_calls_are_added_up(lab: StoreLab) -> None:
         sums = await upkeep.sum_usage(None, wanted)
         entries = await _unpriced(upkeep, wanted)
         found = sum(each.usage.tokens_in or 0 for each in entries)
-        same(found, sum(each.tokens_in for each in sums), f"unpriced calls of {wanted}")
+        counted = sum(each.tokens_in or 0 for each in sums)
+        same(found, counted, f"unpriced calls of {wanted}")
         return found
 
     same(await tokens(_ALL), 1_111, "all")
