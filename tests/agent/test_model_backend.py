@@ -283,9 +283,35 @@ async def test_9_4_r1_r9_one_request_with_the_key_asks_for_a_stream_and_its_usag
     assert (asked.method, asked.target) == ("POST", "/v1/chat/completions")
     assert asked.headers["authorization"] == "Bearer sk-secret"
     assert asked.headers["content-type"] == "application/json"
-    assert asked.body["stream"] is True
+    assert (asked.body["model"], asked.body["stream"]) == ("model-1", True)
     assert asked.body["stream_options"] == {"include_usage": True}
     assert asked.body["messages"] == [{"role": "user", "content": TASK.intent}]
+
+
+TALK = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+
+
+@pytest.mark.parametrize(
+    ("given", "messages"),
+    [
+        ({"messages": TALK, "message": "Hi"}, list(TALK)),
+        ({"message": "Hi"}, [{"role": "user", "content": "Hi"}]),
+        ({}, [{"role": "user", "content": TASK.intent}]),
+    ],
+)
+async def test_9_4_r2_a_conversation_goes_before_a_message_and_that_before_the_intent(
+    server: ModelServer, given: dict[str, Any], messages: list[Any]
+) -> None:
+    server.will(reply(ANSWER))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=server.base_url, model="model-1"
+    )
+    asked = AgentBackendInput(task=TASK, **given)
+    final = final_of(await read(run_agent_task_stream(TASK, backend, input=asked)))
+    await backend.aclose()
+    assert server.received[0].body["messages"] == messages
+    assert final.session is not None
+    assert (backend.kind, final.session.backend) == ("tcloud", "tcloud")
 
 
 @pytest.mark.parametrize("asked_for", ["s-7", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from perdure.agent.backend import AgentBackendInput
 from perdure.agent.sandbox_backend import DROP, SandboxPromptBackend, event_of_raw
 from perdure.agent.session_life import SessionChoice
-from perdure.agent.sessions import InMemoryRuntimeSessionStore
+from perdure.agent.sessions import InMemoryRuntimeSessionStore, RuntimeSession
 from perdure.agent.stream import run_agent_task_stream
 from perdure.agent.stream_events import TextDeltaEvent, ToolCallEvent, event_to_wire
 from perdure.core.records import AgentTaskSpec
@@ -233,3 +234,29 @@ async def test_9_3_r4_map_event_may_map_drop_or_leave_an_event() -> None:
     events = await read(run_agent_task_stream(TASK, backend))
     assert final_of(events).text == "mineplain"
     assert types(events).count("text_delta") == 2
+
+
+async def test_9_3_r1_without_a_name_the_session_has_the_wanted_id_or_a_random_one() -> None:
+    box, store = Box(), InMemoryRuntimeSessionStore()
+    backend = SandboxPromptBackend(box.get, box.prompt)
+    await read(run_agent_task_stream(TASK, backend, session=SessionChoice(store, "wanted")))
+    session = await store.get("wanted")
+    assert session is not None
+    assert (session.backend, session.metadata) == ("sandbox", {"resumable": True})
+    ids: set[str] = set()
+    for _ in range(2):
+        final = final_of(await read(run_agent_task_stream(TASK, backend)))
+        assert final.session is not None
+        ids.add(final.session.id)
+    assert len(ids) == 2
+
+
+def test_9_3_r2_a_resumed_session_is_active_and_touched_and_else_the_same() -> None:
+    box = Box()
+    backend = SandboxPromptBackend(box.get, box.prompt)
+    failed = RuntimeSession("s", "sandbox", "failed", "2020", "2020", "token", {"resumable": True})
+    known: Any = None
+    resumed = backend.resume(failed, AgentBackendInput(task=TASK), known)
+    assert resumed == replace(failed, status="active", updated_at=resumed.updated_at)
+    assert resumed.updated_at > failed.updated_at
+    assert box.got == 0

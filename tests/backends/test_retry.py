@@ -95,3 +95,10 @@ def test_a_reserve_of_nothing_sets_no_limit() -> None:
 )
 def test_retry_after_is_read(headers: Mapping[str, str], wait_ms: float | None) -> None:
     assert retry_after_ms(headers, now_ms=NOW_MS) == wait_ms
+
+
+def test_9_4_the_policy_of_who_gives_none() -> None:
+    policy = BackendRetry()
+    assert (policy.tries_max, policy.backoff_ms, policy.backoff_max_ms) == (5, 1_000, 30_000)
+    assert policy.retry_statuses == {408, 425, 429, 500, 502, 503, 504}
+    assert policy.request_timeout_ms == 120_000
