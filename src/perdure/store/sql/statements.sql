@@ -166,7 +166,7 @@ SELECT coalesce((
 -- read_frames --
 -- Rows from the one that holds the seq ?2 on, if it is there: what lies before it is not sent in
 -- vain. Seqs have no gaps, so an end bounds the frames.
-SELECT first_seq, epoch, body FROM perdure_frames
+SELECT first_seq, last_seq, epoch, body FROM perdure_frames
 WHERE run_id = ?1
   AND first_seq >= coalesce((
     SELECT first_seq FROM perdure_frames
@@ -191,6 +191,20 @@ UPDATE durable_runs SET updated_at = {now},
     THEN CAST(?5 AS INTEGER) ELSE step_count END,
   strikes = CASE WHEN CAST(?6 AS INTEGER) = 1 THEN 0 ELSE strikes END
 WHERE {fence_self} AND stop_requested_at IS NULL
+
+-- fence_frames --
+-- The fence of a write of frames alone. Of those the run notes the second, not the moment.
+UPDATE durable_runs SET updated_at = CASE
+  WHEN substr(updated_at, 1, 19) = substr({now}, 1, 19) THEN updated_at ELSE {now} END
+WHERE {fence_self}
+RETURNING updated_at, stop_requested_at
+
+-- look_fence --
+-- The shortcut of the one above where whoever looks keeps all others from writing: in a second that
+-- is noted, and while nobody has asked for a stop, the run's row need not be written.
+SELECT updated_at FROM durable_runs
+WHERE {fence_self} AND stop_requested_at IS NULL
+  AND substr(updated_at, 1, 19) = substr({now}, 1, 19)
 
 -- begin_step --
 -- A completed step stays as it is. No row here and in the next two: it has another intent.
@@ -279,6 +293,22 @@ WHERE {fence} AND CAST(?6 AS INTEGER) >= CAST(?5 AS INTEGER)
         AND epoch = CAST(?2 AS INTEGER) AND body = ?7))
 ON CONFLICT (run_id, first_seq) DO UPDATE SET last_seq = excluded.last_seq
 RETURNING last_seq
+
+-- join_frames --
+-- The shortcut of the one above: what is short joins the last row of its attempt, which leaves the
+-- index alone. ?7 is what stands behind the row's last element then, ?8 how long the row may be
+-- before that. Only behind a fence that holds for the whole transaction. A row that has joined
+-- already (its reply was lost) stays as it is.
+UPDATE perdure_frames SET last_seq = CAST(?6 AS INTEGER), written_at = {now},
+  body = CASE WHEN last_seq = CAST(?6 AS INTEGER) THEN body
+    ELSE substr(body, 1, length(body) - 1) || ?7 END
+WHERE run_id = ?1 AND epoch = CAST(?2 AS INTEGER)
+  AND first_seq = (
+    SELECT first_seq FROM perdure_frames WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1)
+  AND CASE WHEN last_seq = CAST(?5 AS INTEGER) - 1 THEN
+      length(body) <= CAST(?8 AS INTEGER) AND CAST(?6 AS INTEGER) >= CAST(?5 AS INTEGER)
+    ELSE last_seq = CAST(?6 AS INTEGER) AND first_seq < CAST(?5 AS INTEGER)
+      AND substr(body, length(body) - length(?7) + 1) = ?7 END
 
 -- mark_live_from --
 -- Readers forget what stands before it.
