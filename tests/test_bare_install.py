@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.docs.pages import PAGES, blocks_of
 
 SOURCE = Path(__file__).parent.parent / "src"
 DRIVERS = {"postgres", "otel", "d1/api.py"}
@@ -90,7 +93,10 @@ asyncio.run(main())
         ("perdure.engines.restate", "restate"),
         ("perdure.store.sql.postgres.driver", "postgres"),
         ("perdure.web.app", "serve"),
+        ("perdure.web.dashboard", "serve"),
         ("perdure.web.fastapi", "fastapi"),
+        ("perdure.web.requests", "serve"),
+        ("perdure.web.responses", "serve"),
         ("perdure.web.shapes", "fastapi"),
     ],
 )
@@ -102,3 +108,22 @@ except ImportError as error:
     print(error)
 """
     assert f"pip install 'perdure[{extra}]'" in run_bare(code)
+
+
+def modules_on_the_pages() -> list[str]:
+    """Return the modules of the package that programs on the pages import from."""
+    code = "\n".join(block.text for page in PAGES for block in blocks_of(page))
+    return sorted(set(re.findall(r"^from (perdure[\w.]*) import", code, re.MULTILINE)))
+
+
+def test_what_a_page_imports_is_there_or_says_how_to_install_it() -> None:
+    code = f"""
+import importlib
+for module in {modules_on_the_pages()}:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        if "pip install 'perdure[" not in str(error):
+            print(module, error)
+"""
+    assert run_bare(code) == ""

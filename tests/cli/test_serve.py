@@ -319,6 +319,16 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert is_refusal(ended, *words), ended
 
 
+@pytest.mark.parametrize("option", ["--authorize", "--authorize-dashboard"])
+def test_a_service_that_cannot_begin_leaves_no_database(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ("--store", f"sqlite:{tmp_path / 'new.db'}")
+    ended = refuse("--port", "0", *store, option, "no_such_module:f", told=capsys)
+    assert is_refusal(ended, option, "no_such_module"), ended
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("named", [{}, {"OPENAI_MODEL": ""}], ids=["unset", "empty"])
 def test_openai_without_a_model_is_refused(named: dict[str, str]) -> None:
     ended = perdure("serve", "--port", "0", *MEMORY, env={"OPENAI_API_KEY": "k", **named})

@@ -88,6 +88,7 @@ async def _app(
     from perdure.web.loopback import LoopbackGuard
 
     prices = prices_of(options.prices)
+    authorize, viewers = _loaded(options, "authorize") or _everybody, _viewers(options)
     backend = _backend(options)
     store = await open_store(options.store, durability=options.durability)
     if prices is not None:
@@ -97,13 +98,12 @@ async def _app(
         engine = ChatTurnEngine(
             store, produce=produce, busy=options.busy, lease_ms=options.lease_ms
         )
-        authorize = _loaded(options, "authorize") or _everybody
         limits = AdmissionLimits(options.turns_max, options.tenant_turns_max, options.streams_max)
         app: Any = create_app(
             engine, store, authorize=authorize, drain_ms=options.drain_ms, limits=limits
         )
         state = app.state
-        if (viewers := _viewers(options)) is not None:
+        if viewers is not None:
             add_dashboard(app, store, authorize=viewers)
         if options.authorize is None:
             app = LoopbackGuard(app)

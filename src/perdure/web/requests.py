@@ -8,14 +8,18 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-
 from perdure.core import identity
 from perdure.core.limits import BODY_BYTES_MAX
 from perdure.errors import UsageError, ValueTooLargeError
 from perdure.turn.identity import ChatTurnIdentity
 from perdure.turn.wire.events import Dialect
+
+try:
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+except ImportError as error:
+    raise ImportError("an endpoint needs Starlette: pip install 'perdure[serve]'") from error
+
 from perdure.web.bodies import Decision, Submission, decision_in, message_in, submission_in
 from perdure.web.responses import UnsupportedMediaType
 

@@ -10,15 +10,18 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
-
 from perdure.core import effects
 from perdure.durable.alarm import Alarm
 from perdure.errors import OverloadedError, PerdureError
 from perdure.turn.ending import summary_of
+
+try:
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import Message, Receive, Scope, Send
+except ImportError as error:
+    raise ImportError("an endpoint needs Starlette: pip install 'perdure[serve]'") from error
 
 logger = logging.getLogger("perdure.web")
 

@@ -7,11 +7,15 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
-
 from perdure.core.identity import logical_id
 from perdure.errors import RunNotFoundError
 from perdure.store.protocol import RunStore
+
+try:
+    from starlette.requests import Request
+except ImportError as error:
+    raise ImportError("the dashboard needs Starlette: pip install 'perdure[serve]'") from error
+
 from perdure.web.requests import media_type_of
 from perdure.web.responses import Forbidden, Unauthorized, UnsupportedMediaType
 
