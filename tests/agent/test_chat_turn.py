@@ -26,7 +26,13 @@ from perdure.agent.profile import AgentProfile, ProfilePrompt
 from perdure.agent.stream_events import TextDeltaEvent, ToolCallEvent, UnknownEvent
 from perdure.backends.retry import BackendRetry
 from perdure.backends.sse import EVENT_CHARS_MAX
-from perdure.errors import AgentRuntimeError, ChatTurnError, PerdureError, ValueTooLargeError
+from perdure.errors import (
+    AgentRuntimeError,
+    ChatTurnError,
+    PerdureError,
+    UsageError,
+    ValueTooLargeError,
+)
 from tests.agent.streaming import read
 from tests.backends.model_server import Cut, Hang, ModelServer, Reply, refusal, reply, sse, tiny
 
@@ -203,6 +209,13 @@ async def test_14_4_a_signal_ends_the_turn_and_the_call(server: ModelServer) -> 
     assert len(server.received) == 1
 
 
+@pytest.mark.parametrize("address", ["", "box.example", "ftp://box.example", "file:///etc/hosts"])
+async def test_14_4_r2_a_sandbox_without_an_address_of_the_web_is_named(address: str) -> None:
+    target = ChatTurnSandbox("box-1", address)
+    with pytest.raises(UsageError, match="runtime_url of the sandbox 'box-1' must be an address"):
+        await read(run_chat_turn(PROFILE, "Hi", target, calling=ONCE))
+
+
 async def test_14_4_closing_the_stream_ends_the_call(server: ModelServer) -> None:
     server.will(reply(sse(DELTA), Hang()))
     stream = run_chat_turn(PROFILE, "Hi", box(server), calling=ONCE)
@@ -234,6 +247,7 @@ STREAMS = [
     lines(DELTA, CALL, ODD),
     b"\n \r\n" + lines(DELTA, CALL).replace(b"\n", b"\r\n\r\n") + b"oops\n" + lines(ODD)[:-1],
     codecs.BOM_UTF8 + lines(DELTA, CALL, ODD),
+    lines(DELTA) + sse(CALL) + lines(ODD) + b"data: [DONE]",
     codecs.BOM_UTF8 + b"\n" + sse(DELTA, CALL, ODD),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,6 +23,7 @@ from perdure.agent.stream_events import (
     BackendErrorEvent,
     LlmCallEvent,
     ToolCallEvent,
+    event_to_wire,
 )
 from perdure.backends.completion import AGENT_EVENTS
 from perdure.backends.protocol import Prompt
@@ -260,6 +261,34 @@ async def test_9_4_r8_what_an_endpoint_tells_without_choices_is_mapped_by_defaul
     await backend.aclose()
 
 
+async def test_9_4_r8_the_text_is_that_of_the_first_choice_in_a_delta_or_a_whole_message(
+    server: ModelServer,
+) -> None:
+    other = {"index": 1, "delta": {"content": "no"}}
+    wire = sse(
+        {"choices": [{"index": 0, "delta": {"content": "Wa"}}, other]},
+        {"choices": [{"index": 0, "message": {"content": "rm."}, "finish_reason": "stop"}]},
+        "[DONE]",
+    )
+    server.will(reply(b": a comment\n\n" + wire.replace(b"\n", b"\r\n")))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=server.base_url, model="model-1"
+    )
+    final = final_of(await read(run_agent_task_stream(TASK, backend)))
+    await backend.aclose()
+    assert (final.status, final.text) == ("completed", "Warm.")
+
+
+async def test_9_4_r8_what_cannot_be_read_is_no_text(server: ModelServer) -> None:
+    server.will(reply(sse({"choices": [{"delta": {"content": "Wa"}}]}, "rm.", "[DONE]")))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=server.base_url, model="model-1"
+    )
+    final = final_of(await read(run_agent_task_stream(TASK, backend)))
+    await backend.aclose()
+    assert (final.status, final.text) == ("failed", "Wa")
+
+
 def test_the_events_that_are_told_are_those_that_are_mapped() -> None:
     mapped = {kind for kind in AGENT_EVENTS if event_of_raw(_raw(kind)) is not None}
     assert mapped == AGENT_EVENTS
@@ -329,6 +358,44 @@ async def test_9_4_r3_a_session_has_the_id_that_was_asked_for_and_no_metadata(
     assert session is not None
     assert (session.backend, session.metadata, session.resume_token) == ("mine", None, None)
     assert session.id == asked_for or (asked_for is None and session.id)
+
+
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("tools", [(), (LOOK,)])
+async def test_9_6_r1_what_is_wanted_is_sent_and_a_choice_of_tools_only_with_tools(
+    server: ModelServer, tools: tuple[Any, ...]
+) -> None:
+    server.will(reply(ANSWER))
+    wanted = {"response_format": {"type": "json_object"}, "temperature": 0.5, "max_tokens": 7}
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret",
+        base_url=server.base_url,
+        model="model-1",
+        options=ModelOptions(tools=tools, tool_choice="required", **cast("Any", wanted)),
+    )
+    await read(run_agent_task_stream(TASK, backend))
+    await backend.aclose()
+    body = server.received[0].body
+    assert {name: body.get(name) for name in wanted} == wanted
+    expected = {"tools": [LOOK], "tool_choice": "required"} if tools else {}
+    assert {name: body[name] for name in ("tools", "tool_choice") if name in body} == expected
+
+
+async def test_9_6_r2_one_call_is_told_behind_the_answer_whose_cost_nobody_knows(
+    server: ModelServer,
+) -> None:
+    server.will(reply(ANSWER))
+    backend = create_openai_compatible_backend(
+        api_key="sk-secret", base_url=server.base_url, model="model-1"
+    )
+    events = await read(run_agent_task_stream(TASK, backend))
+    await backend.aclose()
+    [call] = llm_calls(events)
+    assert events[-4] == call
+    assert (call.model, call.cost_usd) == ("model-1-0613", None)
+    assert "costUsd" not in event_to_wire(call)
 
 
 async def test_9_6_r5_an_error_within_the_answer_is_no_empty_success(server: ModelServer) -> None:

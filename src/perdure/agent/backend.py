@@ -71,7 +71,8 @@ def _text_of(content: JsonValue) -> str | None:
 class AgentStartContext:
     """What a backend knows when a session is to be begun or resumed.
 
-    The ids and headers belong to the request that the task serves, where there is one.
+    The ids and headers are those of the request that a task serves. They are reserved: a runner
+    of your own may set them, and `run_agent_task_stream` leaves them empty.
     """
 
     task: AgentTaskSpec

@@ -186,6 +186,12 @@ async def _events(
 ) -> AsyncGenerator[ChatTurnEvent, None]:
     from perdure.backends.endpoint import Endpoint, stream_headers
 
+    if not sandbox.runtime_url.lower().startswith(("http://", "https://")):
+        # The address is not shown: it may hold a password or a key.
+        raise UsageError(
+            f"runtime_url of the sandbox {sandbox.id!r} must be an address such as "
+            "https://box.example.com"
+        )
     auth = sandbox.auth_header
     opening = {auth.name: cast("Secret", auth.value).reveal()} if auth is not None else None
     endpoint = Endpoint(

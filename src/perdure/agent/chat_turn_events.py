@@ -77,14 +77,19 @@ class ChatTurnReader:
             if event is not None:
                 yield from _events_of(event.data)
         else:
-            yield from _events_of(self._head.decode("utf-8", "replace"))
+            yield from _events_of(_data_of(self._head))
 
     def _lines(self, chunk: bytes) -> Iterator[ChatTurnEvent]:
         *lines, self._head = (self._head + chunk).split(b"\n")
         if len(self._head) > self._event_chars_max:
             raise ValueTooLargeError(f"a line is longer than {self._event_chars_max} characters")
         for line in lines:
-            yield from _events_of(line.decode("utf-8", "replace"))
+            yield from _events_of(_data_of(line))
+
+
+def _data_of(line: bytes) -> str:
+    """Return what a line says; among lines of JSON some may be written as fields of events."""
+    return line.decode("utf-8", "replace").strip().removeprefix("data:")
 
 
 def _events_of(data: str) -> Iterator[ChatTurnEvent]:
