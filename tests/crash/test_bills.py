@@ -26,6 +26,7 @@ from perdure.testing.lab import StoreLab
 from perdure.testing.samples import manifest
 from tests.crash.billing import Agreement, Billed, Provider, agreed, check_sums, providing
 from tests.crash.conftest import NewUrl
+from tests.crash.response_billing import ResponseProvider, responding
 
 logger = logging.getLogger("tests.bills")
 
@@ -38,10 +39,10 @@ RETRY = Retry(tries_max=2, backoff_ms=1)
 SEED = int(os.environ.get("PERDURE_SEED", "1"))
 
 
-async def started(url: str, address: str, runs: int) -> asyncio.subprocess.Process:
+async def started(module: str, url: str, address: str) -> asyncio.subprocess.Process:
     """Start a worker, and return once it works."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.crash.billed_process", url, address, str(runs)),
+        *(sys.executable, "-m", module, url, address, str(RUNS)),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -52,11 +53,21 @@ async def started(url: str, address: str, runs: int) -> asyncio.subprocess.Proce
 
 
 async def worked(
-    url: str, provider: Provider, address: str, chance: random.Random, *, kills: int
+    url: str,
+    provider: Provider | ResponseProvider,
+    address: str,
+    chance: random.Random,
+    *,
+    kills: int,
+    module: str = "tests.crash.billed_process",
+    lines_max: int = 30,
 ) -> int:
-    """Work under kills until everything is at rest; return how often there was one."""
+    """Work under kills until everything is at rest; return how often there was one.
+
+    Each comes within so many lines of the bill.
+    """
     for killed in range(kills + 1):
-        process = await started(url, address, RUNS)
+        process = await started(module, url, address)
         ended = asyncio.ensure_future(process.wait())
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -64,7 +75,7 @@ async def worked(
                     assert await ended == 0
                     return killed
                 billed = asyncio.ensure_future(
-                    provider.has_billed(len(provider.bill) + chance.randint(1, 30))
+                    provider.has_billed(len(provider.bill) + chance.randint(1, lines_max))
                 )
                 await asyncio.wait({ended, billed}, return_when=asyncio.FIRST_COMPLETED)
                 billed.cancel()
@@ -79,7 +90,7 @@ async def worked(
     raise AssertionError("the last process is never killed")
 
 
-async def compared(url: str, provider: Provider) -> Agreement:
+async def compared(url: str, provider: Provider | ResponseProvider) -> Agreement:
     """Return how bill and ledger compare, once the provider has heard that everyone left."""
     await provider.is_idle()
     store = await open_store(url)
@@ -116,6 +127,27 @@ async def test_what_was_billed_under_kills_is_in_the_ledger_or_unknown(
         agreement = await compared(url, provider)
     logger.info("%s, trouble %s, %s kills: %s", scheme, trouble, killed, agreement)
     assert killed > 0
+    assert agreement.answered > 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "scheme", ["sqlite", pytest.param("postgresql", marks=pytest.mark.campaign)]
+)
+async def test_the_bill_of_turns_that_are_stopped_replaced_and_joined_is_in_the_ledger_or_unknown(
+    new_url: NewUrl, scheme: str
+) -> None:
+    chance = random.Random(f"{SEED} {scheme}")
+    url = new_url(scheme)
+    async with responding(chance) as (provider, address):
+        module = "tests.crash.billed_turns_process"
+        killed = await worked(
+            url, provider, address, chance, kills=KILLS, module=module, lines_max=5
+        )
+        agreement = await compared(url, provider)
+    logger.info("%s, %s kills, %s joined: %s", scheme, killed, provider.joined, agreement)
+    assert killed > 0
+    assert provider.joined > 0
     assert agreement.answered > 0
 
 

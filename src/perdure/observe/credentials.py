@@ -103,8 +103,9 @@ def _unmasked(given: JsonValue, asked: JsonValue, seen: JsonValue) -> JsonValue:
             for key, item in entries
         }
     if isinstance(given, list) and isinstance(asked, list | tuple) and isinstance(seen, list):
-        items, were = cast("list[JsonValue]", given), cast("Sequence[JsonValue]", asked)
-        shown_ones = cast("list[JsonValue]", seen)
+        items = cast("Sequence[JsonValue]", given)
+        were = cast("Sequence[JsonValue]", asked)
+        shown_ones = cast("Sequence[JsonValue]", seen)
         if len(items) == len(were):
             return [_unmasked(*each) for each in zip(items, were, shown_ones, strict=True)]
     return cast("JsonValue", given)
