@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 
 class PerdureError(Exception):
@@ -393,22 +393,6 @@ class ChatTurnError(BackendTransportError):
     """A sandbox refused a chat turn, broke it off or fell silent, or nobody knows its address."""
 
     hint = "Check the address of the sandbox and its authorization."
-
-
-AgentRuntimeErrorCode = Literal[
-    "agent_runtime",
-    "validation",
-    "not_found",
-    "config",
-    "capture_integrity",
-    "judge",
-    "verification",
-    "replay",
-    "transport",
-    "backend_timeout",
-    "tool_failed",
-]
-"""The codes of an AgentRuntimeError. None ever changes its meaning; there may be more."""
 
 
 EVENT_EMIT_RACE = "event_emit_race"

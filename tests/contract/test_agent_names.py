@@ -137,7 +137,7 @@ def test_2_a_failure_tells_what_it_was_about() -> None:
 def test_2_the_codes_of_agents_are_those_of_the_classes_and_no_other() -> None:
     kinds = [each for each in vars(errors).values() if inspect.isclass(each)]
     codes = {each.code for each in kinds if issubclass(each, errors.AgentRuntimeError)}
-    assert codes == set(get_args(errors.AgentRuntimeErrorCode))
+    assert codes == set(get_args(events.AgentRuntimeErrorCode))
     asked = "validation not_found config capture_integrity judge verification replay transport"
     assert set(asked.split()) <= codes
 

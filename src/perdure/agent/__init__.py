@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from perdure.agent.evals import blocking_knowledge_eval as blocking_knowledge_eval
     from perdure.agent.evals import objective_eval as objective_eval
     from perdure.agent.evals import subjective_eval as subjective_eval
+    from perdure.agent.events import AgentRuntimeErrorCode as AgentRuntimeErrorCode
     from perdure.agent.events import AgentRuntimeEvent as AgentRuntimeEvent
     from perdure.agent.events import AgentRuntimeEventSink as AgentRuntimeEventSink
     from perdure.agent.events import AgentTaskStatus as AgentTaskStatus
@@ -144,6 +145,7 @@ __all__ = [
     "AgentKnowledgeHooks",
     "AgentKnowledgeProvider",
     "AgentProfile",
+    "AgentRuntimeErrorCode",
     "AgentRuntimeEvent",
     "AgentRuntimeEventSink",
     "AgentSubagentProfile",
@@ -298,7 +300,12 @@ __getattr__ = lazily(
             "objective_eval",
             "subjective_eval",
         ),
-        "perdure.agent.events": ("AgentRuntimeEvent", "AgentRuntimeEventSink", "AgentTaskStatus"),
+        "perdure.agent.events": (
+            "AgentRuntimeErrorCode",
+            "AgentRuntimeEvent",
+            "AgentRuntimeEventSink",
+            "AgentTaskStatus",
+        ),
         "perdure.agent.gaps": (
             "acquisition_plans_for_knowledge_gaps",
             "user_questions_for_knowledge_gaps",

@@ -18,6 +18,21 @@ from perdure.core.records import AgentTaskSpec
 
 AgentTaskStatus = Literal["completed", "blocked", "failed", "aborted"]
 
+AgentRuntimeErrorCode = Literal[
+    "agent_runtime",
+    "validation",
+    "not_found",
+    "config",
+    "capture_integrity",
+    "judge",
+    "verification",
+    "replay",
+    "transport",
+    "backend_timeout",
+    "tool_failed",
+]
+"""The codes of an AgentRuntimeError. None ever changes its meaning; there may be more."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskStart:
