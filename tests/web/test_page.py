@@ -303,6 +303,17 @@ async def test_an_event_source_comes_back_where_it_was_and_stays_away_after_the_
     assert got == rest
 
 
+# Whether the word of the connection reaches into a button beside it.
+OVERLAPS_A_BUTTON = """() => {
+  const words = document.createRange();
+  words.selectNodeContents(document.querySelector("#connection"));
+  const { left, right, top, bottom } = words.getBoundingClientRect();
+  return [...document.querySelectorAll("header summary, header button")]
+    .map((button) => button.getBoundingClientRect())
+    .some((box) => box.left < right && left < box.right && box.top < bottom && top < box.bottom);
+}"""
+
+
 def letters(text: str) -> str:
     """Return what is left of a text without its spaces and its Markdown."""
     return "".join(text.translate(str.maketrans("", "", "*#`>-|")).split())
@@ -314,6 +325,7 @@ async def test_a_killed_server_restarts_the_turn_before_the_eyes_of_its_reader(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     page = await context.new_page()
+    await page.set_viewport_size({"width": 390, "height": 844})
     async with command(tmp_path, port, token_delay_ms=50) as process:
         await page.goto(f"http://127.0.0.1:{port}/")
         await ask(page, "Tell me a long story")
@@ -321,6 +333,7 @@ async def test_a_killed_server_restarts_the_turn_before_the_eyes_of_its_reader(
         process.kill()
         await process.wait()
     await expect(page.get_by_role("status")).to_have_text("Reconnecting…")
+    assert not await page.evaluate(OVERLAPS_A_BUTTON)
     async with command(tmp_path, port, token_delay_ms=0):
         await expect(page.locator(".notice")).to_contain_text("attempt 2 answers anew")
         await expect(page.locator(".line")).to_contain_text("completed · attempt 2")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.async_api import BrowserContext, expect
+from playwright.async_api import Browser, BrowserContext, expect
 
 from perdure.agent.tool_loop import ToolLoop
 from perdure.agent.tools import Tool
@@ -47,3 +47,23 @@ async def test_a_human_decides_on_the_page_and_a_second_tab_and_a_reload_show_it
             ["Approved", "Denied: too far"]
         )
         assert "too far" in provider.prompts[-1]["messages"][-1]["content"]
+
+
+async def test_a_turn_that_waits_for_a_human_says_so_and_fits_a_phone(browser: Browser) -> None:
+    provider = StrictProvider(calls(("c1", "degrees", {"city": "Faro"})), says("It is warm."))
+    tool = Tool(degrees, effect="pure", needs_approval=True)
+    phone = await browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True)
+    async with serving(ToolLoop(provider.backend(), [tool])) as site:
+        page = await phone.new_page()
+        await page.goto(site.at("weather"))
+        await ask(page, "How warm is it?")
+        line = page.locator(".line")
+        await expect(line).to_contain_text("waiting for a decision")
+        approve = await page.get_by_role("button", name="Approve").bounding_box()
+        deny = await page.get_by_role("button", name="Deny").bounding_box()
+        assert approve is not None
+        assert deny is not None
+        assert approve["y"] == deny["y"]
+        await page.get_by_role("button", name="Approve").click()
+        await expect(line).to_contain_text("completed")
+    await phone.close()

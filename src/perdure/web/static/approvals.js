@@ -17,6 +17,11 @@ export class Approvals {
     this.boxes.clear();
   }
 
+  // Whether somebody is still asked.
+  get isOpen() {
+    return [...this.boxes.values()].some((box) => box.querySelector(".answers"));
+  }
+
   show({ type, data }) {
     if (type === "tool_approval_request") this.ask(data);
     else this.settle(this.boxes.get(data.call), data);

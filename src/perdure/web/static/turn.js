@@ -134,7 +134,10 @@ export class TurnView {
         this.failed(data);
         break;
       default:
-        if (EVENTS.has(type)) this.approvals.show(event);
+        if (EVENTS.has(type)) {
+          this.approvals.show(event);
+          this.tick();
+        }
     }
     this.grown();
   }
@@ -257,7 +260,8 @@ export class TurnView {
     const begun = this.begun ?? Date.now();
     this.tick = () => {
       const seconds = Math.round((Date.now() - begun) / 1000);
-      this.line.textContent = `answering · attempt ${this.attempt} · ${seconds} s`;
+      const doing = this.approvals.isOpen ? "waiting for a decision" : WORDS.running;
+      this.line.textContent = `${doing} · attempt ${this.attempt} · ${seconds} s`;
     };
     this.tick();
     this.ticking = setInterval(this.tick, 1000);
@@ -272,11 +276,14 @@ export class TurnView {
     if (cut) words.splice(1, 0, cut);
     this.root.classList.toggle("cut", Boolean(cut));
     const known = turn.usage.filter((usage) => usage.tokensOut !== null);
-    if (known.length) {
-      const sum = (name) => known.reduce((total, usage) => total + (usage[name] ?? 0), 0);
-      words.push(`${sum("tokensIn")} → ${sum("tokensOut")} tokens`);
-    }
     const unknown = turn.usage.length - known.length;
+    const [tokensIn, tokensOut] = ["tokensIn", "tokensOut"].map((name) =>
+      known.reduce((total, usage) => total + (usage[name] ?? 0), 0),
+    );
+    // Where calls are unknown, a zero is that of a turn whose steps alone ask models.
+    if (tokensIn + tokensOut || (known.length && !unknown)) {
+      words.push(`${tokensIn} → ${tokensOut} tokens`);
+    }
     if (unknown === 1) words.push("a call of unknown cost");
     if (unknown > 1) words.push(`${unknown} calls of unknown cost`);
     if (turn.completedAt) {
