@@ -23,7 +23,12 @@ from perdure.agent.chat_turn import (
 )
 from perdure.agent.chat_turn_events import ChatTurnReader, collect_chat_turn
 from perdure.agent.profile import AgentProfile, ProfilePrompt
-from perdure.agent.stream_events import TextDeltaEvent, ToolCallEvent, UnknownEvent
+from perdure.agent.stream_events import (
+    FinalEvent,
+    TextDeltaEvent,
+    ToolCallEvent,
+    UnknownEvent,
+)
 from perdure.backends.retry import BackendRetry
 from perdure.backends.sse import EVENT_CHARS_MAX
 from perdure.errors import (
@@ -291,6 +296,24 @@ async def test_bb_18_a_turn_is_collected(server: ModelServer) -> None:
     assert [(call.tokens_in, call.tokens_out) for call in turn.calls] == [(7, 3)]
     assert turn.terminal == UnknownEvent("result", result)
     assert turn.event_count == 5
+
+
+@pytest.mark.parametrize(
+    ("whole", "text"), [("On its way. Soon.", "On its way. Soon."), ("Else.", "On its way.")]
+)
+async def test_bb_18_a_final_event_adds_what_its_deltas_lack(
+    server: ModelServer, whole: str, text: str
+) -> None:
+    final = {"type": "final", "status": "completed", "reason": "done", "text": whole}
+    known = {"task": {"id": "t", "intent": "i"}, "timestamp": "2026-05-10T00:00:00.000Z"}
+    server.will(reply(sse(DELTA, {**final, **known})))
+    turn = await collect_chat_turn(run_chat_turn(PROFILE, "Hi", box(server), calling=ONCE))
+    assert turn.text == text
+    assert isinstance(turn.terminal, FinalEvent)
+
+
+def test_bb_18_an_answer_may_be_silent_for_a_minute_where_nothing_else_is_said() -> None:
+    assert ChatTurnCalling().idle_timeout_ms == 60_000
 
 
 # Targets…
