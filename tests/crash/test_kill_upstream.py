@@ -131,6 +131,27 @@ async def test_an_answer_upstream_is_joined_after_a_kill(tmp_path: Path) -> None
 
 
 @pytest.mark.timeout(240)
+async def test_the_answer_in_a_step_of_a_loop_is_joined_after_a_kill(tmp_path: Path) -> None:
+    async def one(number: int, moment: Moment) -> None:
+        async with place_in(tmp_path / str(number)) as place, provider_in(place.folder) as port:
+            reader, shown = await kill_once(place, f"loop:{port}", moment)
+            where = f"killed behind {shown!r}"
+            assert reader.text == FINAL, where
+            asked = noted(place.folder / "asked")
+            begun = [line for line in asked if line.startswith("begun")]
+            if moment is in_the_middle:
+                assert (shown != FINAL, len(begun)) == (True, 1), where
+                assert "joined resp_1" in asked, where
+            # Only a call whose handle was not kept yet is made again, and nobody has seen of it.
+            assert len(begun) == 1 or (len(begun) == 2 and not shown), where
+            used = (await place.store.read_details(RUN_ID)).usage
+            told = [row.tokens_out for row in used if row.state == "settled" and row.step_index]
+            assert told == [COUNTED["output_tokens"]], where
+
+    await in_turns(one)
+
+
+@pytest.mark.timeout(240)
 async def test_an_answer_goes_on_behind_what_was_shown_after_a_kill(tmp_path: Path) -> None:
     async def one(number: int, moment: Moment) -> None:
         async with place_in(tmp_path / str(number)) as place:

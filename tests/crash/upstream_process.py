@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import perdure
+from perdure.agent.tool_loop import ToolLoop
 from perdure.backends.protocol import Prompt
 from perdure.backends.responses import OpenAIResponsesBackend
 from perdure.backends.scripted import ScriptedBackend, ScriptItem
@@ -21,6 +22,12 @@ from tests.crash.turn_process import TURN, Notes, say
 def joining(port: str) -> BackendProducer:
     """Ask a provider whose answers outlive this process."""
     return answer_with(OpenAIResponsesBackend(base_url=f"http://127.0.0.1:{port}/v1", model="m"))
+
+
+def looping(port: str) -> ToolLoop:
+    """Ask such a provider in the steps of a loop."""
+    backend = OpenAIResponsesBackend(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+    return ToolLoop(backend, [])
 
 
 def going_on(notes: Notes) -> BackendProducer:
@@ -45,12 +52,17 @@ async def main(url: str, notes_path: str, port: str) -> None:
     """Submit the turn again and again until it is at rest."""
     notes = Notes(notes_path)
     store = await perdure.open_store(url)
-    engine = perdure.ChatTurnEngine(
-        store,
-        produce=joining(port) if port != "-" else going_on(notes),
-        on_interrupted="continue" if port == "-" else "fail",
-        lease_ms=LEASE_MS,
-    )
+    kind, _, number = port.rpartition(":")
+    if port == "-":
+        engine = perdure.ChatTurnEngine(
+            store, produce=going_on(notes), on_interrupted="continue", lease_ms=LEASE_MS
+        )
+    elif kind == "loop":
+        engine = perdure.ChatTurnEngine(store, produce=looping(number), lease_ms=LEASE_MS)
+    else:
+        engine = perdure.ChatTurnEngine(
+            store, produce=joining(number), on_interrupted="fail", lease_ms=LEASE_MS
+        )
     while True:
         submitted = await engine.submit(TURN, "Hi")
         if submitted.run.state in RESTING_STATES:

@@ -21,6 +21,8 @@ class Provider:
         self.cancelled: list[JsonValue] = []
         self.listeners = 0
         self.given = 0
+        self.held_back: str | None = None
+        """The answer of which nothing more comes."""
         self.cut: Callable[[Frame], Sequence[Frame]] = lambda frame: (frame,)
         """How a frame is cut when its answer is joined again."""
         self._answers = answers
@@ -42,8 +44,8 @@ class Provider:
         """Keep none of the answers any more."""
         self._kept.clear()
 
-    def _is_given(self, position: int) -> bool:
-        return position < self.given
+    def _is_given(self, name: str, position: int) -> bool:
+        return position < self.given and name != self.held_back
 
     async def listen(self, name: str, *, again: bool = False) -> AsyncIterator[Frame]:
         if name not in self._kept:
@@ -53,7 +55,7 @@ class Provider:
             yield upstream_begin({"answer": name})
             for position, frame in enumerate(self._kept[name]):
                 async with self._news:
-                    await self._news.wait_for(partial(self._is_given, position))
+                    await self._news.wait_for(partial(self._is_given, name, position))
                 for piece in self.cut(frame) if again else (frame,):
                     yield piece
         finally:

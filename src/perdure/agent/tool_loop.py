@@ -22,7 +22,7 @@ from perdure.agent.tool_history import (
 from perdure.agent.tool_limits import CostUsd, Reached, ToolLimits, ToolLoopEnd, ToolMeter
 from perdure.agent.tool_model import Answer, ModelCall, RecordedAnswer, Shown, passing_failures
 from perdure.agent.tools import Tool, ToolOutcome
-from perdure.backends.protocol import Backend, Prompt
+from perdure.backends.protocol import AttachableBackend, Backend, Prompt
 from perdure.backends.replay import REPLAY, without_replay
 from perdure.core import frames, identity
 from perdure.core.frames import Frame
@@ -151,11 +151,16 @@ class ToolLoop:
             asked = await resolve(self._messages_of(turn))
 
         def ask(intent: str, call: ModelCall) -> Answer:
-            return turn.stream(intent, call.open, result=call.summary)
+            return turn.stream(intent, call.open_kept, result=call.summary)
 
         work = _Work(self, turn, ask, messages=asked, model=turn.model)
         async for frame in work.frames():
             yield frame
+    async def cancel(self, handle: JsonValue) -> None:
+        """End an answer that goes on upstream: its turn was stopped, or has failed."""
+        if isinstance(self.backend, AttachableBackend):
+            await self.backend.cancel(handle)
+
         if work.reached is not None:
             yield frames.upstream_end(f"limit_{work.reached.end}")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, Protocol
 
+from perdure.agent.model_backend import CANCEL_MS
 from perdure.agent.tool_limits import CostUsd, ModelUsage
+from perdure.backends.joining import join
 from perdure.backends.protocol import AttachableBackend, Backend, Prompt
 from perdure.backends.replay import REPLAY
 from perdure.core import frames
@@ -17,8 +19,8 @@ from perdure.core.frames import Frame
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import JsonValue, Retry
 from perdure.durable.context import DurableContext
-from perdure.durable.scope import current_step, report_usage
-from perdure.errors import BackendTransportError, NotSerializableError
+from perdure.durable.scope import current_step, joinable_answer, report_usage
+from perdure.errors import BackendTransportError, NotSerializableError, UsageError
 
 logger = logging.getLogger("perdure.agent")
 
@@ -57,18 +59,23 @@ class ModelCall:
         self._begun_ms = 0.0
         self._was_cut = False
         self._handle: JsonValue = None
+        self._is_kept = False
+
+    def open_kept(self) -> AsyncIterator[Frame]:
+        """Ask as `open` does, where the step keeps the handle of an answer that goes on upstream.
+
+        If this process is lost the next one joins that answer; what ends it is the turn's business.
+        """
+        self._is_kept = True
+        return self.open()
 
     async def open(self) -> AsyncIterator[Frame]:
         """Ask, and yield what comes; a call that takes too long just ends."""
         self._begun_ms = monotonic_ms()
-        key = current_step().idempotency_key
-        stream = self._backend.stream(self._prompt._replace(idempotency_key=key))
+        stream = self._answer()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._leave)
-            # The call upstream must end with this one, not when the garbage is collected.
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                stack.push_async_callback(close)
+            stack.push_async_callback(stream.aclose)
             while (frame := await self._next(stream)) is not None:
                 if frame.kind == "upstream_begin":
                     self._handle = frame.data["handle"]
@@ -98,6 +105,39 @@ class ModelCall:
             said[REPLAY] = replay
         return {**said, "cut": True} if self._was_cut else said
 
+    async def _answer(self) -> AsyncGenerator[Frame, None]:
+        """Yield the answer that is asked for, or was by an attempt that was lost."""
+        handle = joinable_answer()
+        stream = await self._joined(handle)
+        if stream is None:
+            key = current_step().idempotency_key
+            stream = self._backend.stream(self._prompt._replace(idempotency_key=key))
+        else:
+            yield frames.upstream_begin(handle)
+        async with AsyncExitStack() as stack:
+            # The call upstream must end with this one, not when the garbage is collected.
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                stack.push_async_callback(close)
+            async for frame in stream:
+                yield frame
+
+    async def _joined(self, handle: JsonValue) -> AsyncIterator[Frame] | None:
+        """Return the answer that goes on upstream, from its beginning; None: it cannot be joined.
+
+        That one is ended, as nobody will read it.
+        """
+        if handle is None or not isinstance(self._backend, AttachableBackend):
+            return None
+        try:
+            joined = await join(self._backend.attach(handle), ())
+        except (BackendTransportError, UsageError) as error:
+            logger.info("an answer cannot be joined again: %s", error)
+            joined = None
+        if joined is None:
+            await self._end(handle)
+        return joined
+
     async def _next(self, stream: AsyncIterator[Frame]) -> Frame | None:
         if self._limit_ms is None:
             return await anext(stream, None)
@@ -113,11 +153,16 @@ class ModelCall:
             return None
 
     async def _leave(self) -> None:
-        """End an answer that goes on upstream although nobody waits for it."""
-        if self._handle is None or not isinstance(self._backend, AttachableBackend):
+        """End an answer that goes on upstream although nobody waits for it, or will."""
+        if self._handle is not None and (self._was_cut or not self._is_kept):
+            await self._end(self._handle)
+
+    async def _end(self, handle: JsonValue) -> None:
+        if not isinstance(self._backend, AttachableBackend):
             return
         try:
-            await self._backend.cancel(self._handle)
+            async with asyncio.timeout(CANCEL_MS / 1_000):
+                await self._backend.cancel(handle)
         except Exception as error:
             logger.info("an answer upstream could not be cancelled: %s", error)
 

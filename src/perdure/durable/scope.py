@@ -124,6 +124,7 @@ class StepScope:
         "spec",
         "told",
         "tries",
+        "upstream",
         "usage",
         "usage_call",
         "watch",
@@ -134,6 +135,8 @@ class StepScope:
         self.spec = spec
         self.holds_steps = holds_steps
         self.tries = 0
+        self.upstream: JsonValue = None
+        """The handle of the answer that the body asked for in an attempt that was lost."""
         self.is_begun = False
         """A record of it is in the store, or on its way there."""
         self.began_at: str | None = None
@@ -285,6 +288,12 @@ def watching(scope: StepScope) -> Generator[Watch | None, None, None]:
     watch.end(usage=scope.usage)
 
 
+def may_begin_steps() -> bool:
+    """Return whether whoever asks may begin steps: not within the body of another one."""
+    scope = current_scope.get()
+    return scope is None or scope.holds_steps
+
+
 def current_step() -> StepCall:
     """Return the idempotency key and the number of tries of the step whose body is running.
 
@@ -295,6 +304,15 @@ def current_step() -> StepCall:
     if scope is None:
         raise UsageError("current_step() works only inside the body of a step")
     return scope.call()
+
+
+def joinable_answer() -> JsonValue:
+    """Return the handle of the answer that this step has asked for in an attempt that was lost.
+
+    It goes on upstream, and can be joined in place of asking again. None: there is none.
+    """
+    scope = current_scope.get()
+    return None if scope is None else scope.upstream
 
 
 def report_usage(

@@ -40,16 +40,22 @@ class HookCalls:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    async def call(self, hook: Callable[..., Any], *values: Any, grace_ms: int = 0) -> Any:
+    async def call(
+        self,
+        hook: Callable[..., Any],
+        *values: Any,
+        grace_ms: int = 0,
+        limit_ms: float | None = None,
+    ) -> Any:
         """Return what the hook returns, plain or async.
 
         Raises what it raises; DurableRunError if it cancels itself, or raises what is no
-        Exception; TimeoutError after 30 s; once it is interrupted it has `grace_ms`, then this
-        raises TimeoutError (a stop) or Drained; LeaseLostError at once.
+        Exception; TimeoutError after `limit_ms` (30 s); once it is interrupted it has `grace_ms`,
+        then this raises TimeoutError (a stop) or Drained; LeaseLostError at once.
         """
         calling = asyncio.get_running_loop().create_task(call_hook(hook, *values))
         calling.add_done_callback(note_failure)
-        deadline_ms = monotonic_ms() + HOOK_TIMEOUT_MS
+        deadline_ms = monotonic_ms() + (HOOK_TIMEOUT_MS if limit_ms is None else limit_ms)
         try:
             is_done = False
             while not is_done:

@@ -54,6 +54,9 @@ class Inheritance:
         self._journal.log_bytes = stored_bytes(frames)
         is_first = self._attempt.lease.epoch == 1
         self.evidence = gather_evidence(frames, self._attempt.history, is_first=is_first)
+        if self.evidence.ended_before:
+            # What the turn waited for was ended with it.
+            self._steps.upstream = None
         return self.evidence
 
     @property

@@ -104,7 +104,7 @@ class LiveTurn:
         self._inheritance = Inheritance(
             self._attempt, journal=self._journal, steps=self._steps, content=self._closing.content
         )
-        self._upstream = Upstream(settings.produce, self._calls)
+        self._upstream = Upstream(settings, self._calls, self._steps, self._inheritance.handle)
         self._asked = asked_model(settings.produce, self.run.manifest)
         self._past: Sequence[Mapping[str, JsonValue]] | None = None
         self._turn: AttemptedTurn | None = None
@@ -209,10 +209,9 @@ class LiveTurn:
     async def _leave_upstream(self) -> None:
         """End the answer upstream, unless another attempt will join it."""
         await self._upstream.close()
-        saved = self._inheritance.handle
-        handle = self._turn.upstream if self._turn is not None else saved and saved.handle
-        if handle is not None and self._closing.ended_as not in (None, "completed"):
-            await self._upstream.cancel(handle)
+        handle = self._upstream.handle if self._turn is None else self._turn.upstream
+        if (ended_as := self._closing.ended_as) is not None:
+            await self._upstream.end(handle, is_whole=ended_as == "completed")
 
     async def _attend(self) -> None:
         closing = self._closing
@@ -275,13 +274,12 @@ class LiveTurn:
 
     async def _choose(self, evidence: Evidence) -> Rung:
         policy = self._settings.on_interrupted
-        can_attach = self._inheritance.handle is not None and self._upstream.can_attach
         rung = await choose_rung(
             evidence,
             partial(self._calls.call, policy) if callable(policy) else policy,
             identity=self.identity,
             attempt=self._attempt.lease.epoch,
-            attach=self._attach if can_attach else None,
+            attach=self._attach if self._upstream.can_attach else None,
         )
         if rung == "continue" and self._upstream.continue_partial is None:
             raise UsageError("the producer has no `continue_partial`, so no answer can go on")
@@ -307,8 +305,11 @@ class LiveTurn:
             else:
                 inheritance.keep_steps()
             self._producing.swallow_to = inheritance.evidence.kept_position
-        forget = [SaveHandle(None)] if self.run.upstream is not None and rung != "attach" else []
+        is_kept = rung == "attach" or self._steps.upstream is not None
+        forget = [SaveHandle(None)] if self.run.upstream is not None and not is_kept else []
         await self._journal.write(*self._intended(), *forget)
+        if forget:
+            self._upstream.leave()
 
     def _intended(self) -> tuple[BeginStep, IntendUsage]:
         begin = BeginStep(
@@ -345,22 +346,20 @@ class LiveTurn:
 
     async def _hand_out(self, rung: Rung) -> AttemptedTurn:
         inheritance = self._inheritance
-        evidence, saved = inheritance.evidence, inheritance.handle
+        evidence = inheritance.evidence
         if self._past is None:
             self._past = await history_of(
                 self._attempt.store, self.run, turns_max=self._settings.history_turns_max
             )
-        if rung == "attach":
-            known = inheritance.joinable
-        else:
-            known = evidence.frames if rung == "continue" else evidence.kept
+        kept = evidence.frames if rung == "continue" else evidence.kept
+        known = inheritance.joinable if rung == "attach" else kept
         self._turn = AttemptedTurn(
             self.identity,
             self._attempt,
             self._steps,
             history=self._past,
             partial=partial_of(known),
-            upstream=saved.handle if rung == "attach" and saved is not None else None,
+            upstream=self._upstream.handle if rung == "attach" else None,
         )
         return self._turn
 

@@ -60,12 +60,27 @@ class SavedHandle(NamedTuple):
     after: int
 
 
+class StepHandle(NamedTuple):
+    """The handle of an answer that a step has asked for; `step` is the position of that."""
+
+    handle: JsonValue
+    step: int
+
+
 def saved_handle(upstream: JsonValue) -> SavedHandle | None:
     """Return the handle that a run keeps, if it is one that a turn has saved."""
-    if not isinstance(upstream, dict):
-        return None
-    stored = cast("dict[str, JsonValue]", upstream)
+    stored = _fields_of(upstream)
     return SavedHandle(**stored) if stored.keys() == set(SavedHandle._fields) else None
+
+
+def step_handle(upstream: JsonValue) -> StepHandle | None:
+    """Return the handle that a run keeps, if it is one of a step."""
+    stored = _fields_of(upstream)
+    return StepHandle(**stored) if stored.keys() == set(StepHandle._fields) else None
+
+
+def _fields_of(upstream: JsonValue) -> dict[str, JsonValue]:
+    return cast("dict[str, JsonValue]", upstream) if isinstance(upstream, dict) else {}
 
 
 class Evidence(NamedTuple):

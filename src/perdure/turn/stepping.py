@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from perdure.core.changes import Change, CompleteStep, FailStep, SettleUsage
+from perdure.core.changes import Change, CompleteStep, FailStep, SaveHandle, SettleUsage
 from perdure.core.effects import monotonic_ms
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import decode_value, encode_value
@@ -21,9 +21,12 @@ from perdure.durable.steps import Steps, StepScope, StepSpec, inside
 from perdure.durable.waits import Wait
 from perdure.errors import LeaseLostError
 from perdure.turn.parts import frame_of, spoken_in
-from perdure.turn.recovery import settled_prefix
+from perdure.turn.recovery import StepHandle, settled_prefix, step_handle
 
 T = TypeVar("T")
+
+_FIRST: Final = 1
+"""The position of the producer's first step; step 0 is the turn itself."""
 
 
 class TurnSteps(Steps):
@@ -35,7 +38,7 @@ class TurnSteps(Steps):
     """
 
     def __init__(self, stored_id: str, attempt: Attempt, journal: Journal) -> None:
-        super().__init__(stored_id, attempt, {}, first_position=1)
+        super().__init__(stored_id, attempt, {}, first_position=_FIRST)
         self.answered_position = 0
         """The highest position that answered or is waited in: what is yielded behind it is new."""
         self.executing = 0
@@ -51,6 +54,8 @@ class TurnSteps(Steps):
         """Positions whose interrupted step may be executed again, whatever its effect."""
         self.open_wait = 0
         """Where an earlier attempt waited: readers have all that is yielded before it."""
+        self.upstream = _joinable(attempt)
+        """The answer of a stream that goes on upstream; the next attempt may join it."""
         self._journal = journal
         self._settled_to = settled_prefix(attempt.history)
         self._settled: set[int] = set()
@@ -113,6 +118,20 @@ class TurnSteps(Steps):
             raise
         attempt.check()
         return attempt
+
+    async def begin_again(self) -> None:
+        """Let the producer ask from its first step on, although somebody else has asked before.
+
+        What was asked for replays, also what was executed meanwhile.
+        """
+        attempt = self.attempt
+        if attempt is None or self._next_position == _FIRST:
+            return
+        steps = await patiently(
+            lambda: attempt.store.read_steps(attempt.run.run_id), for_ms=attempt.held.remaining_ms
+        )
+        attempt.history = {step.step_index: step for step in steps}
+        self._next_position, self.answered_position = _FIRST, 0
 
     def answered(self, spec: StepSpec) -> None:
         super().answered(spec)
@@ -202,6 +221,8 @@ class TurnSteps(Steps):
                 return
             attempt = await self.working(spec, known)
             scope.tries = 1 if known is None else known.attempts + 1
+            if self.upstream is not None and self.upstream.step == spec.position:
+                scope.upstream = self.upstream.handle
             scope.began_at = started_at(attempt)
             await self._begin(attempt, scope)
             self._open_streams[spec.position] = self._journal.last_seq
@@ -261,7 +282,7 @@ class TurnSteps(Steps):
                     return
                 frames.append(frame)
                 if frame.kind == "upstream_begin":
-                    # Another attempt executes the step as a whole: it has a key of its own.
+                    await self._keep(StepHandle(frame.data["handle"], scope.spec.position))
                     continue
                 if frame.kind == "usage" and scope.usage_call is not None:
                     scope.usage = usage_of(frame, scope.usage_call)
@@ -272,8 +293,19 @@ class TurnSteps(Steps):
                     self._newest[scope.spec.position] = frame
                     yield frame
 
+    async def _keep(self, handle: StepHandle) -> None:
+        """Store the handle of an answer before any of it is told, so that it can be joined."""
+        if handle == self.upstream:
+            return
+        assert self.attempt is not None
+        text = encode_value(handle._asdict(), name="handle")
+        await self.attempt.write(SaveHandle(text))
+        self.upstream = handle
+
     def _note_end(self, position: int, end: Frame) -> None:
         """Journal why a call ended, so that no crash forgets it: its step has no place for it."""
+        if self.upstream is not None and self.upstream.step == position:
+            self.upstream = None
         self.finish_reason = end.data["finish"]
         self._journal.append(end._replace(data={**end.data, "step": position}))
 
@@ -290,6 +322,13 @@ class TurnSteps(Steps):
         self._held_back[spec.position] = held_back
         await self._journal.write(*scope.settled_usage())
         return decode_value(text)
+
+
+def _joinable(attempt: Attempt) -> StepHandle | None:
+    """Return the handle of the answer for which an earlier attempt has waited in a stream."""
+    saved = step_handle(attempt.run.upstream)
+    step = None if saved is None else attempt.history.get(saved.step)
+    return saved if step is not None and step.status == "running" else None
 
 
 def usage_of(frame: Frame, call: int) -> SettleUsage:
