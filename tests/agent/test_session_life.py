@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -17,9 +18,12 @@ from perdure.agent.sessions import (
     new_session,
     touched,
 )
+from perdure.agent.stored_sessions import DurableSessionStore
 from perdure.agent.stream import run_agent_task_stream
 from perdure.core.records import AgentTaskSpec
+from perdure.core.secret import Secret
 from perdure.errors import ValidationError
+from perdure.store.memory import MemoryStore
 from tests.agent.streaming import Played, final_of, read, said, types
 
 TASK = AgentTaskSpec("t-9", "Answer a policy question")
@@ -173,8 +177,13 @@ class KeepsAndFails(InMemoryRuntimeSessionStore):
 
     async def put_if(self, session: RuntimeSession, expected: RuntimeSession | None) -> bool:
         kept = await super().put_if(session, expected)
-        await self.then()
+        then, self.then = self.then, nothing
+        await then()
         return kept
+
+
+async def nothing() -> None:
+    """Do nothing."""
 
 
 async def cancel_itself(*_: object) -> None:
@@ -238,6 +247,69 @@ async def test_bb_10_a_session_that_somebody_else_has_taken_is_neither_ended_nor
     assert final_of(events).status == "failed"
     assert await store.get("s-1") == other
     assert backend.stopped == []
+
+
+@pytest.mark.parametrize("end", ["completes", "fails", "is left"])
+@pytest.mark.parametrize("kind", ["memory", "durable"])
+async def test_bb_10_a_session_that_was_taken_up_since_is_neither_ended_nor_stopped(
+    kind: str, end: str
+) -> None:
+    """Who slept past its lease must not take the token back that the session has by now."""
+    stores = {
+        "memory": InMemoryRuntimeSessionStore(),
+        "durable": DurableSessionStore(MemoryStore()),
+    }
+    store: Any = stores[kind]
+    go_on = asyncio.Event()
+
+    def start(input: object, context: Any) -> RuntimeSession:
+        metadata = {"sizes": (1, 2)}
+        return new_session(
+            "played", session_id=context.requested_session_id, resume_token="old", metadata=metadata
+        )
+
+    def resume(session: RuntimeSession, *_: object) -> RuntimeSession:
+        return replace(session, status="active", resume_token=Secret("new"))
+
+    rest = said("b") if end == "completes" else [OSError("the line is dead")]
+    slow = Played(*said("a"), go_on.wait, *rest, start=start)
+    choice = SessionChoice(store, "s-1", resume=True)
+    late = run_agent_task_stream(TASK, slow, session=choice)
+    async for event in late:
+        if event.type == "text_delta":
+            break
+    fast = Played(*said("c"), resume=resume)
+    told = await read(run_agent_task_stream(TASK, fast, session=choice))
+    go_on.set()
+    if end == "is left":
+        await late.aclose()
+    else:
+        final = final_of(await read(late))
+        assert final.status == "failed"
+    session = await store.get("s-1")
+    assert (session.status, session.resume_token) == ("completed", Secret("new"))
+    assert slow.stopped == []
+    assert final_of(told).status == "completed"
+    kept = [event.type for event in await store.list_events("s-1")]
+    assert kept.count("final") == 1
+    # What came before anybody knew is kept: an event is not worth a look at who has the session.
+    assert kept[-1] == ("text_delta" if end == "completes" else "final")
+
+
+async def test_7_3_r11_a_session_of_ones_own_is_ended_whatever_types_its_store_keeps() -> None:
+    store = DurableSessionStore(MemoryStore())
+
+    def start(input: object, context: Any) -> RuntimeSession:
+        metadata: Any = {"sizes": (1, 2), "tree": {"a": ("b",)}}
+        id = context.requested_session_id
+        return new_session("played", session_id=id, resume_token="t", metadata=metadata)
+
+    choice = SessionChoice(store, "s-1")
+    events = await read(
+        run_agent_task_stream(TASK, Played(*said("a"), start=start), session=choice)
+    )
+    assert final_of(events).status == "completed"
+    assert cast("Any", await store.get("s-1")).status == "completed"
 
 
 async def test_7_3_r11_a_backend_is_stopped_if_the_first_event_cannot_be_kept() -> None:

@@ -203,6 +203,7 @@ async def test_one_of_two_takes_up_a_session_within_one_millisecond(
 ) -> None:
     address = url.format(tmp_path)
     both_have_read = asyncio.Barrier(2)
+    backends: list[Played] = []
 
     async def resume(session: Any, *_: Any) -> Any:
         await both_have_read.wait()
@@ -210,6 +211,7 @@ async def test_one_of_two_takes_up_a_session_within_one_millisecond(
 
     async def take_up(store: Any) -> list[Any]:
         backend = Played(*said("answer"), kind="demo", resume=resume)
+        backends.append(backend)
         choice = SessionChoice(store, "s-1", resume=True)
         return await read(run_agent_task_stream(TASK, backend, session=choice))
 
@@ -220,6 +222,11 @@ async def test_one_of_two_takes_up_a_session_within_one_millisecond(
         assert statuses == ["completed", "failed"]
         [lost] = [final_of(each) for each in told if final_of(each).status == "failed"]
         assert "somebody else has just taken the session" in str(lost.reason)
+        # What both have is the winner's: the other one neither ends it nor stops its backend.
+        assert [backend.stopped for backend in backends] == [[], []]
+        session = await first.get("s-1")
+        assert session is not None
+        assert session.status == "completed"
 
 
 def test_8_r2_to_touch_a_session_changes_when_it_was_updated_and_nothing_else() -> None:

@@ -27,6 +27,14 @@ def test_5_1_a_stop_has_a_finite_score_or_none(score: Any) -> None:
         StopDecision(stop=True, passed=True, score=score)
 
 
+@pytest.mark.parametrize("given", [{"stop": "yes"}, {"stop": 1}, {"stop": True, "passed": "no"}])
+def test_5_1_a_stop_is_true_or_false_and_so_is_a_pass(given: Any) -> None:
+    with pytest.raises(ValidationError, match="of a stop must be True or False"):
+        StopDecision(**given)
+    with pytest.raises(ValidationError, match="passed of a stop must be True or False"):
+        Stop("done", passed=given.get("passed", "yes"))
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from perdure.agent import stored_sessions
 from perdure.agent.session_life import SessionChoice
 from perdure.agent.sessions import new_session
 from perdure.agent.stored_sessions import DurableSessionStore, stored_name
@@ -151,6 +152,22 @@ async def test_8_r4_an_event_that_cannot_be_read_costs_none_of_the_others(store:
         UnknownEvent("llm_call", {"type": "llm_call", "model": "m", "tokensIn": "many"}),
         TextDeltaEvent(text="b"),
     ]
+
+
+async def test_more_sessions_are_told_at_once_than_a_handle_remembers(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_sessions, "LOGS_MAX", 2)
+    sessions = DurableSessionStore(store)
+    ids = ["s-1", "s-2", "s-3"]
+    for id in ids:
+        await sessions.put(new_session("demo", session_id=id))
+    for piece in "ab":
+        for id in ids:
+            await sessions.append_event(id, TextDeltaEvent(text=f"{id} {piece}"))
+    for id in ids:
+        texts = [getattr(event, "text", "") for event in await sessions.list_events(id)]
+        assert texts == [f"{id} a", f"{id} b"]
 
 
 async def test_a_session_of_somebody_else_cannot_be_used(store: RunStore) -> None:

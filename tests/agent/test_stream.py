@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,10 +16,15 @@ from perdure.agent.sessions import (
     RuntimeSession,
     new_session,
 )
+from perdure.agent.stored_sessions import DurableSessionStore
 from perdure.agent.stream import COMPLETED, run_agent_task_stream
 from perdure.agent.stream_events import (
+    ArtifactEvent,
+    LlmCallEvent,
     ReadinessEndEvent,
+    RuntimeStreamEvent,
     ToolCallEvent,
+    ToolResultEvent,
     event_to_wire,
 )
 from perdure.agent.task import run_agent_task
@@ -30,6 +35,7 @@ from perdure.errors import (
     SessionMismatchError,
 )
 from perdure.observe.trace import create_trace_bridge
+from perdure.store.memory import MemoryStore
 from tests.agent.robots import Climber, Librarian
 from tests.agent.streaming import Played, final_of, read, said, types
 
@@ -247,3 +253,30 @@ async def test_7_3_r1_the_task_is_told_before_anybody_is_asked() -> None:
     assert [(await anext(stream)).type for _ in range(2)] == ["task_start", "readiness_start"]
     assert not asked.is_set()
     await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    ("event", "place"),
+    [
+        (ToolCallEvent(tool_name="look", args={"at": {1, 2}}), "tool_call.args.at"),
+        (ToolCallEvent(tool_name="look", args={"at": float("nan")}), "tool_call.args.at"),
+        (ToolResultEvent(tool_name="look", result=object()), "tool_result.result"),
+        (LlmCallEvent(model="m", cost_usd=float("nan")), "llm_call.costUsd"),
+        (LlmCallEvent(model="m", tokens_in=cast("Any", "9")), "LlmCallEvent.tokensIn"),
+        (ArtifactEvent(artifact_id="a", metadata={"when": float("inf")}), "artifact.metadata"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["none", "memory", "durable"])
+async def test_8_r4_what_cannot_be_written_down_is_a_failure_of_the_backend_on_every_store(
+    kind: str, event: RuntimeStreamEvent, place: str
+) -> None:
+    stores: dict[str, Any] = {
+        "none": None,
+        "memory": InMemoryRuntimeSessionStore(),
+        "durable": DurableSessionStore(MemoryStore()),
+    }
+    store, backend = stores[kind], Played(*said("a"), event)
+    events = await read(run_agent_task_stream(TASK, backend, session=SessionChoice(store, "s-1")))
+    assert types(events) == f"{BEGUN} text_delta {FAILED}"
+    assert place in final_of(events).reason
+    assert "'played'" in final_of(events).reason

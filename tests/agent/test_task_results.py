@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from perdure.agent.events import AgentRuntimeEvent
+from perdure.agent.hooks import ControlOptions
 from perdure.agent.knowledge import KnowledgeRequirement
 from perdure.agent.task import run_agent_task
 from perdure.core.records import AgentTaskSpec, JsonValue
@@ -88,3 +90,35 @@ async def test_6_3_r12_what_is_no_list_of_records_is_named() -> None:
     climber.project_run_records = lambda control, task: {"runId": task.id}
     with pytest.raises(UsageError, match="project_run_records must return a list of records"):
         await run_agent_task(TASK, climber)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_6_3_r2_bb_4_a_sink_that_cancels_itself_does_not_disturb_the_task(
+    is_async: bool,
+) -> None:
+    def plain(event: AgentRuntimeEvent) -> None:
+        raise asyncio.CancelledError
+
+    async def later(event: AgentRuntimeEvent) -> None:
+        plain(event)
+
+    sink = later if is_async else plain
+    options = ControlOptions(on_step=cast("Any", sink))
+    result = await run_agent_task(TASK, Climber(aim=1), on_event=sink, control=options)
+    assert result.status == "completed"
+    assert result.sink_errors[0] == "task_start: it was cancelled from within"
+    assert [each.phase for each in result.control.runtime_errors] == ["on-step"]
+
+
+async def test_1_2_r3_cancelling_who_waits_for_a_sink_stays_a_cancellation() -> None:
+    is_told = asyncio.Event()
+
+    async def hang(event: AgentRuntimeEvent) -> None:
+        is_told.set()
+        await asyncio.Event().wait()
+
+    work = asyncio.ensure_future(run_agent_task(TASK, Climber(aim=1), on_event=hang))
+    await is_told.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work

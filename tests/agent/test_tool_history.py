@@ -133,3 +133,47 @@ def test_whatever_is_broken_is_repaired_for_good(messages: list[dict[str, Any]])
     assert fault_of({"messages": mended}) is None
     assert repaired(mended) == mended
     assert json.dumps(history) == before
+
+
+def test_arguments_that_only_python_calls_json_become_none() -> None:
+    made = [
+        call("a", arguments='{"at": NaN}'),
+        call("b", arguments='{"at": -Infinity}'),
+        call("c", arguments={"at": float("nan")}),
+        call("d", arguments={"at": {1}}),
+    ]
+    [_, message, *_] = repaired([ASKED, calling(*made)])
+    assert [each["function"]["arguments"] for each in message["tool_calls"]] == ["{}"] * 4
+
+
+def test_ids_that_are_numbers_and_none_at_all_belong_together() -> None:
+    made: Any = [call("x"), call("y")]
+    made[0]["id"] = 0
+    del made[1]["id"]
+    history = [
+        ASKED,
+        calling(*made),
+        {"role": "tool", "tool_call_id": 0, "content": "1"},
+        {"role": "tool", "content": "2"},
+    ]
+    mended = repaired(history)
+    assert mended[2:] == [result_message("0", "1"), result_message("call_1", "2")]
+    assert fault_of({"messages": mended}) is None
+
+
+def test_a_result_that_is_no_text_becomes_one() -> None:
+    told: list[Any] = [{"degrees": 21}, 7, True, None]
+    made = [call(f"c{place}") for place in range(len(told))]
+    results = [result_message(f"c{place}", each) for place, each in enumerate(told)]
+    mended = repaired([ASKED, calling(*made), *results])
+    assert [each["content"] for each in mended[2:]] == ['{"degrees":21}', "7", "true", ""]
+    parts: Any = [{"type": "text", "text": "as parts"}]
+    shown = [ASKED, calling(call("a")), result_message("a", parts)]
+    assert repaired(shown) == shown
+
+
+def test_calls_in_a_tuple_are_calls() -> None:
+    history: Any = [ASKED, {"role": "assistant", "content": None, "tool_calls": (call("a"),)}]
+    mended = repaired(history)
+    assert mended[2] == result_message("a", NO_ANSWER)
+    assert list(mended[1]["tool_calls"]) == [call("a")]

@@ -103,9 +103,12 @@ async def test_frames_are_told_as_they_come(store: RunStore) -> None:
     assert result == {"call": "c1", "result": {"city": "Faro", "degrees": 21}}
 
 
-async def test_who_is_told_of_frames_cannot_disturb_the_loop(store: RunStore) -> None:
+@pytest.mark.parametrize("failure", [OSError("the pipe is closed"), asyncio.CancelledError()])
+async def test_who_is_told_of_frames_cannot_disturb_the_loop(
+    store: RunStore, failure: BaseException
+) -> None:
     def fail(frame: Frame) -> None:
-        raise OSError("the pipe is closed")
+        raise failure
 
     provider = StrictProvider(calls(("c1", "degrees", {"city": "Faro"})), says("Warm."))
     assert (await run(store, ToolLoop(provider.backend(), [PURE]), on_frame=fail)).text == "Warm."

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 from perdure.agent.model_backend import ModelOptions
-from perdure.agent.tool_limits import ModelUsage, ToolLimits, usd_by
+from perdure.agent.tool_approval import Approval, answer_approval, pending_approvals
+from perdure.agent.tool_limits import ModelUsage, ToolLimits, free_at_ms, usd_by
 from perdure.agent.tool_loop import LIMIT_FRAME, ToolLoop
 from perdure.agent.tools import Tool
 from perdure.backends.scripted import ScriptedBackend
@@ -188,6 +191,20 @@ async def test_money_is_spent_up_to_its_limit(store: RunStore) -> None:
     assert result.cost_usd == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(
+    ("cost", "limit", "most"), [(0.1, 0.8, 8), (0.1, 1.0, 10), (0.07, 0.7, 10)]
+)
+async def test_money_is_added_up_as_people_do(
+    store: RunStore, cost: float, limit: float, most: int
+) -> None:
+    replies = (calls((f"c{n}", "degrees", {"city": str(n)})) for n in range(12))
+    provider = StrictProvider(*replies)
+    limits = ToolLimits(cost_usd_max=limit)
+    loop = ToolLoop(provider.backend(), [PURE], limits=limits, cost_usd=lambda _: cost)
+    result = await run(store, loop)
+    assert (result.end, result.model_calls, result.cost_usd) == ("cost", most, limit)
+
+
 class Table:
     """Asks a thousandth of the currency for each token."""
 
@@ -230,12 +247,17 @@ async def test_a_cost_that_nobody_knows_ends_a_loop_with_a_limit_of_money(store:
     assert (result.end, result.cost_usd, result.model_calls) == ("cost", None, 1)
 
 
-async def test_a_price_that_cannot_be_computed_does_not_lose_the_answer(store: RunStore) -> None:
-    def fail(usage: ModelUsage) -> float:
-        raise KeyError(usage.model)
+@pytest.mark.parametrize("given", [KeyError("m"), float("nan"), -0.1, "0.1", True])
+async def test_a_price_that_cannot_be_computed_does_not_lose_the_answer(
+    store: RunStore, given: Any
+) -> None:
+    def cost(usage: ModelUsage) -> float:
+        if isinstance(given, Exception):
+            raise given
+        return given  # type: ignore[no-any-return]  # what a careless function returns
 
     provider = StrictProvider(says("Warm."))
-    result = await run(store, ToolLoop(provider.backend(), [PURE], cost_usd=fail))
+    result = await run(store, ToolLoop(provider.backend(), [PURE], cost_usd=cost))
     assert (result.text, result.cost_usd) == ("Warm.", None)
 
 
@@ -259,6 +281,64 @@ async def test_time_cuts_off_a_tool_that_hangs(store: RunStore) -> None:
     result = await run(store, loop)
     assert (result.end, len(provider.prompts)) == ("wall_time", 1)
     assert "not known whether it took effect" in str(result.messages[-1]["content"])
+
+
+async def test_a_tool_that_waits_for_its_place_is_not_called_once_the_time_is_over(
+    store: RunStore,
+) -> None:
+    begun: list[str] = []
+
+    async def hang(place: str) -> None:
+        begun.append(place)
+        await asyncio.Event().wait()
+
+    asked = [(f"c{place}", "hang", {"place": place}) for place in "abc"]
+    provider = StrictProvider(calls(*asked), says("never"))
+    limits = ToolLimits(wall_ms_max=50, calls_at_once_max=2)
+    result = await run(store, ToolLoop(provider.backend(), [Tool(hang)], limits=limits))
+    codes = [json.loads(str(each["content"]))["error"]["code"] for each in result.messages[-3:]]
+    assert codes == ["tool_timeout", "tool_timeout", "not_called"]
+    assert (result.end, begun, len(provider.prompts)) == ("wall_time", ["a", "b"], 1)
+    again = await run(store, ToolLoop(provider.backend(), [Tool(hang)], limits=limits))
+    assert again == result
+
+
+async def test_calls_behind_a_human_have_the_time_that_the_others_left(store: RunStore) -> None:
+    begun: list[str] = []
+
+    async def hang(place: str) -> None:
+        begun.append(place)
+        await asyncio.Event().wait()
+
+    asking = Tool(hang, name="ask", needs_approval=True)
+    provider = StrictProvider(
+        calls(("a", "hang", {"place": "a"}), ("b", "ask", {"place": "b"})), says("never")
+    )
+    loop = ToolLoop(provider.backend(), [Tool(hang), asking], limits=ToolLimits(wall_ms_max=50))
+    working = asyncio.ensure_future(run(store, loop))
+    while not (requests := await pending_approvals(store, "run")):
+        await store.wait_for_change("run", timeout_ms=50)
+    await answer_approval(store, "run", requests[0], Approval(True))
+    result = await working
+    assert (result.end, begun) == ("wall_time", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("durations", "places", "free"),
+    [
+        ([], 2, [0.0, 0.0]),
+        ([5.0], 2, [0.0, 5.0]),
+        ([5.0, 3.0], 2, [3.0, 5.0]),
+        ([5.0, 3.0, 4.0], 2, [5.0, 7.0]),
+        ([5.0, 3.0, 4.0], 1, [12.0]),
+        ([None, 3.0], 2, [3.0, math.inf]),
+        ([None, 3.0, 4.0], 2, [7.0, math.inf]),
+    ],
+)
+def test_calls_stand_one_behind_the_other_where_there_are_fewer_places(
+    durations: list[float | None], places: int, free: list[float]
+) -> None:
+    assert free_at_ms(durations, places) == free
 
 
 def test_a_loop_that_cannot_work_is_refused() -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from perdure.agent.model_backend import ModelBackend
+from perdure.agent.stored_sessions import DurableSessionStore
+from perdure.agent.stream_frames import AgentTaskProducer
 from perdure.agent.tool_approval import Approval, answer_approval, pending_approvals
 from perdure.agent.tool_limits import ToolLimits
 from perdure.agent.tool_loop import ToolLoop
@@ -15,11 +18,12 @@ from perdure.agent.tools import Tool, ToolCall
 from perdure.backends.protocol import Prompt
 from perdure.backends.scripted import ScriptedBackend
 from perdure.core import frames
-from perdure.core.records import Effect
+from perdure.core.records import AgentTaskSpec, Effect
 from perdure.store.memory import MemoryStore
 from perdure.store.memorydata import MemoryData
 from perdure.store.protocol import RunStore
 from perdure.testing.clock import ManualClock
+from perdure.turn.attachments import Attachment
 from perdure.turn.handout import Turn
 from perdure.turn.identity import run_id_of
 from tests.agent.looping import PURE, told
@@ -31,10 +35,12 @@ from tests.turn.stage import (
     RESTARTED,
     TURN,
     Reader,
+    Script,
     Stage,
     errors_in,
     finish,
     until,
+    words,
 )
 
 FARO = calls(("c1", "degrees", {"city": "Faro"}), text="Let me look. ")
@@ -101,6 +107,27 @@ async def test_a_product_may_make_the_messages_of_a_turn_itself(stage: Stage) ->
     assert loop.shows_attachments
     await finish(await stage.engine(loop))
     assert provider.prompts[0]["messages"] == [{"role": "user", "content": "Translate: Hi"}]
+
+
+async def test_files_of_earlier_messages_that_the_model_cannot_be_shown_fail_the_turn_by_name(
+    stage: Stage,
+) -> None:
+    await finish(
+        await stage.engine(Script(words("One"))), attachments=[Attachment("a", "text/csv")]
+    )
+    provider = StrictProvider(says("Unseen."))
+    sessions = DurableSessionStore(await stage.store())
+    model = ModelBackend(provider.backend())
+    tasks = AgentTaskProducer(
+        model, task_of=lambda _: AgentTaskSpec("t-9", "Answer"), sessions=sessions
+    )
+    producers: list[Any] = [ToolLoop(provider.backend(), [PURE]), tasks]
+    for index, produce in enumerate(producers, 1):
+        turn = TURN._replace(turn_index=index)
+        reader = await finish(await stage.engine(produce), turn)
+        assert reader.kinds[-1] == FAILED
+        assert errors_in(reader) == ["attachments_not_shown"]
+    assert provider.prompts == []
 
 
 async def test_a_limit_ends_a_turn_with_its_reason(stage: Stage) -> None:

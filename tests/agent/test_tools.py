@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -86,6 +88,25 @@ def test_what_is_no_function_is_no_tool() -> None:
     nothing: Any = "search"
     with pytest.raises(UsageError, match="a tool is a function"):
         Tool(nothing)
+
+
+def numbers() -> Iterator[int]:
+    yield 1
+
+
+async def numbers_in_time() -> AsyncIterator[int]:
+    yield 1
+
+
+class Counter:
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize("function", [numbers, numbers_in_time, partial(numbers), Counter()])
+def test_a_generator_is_refused_where_the_tool_is_made(function: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match="'numbers' is a generator"):
+        Tool(function, name="numbers")
 
 
 async def test_a_plain_function_does_not_hold_up_the_loop() -> None:
@@ -173,3 +194,8 @@ async def test_whether_a_human_decides_may_be_asked_of_an_async_function() -> No
 async def test_a_human_decides_if_the_function_that_is_asked_about_it_fails() -> None:
     tool = Tool(search, needs_approval=lambda arguments: arguments["amount"] > 5)
     assert await tool.asks_first({"query": "x"})
+
+    async def cancels_itself(arguments: dict[str, JsonValue]) -> bool:
+        raise asyncio.CancelledError
+
+    assert await Tool(search, needs_approval=cancels_itself).asks_first({"query": "x"})

@@ -249,6 +249,31 @@ def test_a_streamed_task_in_a_turn_outlives_three_processes_and_pays_each_decisi
     assert bench.noted("end") == ["session.run.completed"]
 
 
+@pytest.mark.parametrize("scheme", ["sqlite", "file", "postgresql"])
+def test_a_streamed_task_that_asks_outlives_its_processes_and_asks_once(bench: Bench) -> None:
+    turn = run_id_of(TURN)
+
+    async def stands(store: RunStore) -> tuple[int, str | None, list[str]]:
+        run = await store.read_run(turn)
+        assert run is not None
+        frames = await store.read_frames(turn, after=-1)
+        shown = [frame.data["name"] for frame in frames if frame.kind == "data"]
+        return run.strikes, run.lease_holder_id, shown
+
+    for _ in range(3):
+        process = bench.start("ask")
+        until(lambda: bench.state(turn) == "waiting")
+        bench.kill(process)
+        assert bench.ask(stands) == (0, None, ["agent.questions_start"])
+    bench.ask(lambda store: emit_event(store, turn, "answers", {"question_permission": "yes"}))
+    bench.killed("ask", "--die-at", "1")
+    assert bench.run("ask") == 0
+    # The backend's answer is no step: who is killed in the middle of it has it said again.
+    assert bench.noted("model") == ["yes", "yes"]
+    assert bench.noted("found") == ["a map"]
+    assert bench.noted("end") == ["session.run.completed"]
+
+
 @pytest.mark.parametrize("scheme", ["postgresql"])
 def test_a_task_that_waits_for_a_human_is_held_by_none_of_the_processes_that_die(
     bench: Bench,

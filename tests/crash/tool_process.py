@@ -1,6 +1,6 @@
 """A process that lets a model call tools, or does an agent task, and may die inside a tool.
 
-    python tool_process.py URL NOTES run|turn|task|stream [--effect E] [--on-unfinished U]
+    python tool_process.py URL NOTES run|turn|task|stream|ask [--effect E] [--on-unfinished U]
                            [--die-at N] [--approve]
 
 Notes `model N` for each call of the model, `effect KEY` for each effect of a tool, `end TEXT` at
@@ -188,6 +188,33 @@ async def as_a_streamed_task(store: RunStore, world: World, arguments: argparse.
     await answer(ChatTurnEngine(store, produce=produce, lease_ms=LEASE_MS), world)
 
 
+async def as_a_task_that_asks(store: RunStore, world: World, arguments: argparse.Namespace) -> None:
+    """Answer a turn by a streamed task that waits for a human, finds a map, and then climbs."""
+
+    async def climb(
+        input: AgentBackendInput, context: AgentBackendContext
+    ) -> AsyncIterator[TextDeltaEvent]:
+        answers = context.knowledge.bundle.user_answers or {}
+        world.note(f"model {answers['question_permission']}")
+        yield TextDeltaEvent(text="Up. ")
+        world.effect("climb")
+        yield TextDeltaEvent(text="There.")
+
+    class Library:
+        async def execute_acquisition_plans(self, *_: object) -> list[str]:
+            world.note("found a map")
+            return ["map"]
+
+    produce = AgentTaskProducer(
+        IterableBackend("played", climb),
+        task_of=lambda _: TASK,
+        sessions=DurableSessionStore(store),
+        knowledge=Library(),
+        readiness=ReadinessPolicy(answers_event="answers"),
+    )
+    await answer(ChatTurnEngine(store, produce=produce, lease_ms=LEASE_MS), world)
+
+
 async def main(arguments: argparse.Namespace) -> int:
     world = World(arguments.notes, arguments.die_at)
     work = {
@@ -195,6 +222,7 @@ async def main(arguments: argparse.Namespace) -> int:
         "turn": in_a_turn,
         "task": as_a_task,
         "stream": as_a_streamed_task,
+        "ask": as_a_task_that_asks,
     }[arguments.mode]
     store = await open_store(arguments.url)
     try:
@@ -210,7 +238,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("notes")
-    parser.add_argument("mode", choices=["run", "turn", "task", "stream"])
+    parser.add_argument("mode", choices=["run", "turn", "task", "stream", "ask"])
     parser.add_argument("--effect", default="idempotent")
     parser.add_argument("--on-unfinished", default="fail")
     parser.add_argument("--die-at", type=int)

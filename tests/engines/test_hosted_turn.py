@@ -296,3 +296,51 @@ async def test_an_event_of_the_host_is_what_the_turn_waits_for(store: RunStore) 
     turns = HostedTurns(ChatTurnEngine(store, produce=produce, recover=False))
     assert (await turns.attend(TURN, ASKED, host)).state == "completed"
     assert await text_of(store) == "me"
+
+
+class Joining:
+    """Looks and waits, then answers by what it cannot join again, but looks before it knows."""
+
+    def __init__(self, host: DictHost) -> None:
+        self.host = host
+        self.tries = 0
+
+    async def prepare(self, turn: Turn) -> str:
+        looked = await turn.step("look", lambda: "seen")
+        return f"{looked} {await turn.await_event('go')} "
+
+    async def __call__(self, turn: Turn) -> AsyncIterator[Frame]:
+        self.tries += 1
+        yield frames.text(await self.prepare(turn))
+        await turn.save_handle("answer-1")
+        yield frames.text("half ")
+        if self.tries == 1:
+            self.host.hanging.set()
+            await asyncio.get_running_loop().create_future()
+        yield frames.text("whole")
+        yield frames.upstream_end("stop")
+
+    async def attach(self, turn: Turn) -> None:
+        await self.prepare(turn)
+
+
+async def test_the_host_is_asked_once_by_an_attempt_that_could_not_join_the_answer(
+    store: RunStore,
+) -> None:
+    class Counting(DictHost):
+        async def step(self, spec: StepSpec, body: Callable[[], Awaitable[str]]) -> str:
+            asked.append(spec.position)
+            return await super().step(spec, body)
+
+        async def event(self, spec: StepSpec, key: str, *, timeout_ms: int | None) -> JsonValue:
+            asked.append(spec.position)
+            return await super().event(spec, key, timeout_ms=timeout_ms)
+
+    asked: list[int] = []
+    host = Counting()
+    host.events["go"] = "on"
+    turns = HostedTurns(ChatTurnEngine(store, produce=Joining(host), recover=False))
+    await cut_off(turns, host, store)
+    assert (await turns.attend(TURN, ASKED, host)).state == "completed"
+    assert await text_of(store) == "seen on half whole"
+    assert asked == [1, 2, 1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ from perdure.agent.type_variables import (
     StateT_co,
 )
 from perdure.core.records import AgentTaskSpec, JsonValue
-from perdure.errors import ValidationError
+from perdure.durable.calls import is_cancelled
+from perdure.durable.failures import CANCELLED_WITHIN
+from perdure.errors import AgentRuntimeError, ValidationError
 
 
 @dataclass(frozen=True)
@@ -266,3 +269,13 @@ def check_methods(owner: object, role: str, names: Sequence[str]) -> None:
 async def resolve(value: Any) -> Any:
     """Return what a plain or async hook returned."""
     return await value if inspect.isawaitable(value) else value
+
+
+async def answer_of(hook: Callable[..., Any], *given: Any) -> Any:
+    """Return what a plain or async hook returns; one that cancels itself has failed."""
+    try:
+        return await resolve(hook(*given))
+    except asyncio.CancelledError as error:
+        if is_cancelled():
+            raise
+        raise AgentRuntimeError(CANCELLED_WITHIN) from error

@@ -7,9 +7,9 @@ the value, how long the call took, and whether it was cut off. So a replay takes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from perdure.agent.adapter import resolve
 from perdure.agent.cancel import CancelSignal
@@ -27,6 +27,21 @@ GRACE_MS: Final = 1_000
 """How long a call that was cancelled may take to clean up before it is left behind."""
 
 Cut = Literal["cancelled", "wall_time"]
+
+
+class Recording(Protocol):
+    """Where calls are recorded: a DurableContext, or a Turn."""
+
+    def step(
+        self,
+        intent: str,
+        fn: Callable[[], Awaitable[Any]],
+        *,
+        kind: StepKind = "logic",
+        retry: Retry | None = None,
+        effect: Effect | None = None,
+    ) -> Awaitable[Any]: ...
+    def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]: ...
 
 
 class CutShort(Exception):
@@ -53,7 +68,7 @@ class Called:
 
 
 class Calls:
-    """Calls the hooks of one task, directly or (with a context) as steps of a durable run.
+    """Calls the hooks of one task: directly, or as steps of a run, or of another `recording`.
 
     `work_ms` is how long all calls so far took together.
     """
@@ -63,10 +78,12 @@ class Calls:
         context: DurableContext | None = None,
         signal: CancelSignal | None = None,
         *,
+        recording: Recording | None = None,
         grace_ms: int = GRACE_MS,
         clock: Clock = system_clock,
     ) -> None:
         self.context = context
+        self.recording: Recording | None = recording or context
         self.signal = signal or CancelSignal()
         self.work_ms = 0.0
         self.now_ms = 0
@@ -90,7 +107,7 @@ class Calls:
         caller works with. What concerns the run itself (a lost lease, a store) is raised. One that
         cancels itself has failed.
         """
-        if self.context is None:
+        if self.recording is None:
             try:
                 called = await self._perform(fn, timeout_ms)
             except Exception as error:
@@ -116,9 +133,10 @@ class Calls:
         *,
         read: Callable[[JsonValue], Any] | None = None,
         kind: StepKind = "logic",
+        effect: Effect | None = None,
     ) -> Any:
         """Return what `fn` returns, like `call`; raise its error, or CutShort."""
-        called = await self.call(intent, fn, read=read, kind=kind)
+        called = await self.call(intent, fn, read=read, kind=kind, effect=effect)
         if called.error is not None:
             raise called.error
         if called.cut is not None:
@@ -135,9 +153,9 @@ class Calls:
         retry: Retry | None,
         effect: Effect | None,
     ) -> Called:
-        assert self.context is not None
+        assert self.recording is not None
         try:
-            found: dict[str, JsonValue] = await self.context.step(
+            found: dict[str, JsonValue] = await self.recording.step(
                 intent, fn, kind=kind, retry=retry, effect=effect
             )
         except StepFailedError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from perdure.agent.adapter import ControlContext, resolve
+from perdure.agent.adapter import ControlContext, answer_of, resolve
 from perdure.agent.calls import Called, Calls, Cut
 from perdure.agent.endings import Ended, Ending, cut_off, ends_only_the_attempt, failed
 from perdure.agent.evals import KNOWLEDGE_READY, ControlEvalResult, mean_score
@@ -37,6 +37,7 @@ from perdure.agent.words import (
 )
 from perdure.core.effects import iso_time
 from perdure.core.finite import is_finite
+from perdure.core.pricing import usd_sum
 from perdure.core.records import JsonValue, Retry, StepKind
 from perdure.core.wording import error_text
 from perdure.errors import ValidationError
@@ -232,7 +233,7 @@ class ControlLoop:
         if found.get("costError") is not None:
             self._note("act", f"the cost of the action is unknown: {found['costError']}")
         if cost:
-            self._spent += cost
+            self._spent = usd_sum(self._spent, cost)
             await self._trace.spend(self._index, self._spent)
         return called, ControlActionOutcome(
             ok=True, result=found.get("result"), cost_usd=cost, duration_ms=called.duration_ms
@@ -242,10 +243,10 @@ class ControlLoop:
         """Act, and ask what it cost; a failure to tell the cost is no failure of the action."""
         result = await resolve(self._hooks.act(action, context))
         found: dict[str, JsonValue] = {"result": result}
-        ask = self._hooks.get_action_cost_usd
-        if ask is not None:
+        cost_of = self._hooks.get_action_cost_usd
+        if cost_of is not None:
             try:
-                cost = await resolve(ask(action, result, context))
+                cost = await answer_of(cost_of, action, result, context)
                 if cost is not None and not (is_finite(cost) and cost >= 0):
                     raise ValidationError(f"get_action_cost_usd returned {cost!r:.40}")
                 found["costUsd"] = cost
@@ -349,7 +350,7 @@ class ControlLoop:
     async def _tell(self, step: ControlStep) -> None:
         for listener in filter(None, (self._hooks.on_step, self._options.on_step)):
             try:
-                await resolve(listener(step))
+                await answer_of(listener, step)
             except Exception as error:
                 self._note("on-step", error_text(error))
 

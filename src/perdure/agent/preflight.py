@@ -60,10 +60,11 @@ class ReadinessPolicy:
     """What readiness a task needs, and how its questions are answered.
 
     `on_caveat`: whether a score below the minimum lets the task go on, or blocks it. With
-    `answers_event`, a durable task whose provider does not answer questions waits for the event
-    of this name (`emit_event(store, run_id, name, {question id: answer})`), for as long as
-    `answers_timeout_ms` says (None: for ever), without holding its lease. What such an event has
-    beside texts by the ids of the questions is left out, and a warning in the log names the keys.
+    `answers_event`, a durable task (of a run, or of an AgentTaskProducer in a turn) whose provider
+    does not answer questions waits for the event of this name (`emit_event(store, run_id, name,
+    {question id: answer})`), for as long as `answers_timeout_ms` says (None: for ever), without
+    holding its lease. What such an event has beside texts by the ids of the questions is left
+    out, and a warning in the log names the keys.
     A credential is best sent as `Secret(text).recorded()`, which no page shows.
     `clock` says what knowledge is stale, and dates the events, sessions and steps of the task.
     """
@@ -108,12 +109,13 @@ class Preflight:
         self.calls = calls
         self._report: KnowledgeReadinessReport | None = None
         self._refreshes = 0
-        waits_in_vain = policy.answers_event is not None and calls.context is None
+        waits_in_vain = policy.answers_event is not None and calls.recording is None
         if waits_in_vain and hooks.answer_questions is None:
             raise UsageError(
                 f"only a durable task can wait for the event {policy.answers_event!r}: give "
-                "run_agent_task durable=(store, run_id), leave answers_event out, or let the "
-                "provider answer_questions"
+                "run_agent_task durable=(store, run_id), have an AgentTaskProducer answer a turn "
+                "(outside of its steps), leave answers_event out, or let the provider "
+                "answer_questions"
             )
 
     @property
@@ -211,7 +213,7 @@ class Preflight:
 
     @property
     def _can_ask(self) -> bool:
-        waits = self._policy.answers_event is not None and self.calls.context is not None
+        waits = self._policy.answers_event is not None and self.calls.recording is not None
         return self._hooks.answer_questions is not None or waits
 
     async def _ask(self) -> dict[str, Answer]:
@@ -244,11 +246,11 @@ class Preflight:
 
         An event cannot be corrected, so what does not belong to a question is left out.
         """
-        context, name = self.calls.context, self._policy.answers_event
-        assert context is not None
+        recording, name = self.calls.recording, self._policy.answers_event
+        assert recording is not None
         assert name is not None
         try:
-            payload = await context.await_event(name, timeout_ms=self._policy.answers_timeout_ms)
+            payload = await recording.await_event(name, timeout_ms=self._policy.answers_timeout_ms)
         except AwaitEventTimeoutError:
             return {}
         if not isinstance(payload, Mapping):
@@ -275,7 +277,11 @@ class Preflight:
         execute = self._hooks.execute_acquisition_plans
         assert execute is not None
         found = await self.calls.value(
-            "acquisition", lambda: execute(self.acquisition_plans, self._task), kind="tool"
+            "acquisition",
+            lambda: execute(self.acquisition_plans, self._task),
+            kind="tool",
+            # What an interrupted one has found is acquired again, in a turn as in a run.
+            effect="idempotent",
         )
         return unique(checked_ids(found, "execute_acquisition_plans"))
 

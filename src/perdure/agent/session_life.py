@@ -25,6 +25,7 @@ from perdure.agent.sessions import (
 )
 from perdure.agent.stream_events import RuntimeStreamEvent
 from perdure.core.effects import Clock, epoch_ms, iso_time, system_clock
+from perdure.core.wire import to_wire
 from perdure.core.wording import error_text
 from perdure.durable.calls import is_cancelled
 from perdure.durable.failures import CANCELLED_WITHIN
@@ -84,6 +85,8 @@ class SessionLife:
         self.resumed = False
         self.store_error: str | None = None
         self._begun: RuntimeSession | None = None
+        self._is_taken = False
+        """Somebody else has taken the session up since: it is theirs, and so is its backend."""
         self._backend = backend
         self._choice = choice
         self._clock = clock
@@ -121,7 +124,7 @@ class SessionLife:
     async def told(self, event: E) -> E:
         """Append the event to the session, then return it."""
         assert self.session is not None
-        if self._append is not None:
+        if self._append is not None and not self._is_taken:
             await _asked(self._append(self.session.id, event))
         return event
 
@@ -132,10 +135,15 @@ class SessionLife:
         return event
 
     async def end(self, status: SessionStatus) -> None:
-        """Give the session its last status and store it. Raises what the store raises."""
-        if self.session is not None:
-            self.session = touched(self.session, status=status, clock=self._clock)
-            await _asked(self._store.put(self.session))
+        """Give the session its last status and store it.
+
+        Raises SessionBusyError if somebody else has taken it up meanwhile, and what the store
+        raises.
+        """
+        before = self.session
+        if before is not None and not self._is_taken:
+            self.session = touched(before, status=status, clock=self._clock)
+            await self._put_last(self.session, before)
 
     async def end_anyway(self, status: SessionStatus) -> None:
         """End the session although something has failed, or is about to."""
@@ -148,7 +156,7 @@ class SessionLife:
         somebody else has under this id is left alone.
         """
         begun = self._begun
-        if begun is None:
+        if begun is None or self._is_taken:
             return
         kept = await Calls().call("session", lambda: self._store.get(begun.id), timeout_ms=STOP_MS)
         if kept.value not in (None, begun):
@@ -161,7 +169,7 @@ class SessionLife:
     async def stop_backend(self, reason: str) -> str | None:
         """Have the backend clean up, within STOP_MS; return what of that failed."""
         stop, session = optional_method(self._backend, "stop"), self.session or self._begun
-        if stop is None or session is None:
+        if stop is None or session is None or self._is_taken:
             return None
         called = await Calls().call("stop", lambda: stop(session, reason), timeout_ms=STOP_MS)
         if called.error is None and called.cut is None:
@@ -212,7 +220,23 @@ class SessionLife:
         ):
             await resolve(store.put(session))
         elif not await resolve(store.put_if(session, found)):
+            self._is_taken = True
             raise SessionBusyError(f"somebody else has just taken the session {session.id!r}")
+
+    async def _put_last(self, session: RuntimeSession, before: RuntimeSession) -> None:
+        """Store the end of the session, unless it is not the one any more that was stored."""
+        store = self._store
+        if not isinstance(store, ComparingSessionStore):
+            await _asked(store.put(session))
+            return
+        if await _asked(store.put_if(session, before)):
+            return
+        # What a store has written down may be read back as other types than it was given.
+        found = await _asked(store.get(session.id))
+        is_ours = found is None or _are_alike(found, before)
+        if not is_ours or not await _asked(store.put_if(session, found)):
+            self._is_taken = True
+            raise SessionBusyError(f"somebody else has taken up the session {session.id!r} since")
 
     async def _despite_failure(self, writing: Any) -> None:
         try:
@@ -220,7 +244,11 @@ class SessionLife:
         except Exception as error:
             self.store_error = error_text(error)
             why = mask_text(self.store_error)
-            logger.warning("the store of a session failed at its end: %s", why)
+            logger.warning("the end of a session could not be stored: %s", why)
+
+
+def _are_alike(first: RuntimeSession, second: RuntimeSession) -> bool:
+    return to_wire(first) == to_wire(second) and first.resume_token == second.resume_token
 
 
 async def _asked(answer: Any) -> Any:

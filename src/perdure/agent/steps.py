@@ -85,7 +85,8 @@ class Continue(Generic[ActionT_co]):
 class Stop:
     """Stop here; without `passed` the task has not passed.
 
-    Raises ValidationError for a score that is no finite number.
+    Raises ValidationError for what is no verdict: `passed` must be True, False or None, a score
+    finite.
     """
 
     reason: str
@@ -94,6 +95,8 @@ class Stop:
     type: Literal["stop"] = "stop"
 
     def __post_init__(self) -> None:
+        if self.passed is not None:
+            _check_word("passed", self.passed)
         _check_score(self.score)
 
 
@@ -104,7 +107,8 @@ ControlDecision: TypeAlias = Continue[ActionT] | Stop
 class StopDecision:
     """What a stop policy says of a state.
 
-    Raises ValidationError for a score that is no finite number.
+    Raises ValidationError for what is no verdict: `stop` and `passed` must be True or False, a
+    score finite.
     """
 
     stop: bool
@@ -114,7 +118,15 @@ class StopDecision:
     failure_class: str | None = None
 
     def __post_init__(self) -> None:
+        _check_word("stop", self.stop)
+        _check_word("passed", self.passed)
         _check_score(self.score)
+
+
+def _check_word(name: str, value: object) -> None:
+    """Raise ValidationError for a truth that is none: "no" would count as True."""
+    if type(value) is not bool:
+        raise ValidationError(f"{name} of a stop must be True or False, not {value!r:.40}")
 
 
 def _check_score(score: object) -> None:

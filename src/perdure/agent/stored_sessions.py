@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 from perdure.agent.kept_runs import has_ended, keep_run, run_for
-from perdure.agent.sessions import RuntimeSession
+from perdure.agent.sessions import RuntimeSession, session_from_stored, session_to_stored
 from perdure.agent.stream_events import (
     ReasoningDeltaEvent,
     RuntimeStreamEvent,
@@ -19,8 +20,6 @@ from perdure.agent.stream_events import (
 )
 from perdure.core.identity import canonical_hash
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, SessionKey
-from perdure.core.secret import Secret
-from perdure.core.wire import from_wire, to_wire
 from perdure.durable.erasing import erase_session, stop_for_good
 from perdure.durable.traces import kept_name
 from perdure.errors import RunNotFoundError, SessionBusyError, UsageError
@@ -30,6 +29,9 @@ RUN_PREFIX: Final = "agent-session:"
 """How the id of the run begins that keeps a session."""
 USE_PREFIX: Final = "agent-session-use:"
 """How the id of a run begins that stands for a later use of a session: no session's begins so."""
+
+LOGS_MAX: Final = 1_024
+"""So many sessions are remembered as they stand; others are read before they are written to."""
 
 _INTENT: Final = "Keep what happens in this session of an agent"
 _SHARED: Final[tuple[str, ...]] = ("task", "session")
@@ -71,7 +73,7 @@ class DurableSessionStore:
         self._owner_id = owner_id
         self._beside: str | None = None
         self._keeps_pieces = True
-        self._logs: dict[str, _Log] = {}
+        self._logs: OrderedDict[str, _Log] = OrderedDict()
 
     def beside(
         self,
@@ -157,7 +159,11 @@ class DurableSessionStore:
         return True
 
     async def _log(self, session_id: str) -> _Log:
-        return self._logs.get(session_id) or await self._read(session_id)
+        log = self._logs.get(session_id)
+        if log is None:
+            return await self._read(session_id)
+        self._logs.move_to_end(session_id)
+        return log
 
     async def _read(self, session_id: str) -> _Log:
         """Read how the log stands; what events share is written anew behind that."""
@@ -165,8 +171,11 @@ class DurableSessionStore:
         for number, entry in await self._entries(log.place):
             log.next = number + 1
             if "session" in entry:
-                log.session = from_wire(RuntimeSession, entry["session"])
+                log.session = session_from_stored(entry["session"])
         self._logs[session_id] = log
+        self._logs.move_to_end(session_id)
+        while len(self._logs) > LOGS_MAX:
+            self._logs.popitem(last=False)
         return log
 
     async def _place(self, session_id: str) -> _Place:
@@ -275,7 +284,4 @@ def _is_known(name: str, value: JsonValue, shared: Entry) -> bool:
 
 
 def _session_entry(session: RuntimeSession) -> Entry:
-    wire = cast("Entry", to_wire(session))
-    if isinstance(session.resume_token, Secret):
-        wire["resumeToken"] = session.resume_token.reveal()
-    return {"session": wire}
+    return {"session": session_to_stored(session)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, cast
 
 from perdure.agent.adapter import AgentKnowledgeProvider, KnowledgeHooks, check_methods
@@ -15,7 +15,7 @@ from perdure.agent.backend import (
     AgentExecutionBackend,
     AgentStartContext,
 )
-from perdure.agent.calls import Calls, CutShort
+from perdure.agent.calls import Calls, CutShort, Recording
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.events import AgentTaskStatus
 from perdure.agent.preflight import Preflight, ReadinessPolicy
@@ -38,6 +38,7 @@ from perdure.agent.stream_events import (
     TaskEndEvent,
     TaskStartEvent,
     TextDeltaEvent,
+    fault_of,
 )
 from perdure.agent.task import BLOCKED_PREFIX
 from perdure.core.effects import iso_time
@@ -54,11 +55,6 @@ COMPLETED: Final = "backend completed"
 """The reason of a task that a backend has done."""
 STORE_ERROR: Final = "store_error"
 """The key in the metadata of `final` that says: the end of the session could not be stored."""
-_TEXTS: Final[Mapping[type[Any], tuple[str, ...]]] = {
-    kind: tuple(field.name for field in fields(kind) if field.default is MISSING)
-    for kind in BACKEND_EVENTS
-}
-"""What an event of a backend cannot do without: all of it texts."""
 
 Events = AsyncGenerator[RuntimeStreamEvent, None]
 
@@ -84,21 +80,50 @@ def run_agent_task_stream(
 
     Raises ValidationError, at once, for a bad task, backend or input.
     """
+    asked = AgentBackendInput(task=task) if input is None else input
+    if not isinstance(cast("object", asked), AgentBackendInput):
+        raise ValidationError(f"input must be an AgentBackendInput, not {input!r:.60}")
+    return stream_of(
+        replace(asked, task=task),
+        backend,
+        knowledge=KnowledgeHooks.of(knowledge),
+        session=session or SessionChoice(),
+        signal=signal,
+        policy=readiness or ReadinessPolicy(),
+        raise_errors=raise_errors,
+    )
+
+
+def stream_of(
+    input: AgentBackendInput,
+    backend: AgentExecutionBackend,
+    *,
+    knowledge: KnowledgeHooks,
+    session: SessionChoice,
+    policy: ReadinessPolicy,
+    signal: CancelSignal | None = None,
+    raise_errors: bool = False,
+    recording: Recording | None = None,
+) -> Events:
+    """Stream a task as `run_agent_task_stream` does.
+
+    With a `recording` what the provider answers, and what is waited for, are steps of it: asked
+    once, and the same in every attempt. The session and the backend are each attempt's own.
+    """
+    task = input.task
     check_task(task)
     requirements_of(task)
     check_methods(backend, "AgentExecutionBackend", ("stream",))
     if not isinstance(cast("object", getattr(backend, "kind", None)), str):
         raise ValidationError(f"the backend {type(backend).__qualname__!r:.60} has no kind, a text")
-    asked = AgentBackendInput(task=task) if input is None else input
-    if not isinstance(cast("object", asked), AgentBackendInput):
-        raise ValidationError(f"input must be an AgentBackendInput, not {input!r:.60}")
-    policy = readiness or ReadinessPolicy()
     calls = Calls(None, signal, clock=policy.clock)
+    recorded = Calls(None, calls.signal, recording=recording, clock=policy.clock)
     return _TaskStream(
-        replace(asked, task=task),
+        input,
         backend,
-        preflight=Preflight(task, KnowledgeHooks.of(knowledge), policy, calls),
-        life=SessionLife(backend, session or SessionChoice(), clock=policy.clock),
+        calls=calls,
+        preflight=Preflight(task, knowledge, policy, recorded),
+        life=SessionLife(backend, session, clock=policy.clock),
         raise_errors=raise_errors,
     ).events()
 
@@ -121,6 +146,7 @@ class _TaskStream:
         input: AgentBackendInput,
         backend: AgentExecutionBackend,
         *,
+        calls: Calls,
         preflight: Preflight,
         life: SessionLife,
         raise_errors: bool,
@@ -128,6 +154,7 @@ class _TaskStream:
         self._input = input
         self._task = input.task
         self._backend = backend
+        self._calls = calls
         self._preflight = preflight
         self._life = life
         self._raise_errors = raise_errors
@@ -195,9 +222,7 @@ class _TaskStream:
     async def _opened(self) -> Events:
         """Begin or resume the session; the event of it is the first that is stored."""
         life, context = self._life, AgentStartContext(**self._of_context())
-        opening = await self._preflight.calls.call(
-            "session", lambda: life.open(self._input, context)
-        )
+        opening = await self._calls.call("session", lambda: life.open(self._input, context))
         if opening.cut is not None:
             self._ending = self._aborted()
         elif isinstance(opening.error, Exception):
@@ -269,12 +294,10 @@ class _TaskStream:
                 else f"the backend {self._backend.kind!r} yielded {named!r:.60}, which is no event"
             )
         told = cast("BackendStreamEvent", event)
-        for name in _TEXTS[type(told)]:
-            if not isinstance(text := getattr(told, name), str):
-                raise AgentRuntimeError(
-                    f"the backend {self._backend.kind!r} yielded a {told.type} whose {name} is "
-                    f"{text!r:.60}, no text"
-                )
+        if (fault := fault_of(told)) is not None:
+            raise AgentRuntimeError(
+                f"the backend {self._backend.kind!r} yielded a {told.type} {fault}"
+            )
         missing = {
             name: value for name, value in self._in_session().items() if getattr(told, name) is None
         }
@@ -302,7 +325,7 @@ class _TaskStream:
 
     @property
     def _signal(self) -> CancelSignal:
-        return self._preflight.calls.signal
+        return self._calls.signal
 
     def _aborted(self) -> _Ending:
         why = self._signal.reason
@@ -311,7 +334,7 @@ class _TaskStream:
         )
 
     def _common(self) -> dict[str, Any]:
-        return {"task": self._task, "timestamp": iso_time(self._preflight.calls.clock())}
+        return {"task": self._task, "timestamp": iso_time(self._calls.clock())}
 
     def _in_session(self) -> dict[str, Any]:
         return {**self._common(), "session": self._life.session}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Final, Literal, cast, get_args
 
 from perdure.agent.events import AgentTaskStatus
@@ -15,9 +15,10 @@ from perdure.agent.knowledge import (
     UserQuestion,
 )
 from perdure.agent.sessions import RuntimeSession
+from perdure.core.jsonvalue import encode_value
 from perdure.core.records import AgentTaskSpec, JsonValue
 from perdure.core.wire import from_wire, to_wire
-from perdure.errors import ValidationError
+from perdure.errors import NotSerializableError, UsageError, ValidationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +290,11 @@ RuntimeStreamEventSink = Callable[[RuntimeStreamEvent], Any]
 """Takes each event, plain or async."""
 
 BACKEND_EVENTS: Final = get_args(BackendStreamEvent)
+_TEXTS: Final[Mapping[type[Any], tuple[str, ...]]] = {
+    kind: tuple(field.name for field in fields(kind) if field.default is MISSING)
+    for kind in BACKEND_EVENTS
+}
+"""What an event of a backend cannot do without: all of it texts."""
 STREAM_EVENTS: Final[Mapping[str, type[Any]]] = {
     kind.__dataclass_fields__["type"].default: kind for kind in get_args(RuntimeStreamEvent)
 }
@@ -325,3 +331,22 @@ def event_from_wire(
     if lenient and isinstance(name, str):
         return UnknownEvent(name, dict(value))
     raise ValidationError(f"{name!r:.60} is no type of a stream's event")
+
+
+def fault_of(event: BackendStreamEvent) -> str | None:
+    """Return why a backend's event cannot be told, to go behind its type; None if it can.
+
+    It is the same whatever keeps the session: what can be written as JSON and read back.
+    """
+    for name in _TEXTS[type(event)]:
+        if not isinstance(text := getattr(event, name), str):
+            return f"whose {name} is {text!r:.60}, no text"
+    if isinstance(event, TextDeltaEvent | ReasoningDeltaEvent):
+        return None
+    wire = event_to_wire(replace(event, task=None, session=None, timestamp=None))
+    try:
+        encode_value(wire, name=event.type)
+        event_from_wire(wire)
+    except (NotSerializableError, UsageError) as error:
+        return f"that cannot be kept: {error}"
+    return None

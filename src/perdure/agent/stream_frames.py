@@ -9,18 +9,26 @@ from contextlib import aclosing
 from itertools import count
 from typing import Any, Final, Protocol
 
-from perdure.agent.adapter import AgentKnowledgeProvider, optional_method, resolve
+from perdure.agent.adapter import (
+    AgentKnowledgeProvider,
+    KnowledgeHooks,
+    optional_method,
+    resolve,
+)
 from perdure.agent.backend import AgentBackendInput, AgentExecutionBackend
+from perdure.agent.calls import Recording
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.session_life import SessionChoice
 from perdure.agent.sessions import RuntimeSessionStore
 from perdure.agent.stored_sessions import DurableSessionStore
-from perdure.agent.stream import Events, run_agent_task_stream
+from perdure.agent.stream import Events, stream_of
 from perdure.agent.stream_events import RuntimeStreamEvent
+from perdure.agent.tool_history import Asking, asked_in
 from perdure.backends.joining import join
 from perdure.core import frames, identity
 from perdure.core.frames import Frame
 from perdure.core.records import AgentTaskSpec, JsonValue
+from perdure.durable.scope import may_begin_steps
 from perdure.errors import BackendTransportError
 from perdure.observe.sanitize import sanitize_event
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_client
@@ -52,13 +60,9 @@ class _Addressed(Protocol):
     def identity(self) -> _Identity: ...
 
 
-class TaskTurn(_Addressed, Protocol):
+class TaskTurn(_Addressed, Recording, Asking, Protocol):
     """What this producer reads of a turn."""
 
-    @property
-    def user_message(self) -> str: ...
-    @property
-    def history(self) -> Any: ...
     @property
     def idempotency_key(self) -> str: ...
     @property
@@ -177,6 +181,10 @@ class AgentTaskProducer:
     `telemetry` says what leaves. A blocked task ends its turn with the finish reason `blocked`; a
     failed one fails it with its error.
 
+    What the provider says is asked once: it is recorded as steps of the turn, unless the producer
+    is called in the body of another step. With `ReadinessPolicy(answers_event=…)` a human answers
+    by an event of the turn's run, for days if need be, and nobody holds the turn meanwhile.
+
     An answer that goes on upstream, of a backend with `cancel`, is joined by the attempt after a
     crash: readers see no restart, and no model is asked a second time.
     """
@@ -197,8 +205,8 @@ class AgentTaskProducer:
         self._backend = backend
         self._task_of = task_of
         self._sessions = sessions
-        self._knowledge = knowledge
-        self._readiness = readiness
+        self._knowledge = KnowledgeHooks.of(knowledge)
+        self._policy = readiness or ReadinessPolicy()
         self._telemetry = telemetry or telemetry_client()
 
     async def __call__(self, turn: TaskTurn) -> AsyncIterator[Frame]:
@@ -226,22 +234,27 @@ class AgentTaskProducer:
 
     def _events(self, turn: TaskTurn, kept: _Kept) -> Events:
         task = self._task_of(turn)
-        asked: dict[str, JsonValue] = {"role": "user", "content": turn.user_message}
-        return run_agent_task_stream(
-            task,
-            self._backend,
-            input=AgentBackendInput(
+        way_out = "leave such chats to a producer that can, such as answer_with(attachment_part=…)"
+        return stream_of(
+            AgentBackendInput(
                 task=task,
                 message=turn.user_message,
-                messages=(*turn.history, asked),
+                messages=tuple(asked_in(turn, way_out=way_out)),
                 idempotency_key=turn.idempotency_key,
                 upstream=kept,
             ),
+            self._backend,
             knowledge=self._knowledge,
             session=SessionChoice(self._sessions_of(turn), session_id_of(turn), resume=True),
-            readiness=self._readiness,
+            policy=self._policy,
             raise_errors=True,
+            recording=turn if self._asks_somebody and may_begin_steps() else None,
         )
+
+    @property
+    def _asks_somebody(self) -> bool:
+        """Whether what a task knows comes from outside, and may be another thing next time."""
+        return self._policy.answers_event is not None or self._knowledge != KnowledgeHooks()
 
     def _sessions_of(self, turn: TaskTurn) -> RuntimeSessionStore:
         """Return the store of the chat's session, which belongs to whom the chat belongs to."""

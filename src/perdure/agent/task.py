@@ -14,6 +14,7 @@ from perdure.agent.adapter import (
     AgentTaskContext,
     ControlContext,
     KnowledgeHooks,
+    answer_of,
     check_methods,
     optional_method,
     resolve,
@@ -300,7 +301,7 @@ class _TaskRun:
         if self._on_event is None:
             return
         try:
-            await resolve(self._on_event(event))
+            await answer_of(self._on_event, event)
         except Exception as error:
             message = error_text(error)
             logger.warning("the sink of a task failed at %s: %s", event.type, mask_text(message))

@@ -6,9 +6,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
 from perdure.agent.adapter import resolve
+from perdure.agent.calls import Recording
 from perdure.agent.tool_approval import (
     REQUEST_MARK,
     Approval,
@@ -18,12 +20,13 @@ from perdure.agent.tool_approval import (
     request_of,
     request_to_json,
 )
+from perdure.agent.tool_limits import free_at_ms
 from perdure.agent.tools import Tool, ToolCall, ToolOutcome, unfinished_outcome
 from perdure.core import frames, observing
 from perdure.core.effects import iso_time, monotonic_ms, system_clock
 from perdure.core.frames import Frame
 from perdure.core.observing import Told
-from perdure.core.records import Effect, JsonValue, Retry, StepKind
+from perdure.core.records import Effect, JsonValue, Retry
 from perdure.durable.scope import current_step
 from perdure.errors import AwaitEventTimeoutError, StepFailedError, UnfinishedStepError
 from perdure.observe.credentials import shown
@@ -32,21 +35,6 @@ REQUEST_FRAME: Final = "tool_approval_request"
 """The name of the `data` frame that says what a human is asked."""
 DECISION_FRAME: Final = "tool_approval"
 """The name of the `data` frame that says what a human decided."""
-
-
-class ToolRun(Protocol):
-    """Where calls are recorded: a DurableContext, or a Turn."""
-
-    def step(
-        self,
-        intent: str,
-        fn: Callable[[], Awaitable[Any]],
-        *,
-        kind: StepKind = "logic",
-        retry: Retry | None = None,
-        effect: Effect | None = None,
-    ) -> Awaitable[Any]: ...
-    def await_event(self, key: str, *, timeout_ms: int | None = 60_000) -> Awaitable[JsonValue]: ...
 
 
 @dataclass(slots=True)
@@ -59,7 +47,8 @@ class Planned:
     arguments: dict[str, JsonValue]
     outcome: ToolOutcome | None = None
     note: str | None = None
-    duration_ms: float = 0.0
+    duration_ms: float | None = None
+    """How long the call took; None: it has not ended."""
 
     @property
     def effect(self) -> Effect:
@@ -78,7 +67,7 @@ class ToolBatch:
 
     def __init__(
         self,
-        run: ToolRun,
+        run: Recording,
         tools: Mapping[str, Tool],
         calls: Sequence[Mapping[str, Any]],
         *,
@@ -91,6 +80,8 @@ class ToolBatch:
         self.planned = [
             _plan(tools, call, f"{number}.{place}") for place, call in enumerate(calls, 1)
         ]
+        self.work_ms = 0.0
+        """How long the calls took that were made, those at once as long as the longest."""
         self._run = run
         self._name = name
         self._limit_ms = limit_ms
@@ -138,7 +129,7 @@ class ToolBatch:
                 one.outcome = ToolOutcome.failed("tool_failed", told)
             else:
                 one.outcome = ToolOutcome(value=end.get("value"), error=end.get("error"))
-                one.duration_ms = end["durationMs"]
+        self.work_ms += self._free_ms(planned, len(planned))[-1]
 
     async def _ends(self, planned: Sequence[Planned]) -> list[Any]:
         """Return the result or the failure of each call, in order; no more run than may.
@@ -152,14 +143,15 @@ class ToolBatch:
         async def lane() -> None:
             for place, one in waiting:
                 try:
-                    ends[place] = await self._run.step(
+                    ends[place] = end = await self._run.step(
                         f"{self._name}: {one.call['name']} {one.number}",
-                        self._body(one),
+                        self._body(one, partial(self._left_ms, planned, place)),
                         kind="tool",
                         effect=one.effect,
                     )
+                    one.duration_ms = end["durationMs"]
                 except StepFailedError as failure:
-                    ends[place] = failure
+                    ends[place], one.duration_ms = failure, 0.0
                 except BaseException:
                     # It ends the attempt: nothing more is begun.
                     for _ in waiting:
@@ -172,7 +164,20 @@ class ToolBatch:
                 raise failure
         return ends
 
-    def _body(self, one: Planned) -> Callable[[], Awaitable[JsonValue]]:
+    def _free_ms(self, planned: Sequence[Planned], count: int) -> list[float]:
+        """Return when each place is free behind the first `count` calls, by their records alone."""
+        durations_ms = [one.duration_ms for one in planned[:count]]
+        return free_at_ms(durations_ms, self._at_once_max or max(1, len(planned)))
+
+    def _left_ms(self, planned: Sequence[Planned], place: int) -> float | None:
+        """Return how long the call at this place may take: others may have had to end first."""
+        if self._limit_ms is None:
+            return None
+        return self._limit_ms - self.work_ms - self._free_ms(planned, place)[0]
+
+    def _body(
+        self, one: Planned, left_ms: Callable[[], float | None]
+    ) -> Callable[[], Awaitable[JsonValue]]:
         tool = one.tool
         assert tool is not None
 
@@ -180,10 +185,14 @@ class ToolBatch:
             step, begun_ms = current_step(), monotonic_ms()
             call = ToolCall(one.call["id"], tool.name, step.idempotency_key, step.tries)
             observing.tell(Told(tool=tool.name, call=call.id))
+            limit_ms = left_ms()
             if step.tries > 1 and tool.effect == "at_most_once" and tool.on_unfinished == "tell":
                 outcome = unfinished_outcome(tool.name)
+            elif limit_ms is not None and limit_ms <= 0:
+                told = f"the tool {tool.name!r} was not called, since the time is over"
+                outcome = ToolOutcome.failed("not_called", told)
             else:
-                outcome = await tool.perform(one.arguments, call, limit_ms=self._limit_ms)
+                outcome = await tool.perform(one.arguments, call, limit_ms=limit_ms)
             made: dict[str, JsonValue] = {"durationMs": round(monotonic_ms() - begun_ms, 3)}
             if outcome.error is not None:
                 observing.tell(Told(error=outcome.error["code"]))

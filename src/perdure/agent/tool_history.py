@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, Final, NoReturn, Protocol, TypeGuard, cast
 
 from perdure.backends.replay import REPLAY
 from perdure.core.records import JsonValue
-from perdure.errors import UsageError
+from perdure.errors import AttachmentsNotShownError, UsageError
 
 Message = Mapping[str, JsonValue]
 
@@ -24,6 +24,15 @@ NO_ANSWER: Final = json.dumps(
 """What stands in the place of a result that is not there."""
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
+
+
+class Asking(Protocol):
+    """What a conversation is made of."""
+
+    @property
+    def user_message(self) -> str: ...
+    @property
+    def history(self) -> Any: ...
 
 
 def call_message(
@@ -80,6 +89,20 @@ def check_messages(messages: object) -> Sequence[Message]:
     return cast("Sequence[Message]", messages)
 
 
+def asked_in(turn: Asking, *, way_out: str) -> list[Message]:
+    """Return the conversation so far, and what the user says now.
+
+    Raises AttachmentsNotShownError, which tells the `way_out`, for files that earlier messages came
+    with: a provider refuses them as they are stored, and without them it would answer unseen.
+    """
+    if any(message.get("attachments") for message in turn.history):
+        raise AttachmentsNotShownError(
+            "the conversation has attachments, which this producer cannot show to the model: "
+            f"{way_out}"
+        )
+    return [*turn.history, {"role": "user", "content": turn.user_message}]
+
+
 def repaired(messages: Sequence[Message]) -> list[Message]:
     """Return `messages` so that a provider accepts them; what is valid stays as it is.
 
@@ -120,8 +143,10 @@ class _Results:
         for place in self._places(asked, behind):
             self._used.add(place)
             message = self._messages[place]
-            usable = message if message.get("content") is not None else {**message, "content": ""}
-            return usable if asked == id else {**usable, "tool_call_id": id}
+            content = _usable_content(message.get("content"))
+            if content is message.get("content") and message.get("tool_call_id") == id:
+                return message
+            return {**message, "tool_call_id": id, "content": content}
         return result_message(id, NO_ANSWER)
 
     def _places(self, asked: str, behind: int) -> Iterator[int]:
@@ -130,16 +155,16 @@ class _Results:
             message = self._messages[place]
             if any(_id_of(call) == asked for call in _calls_of(message)):
                 return
-            is_result = message.get("role") == "tool" and message.get("tool_call_id") == asked
+            is_result = message.get("role") == "tool" and _id_of(message, "tool_call_id") == asked
             if is_result and place not in self._used:
                 yield place
 
 
 def _calls_of(message: Message) -> list[dict[str, Any]]:
     calls = message.get("tool_calls") if message.get("role") == "assistant" else None
-    if not isinstance(calls, list):
+    if not isinstance(calls, list | tuple):
         return []
-    return [call for call in cast("list[object]", calls) if _is_call(call)]
+    return [call for call in cast("Sequence[object]", calls) if _is_call(call)]
 
 
 def _is_call(call: object) -> TypeGuard[dict[str, Any]]:
@@ -149,8 +174,10 @@ def _is_call(call: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(function, dict) and bool(cast("dict[str, object]", function))
 
 
-def _id_of(call: Mapping[str, JsonValue]) -> str:
-    return str(call.get("id") or "")
+def _id_of(call: Mapping[str, JsonValue], name: str = "id") -> str:
+    """Return an id, which some count from 0, as the text that a provider wants."""
+    id: object = call.get(name)
+    return "" if id is None else str(id)
 
 
 def _fresh(id: str, taken: set[str]) -> str:
@@ -183,14 +210,32 @@ def _valid_arguments(written: JsonValue) -> str:
     if not isinstance(written, str):
         return _arguments(written)
     try:
-        is_object = isinstance(json.loads(written), dict)
+        is_object = isinstance(json.loads(written, parse_constant=_no_constant), dict)
     except (ValueError, RecursionError):
         is_object = False
     return written if is_object else "{}"
 
 
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _arguments(arguments: JsonValue) -> str:
     """Return arguments as a provider takes them back; the model is told what was wrong."""
-    if not isinstance(arguments, dict):
-        return "{}"
-    return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return (_written(arguments) or "{}") if isinstance(arguments, dict) else "{}"
+
+
+def _usable_content(content: JsonValue) -> JsonValue:
+    """Return the content of a result as a provider takes it: a text, or a list of parts."""
+    if content is None:
+        return ""
+    is_usable = isinstance(content, str | list)
+    return content if is_usable else _written(content) or str(content)
+
+
+def _written(value: JsonValue) -> str | None:
+    """Return a value as JSON, None for what is none."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None

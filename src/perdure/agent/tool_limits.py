@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from perdure.core.pricing import NANOS, ModelCall, PriceTable
+from perdure.core.pricing import NANOS, ModelCall, PriceTable, usd_sum
 from perdure.core.records import JsonValue
 from perdure.errors import UsageError
 
@@ -81,9 +82,10 @@ class ToolLimits:
     `model_calls_max` and `tool_calls_max` count all calls of the loop. `cost_usd_max` is compared
     with the cost of the recorded model calls before the next one; a call whose cost nobody knows
     ends a loop that has this limit. `wall_ms_max` is time at work, of calls that were recorded;
-    waiting for a human is none. `same_calls_max` is how often one tool may be called with equal
-    arguments. `calls_at_once_max` is how many calls of one answer are made at once; the others
-    wait for these.
+    waiting for a human is none. Calls at once count as long as the longest of them, one that has
+    to wait for its place behind those that it waits for; with no time left it is not made.
+    `same_calls_max` is how often one tool may be called with equal arguments. `calls_at_once_max`
+    is how many calls of one answer are made at once; the others wait for these.
 
     `on_limit` says what a limit of calls, or of progress, leaves: "end" the conversation as it
     stands; "answer" one last call of the model, which may call no tools any more and says what it
@@ -172,7 +174,7 @@ class ToolMeter:
         if cost is None or self.cost_usd is None:
             self.cost_usd = None
         else:
-            self.cost_usd += cost
+            self.cost_usd = usd_sum(self.cost_usd, cost)
 
     def before_tools(
         self, calls: Sequence[Mapping[str, JsonValue]], repeatable: Callable[[str], bool]
@@ -192,9 +194,21 @@ class ToolMeter:
                 return Reached("no_progress", f"{told} {self._same[same]} times")
         return None
 
-    def tools_called(self, durations_ms: Sequence[float]) -> None:
-        """Count calls that were made at once."""
-        self.work_ms += max(durations_ms, default=0.0)
+    def tools_called(self, work_ms: float) -> None:
+        """Count how long the calls of one answer took together."""
+        self.work_ms += work_ms
+
+
+def free_at_ms(durations_ms: Sequence[float | None], at_once_max: int) -> list[float]:
+    """Return when each of so many places is free, the first one first, behind these calls.
+
+    They are begun in order, each when a place is free for it; None: it still goes on.
+    """
+    free_ms = [0.0] * at_once_max
+    for duration_ms in durations_ms:
+        ends_ms = math.inf if duration_ms is None else free_ms[0] + duration_ms
+        heapq.heapreplace(free_ms, ends_ms)
+    return sorted(free_ms)
 
 
 def _is_cost(value: object) -> bool:

@@ -8,12 +8,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
-from perdure.agent.adapter import resolve
+from perdure.agent.adapter import answer_of, resolve
+from perdure.agent.calls import Recording
 from perdure.agent.model_backend import ModelOptions
 from perdure.agent.tool_approval import NotifyApprover
-from perdure.agent.tool_calling import ToolBatch, ToolRun
+from perdure.agent.tool_calling import ToolBatch
 from perdure.agent.tool_history import (
+    Asking,
     Message,
+    asked_in,
     call_message,
     check_messages,
     repaired,
@@ -39,15 +42,11 @@ NAME_CHARACTERS_MAX: Final = 64
 OnFrame = Callable[[Frame], Awaitable[object] | object]
 
 
-class ToolTurn(ToolRun, Protocol):
+class ToolTurn(Recording, Asking, Protocol):
     """What the loop uses of a turn."""
 
     @property
-    def user_message(self) -> str: ...
-    @property
     def model(self) -> str | None: ...
-    @property
-    def history(self) -> Any: ...
     def stream(
         self,
         intent: str,
@@ -143,10 +142,8 @@ class ToolLoop:
     async def __call__(self, turn: ToolTurn) -> AsyncIterator[Frame]:
         """Answer a turn: text, reasoning and tools as frames, and one `data` frame for a limit."""
         if self._messages_of is None:
-            asked: Sequence[Message] = [
-                *turn.history,
-                {"role": "user", "content": turn.user_message},
-            ]
+            way_out = "give ToolLoop `messages_of`"
+            asked: Sequence[Message] = asked_in(turn, way_out=way_out)
         else:
             asked = await resolve(self._messages_of(turn))
 
@@ -156,13 +153,13 @@ class ToolLoop:
         work = _Work(self, turn, ask, messages=asked, model=turn.model)
         async for frame in work.frames():
             yield frame
+        if work.reached is not None:
+            yield frames.upstream_end(f"limit_{work.reached.end}")
+
     async def cancel(self, handle: JsonValue) -> None:
         """End an answer that goes on upstream: its turn was stopped, or has failed."""
         if isinstance(self.backend, AttachableBackend):
             await self.backend.cancel(handle)
-
-        if work.reached is not None:
-            yield frames.upstream_end(f"limit_{work.reached.end}")
 
     async def run(
         self,
@@ -186,7 +183,7 @@ class ToolLoop:
             if on_frame is None:
                 return
             try:
-                await resolve(on_frame(frame))
+                await answer_of(on_frame, frame)
             except Exception as error:
                 logger.warning("who is told of a tool loop failed: %r", error)
 
@@ -205,7 +202,7 @@ class _Work:
     def __init__(
         self,
         loop: ToolLoop,
-        run: ToolRun,
+        run: Recording,
         ask: Callable[[str, ModelCall], Answer],
         *,
         messages: Sequence[Message],
@@ -237,7 +234,7 @@ class _Work:
             batch = self._batch(calls)
             async for frame in batch.perform():
                 yield frame
-            self.meter.tools_called([one.duration_ms for one in batch.planned])
+            self.meter.tools_called(batch.work_ms)
             for one in batch.planned:
                 assert one.outcome is not None
                 told = one.outcome.told(one.note)

@@ -15,6 +15,7 @@ from perdure.backends.protocol import AttachableBackend, Backend, Prompt
 from perdure.backends.replay import REPLAY
 from perdure.core import frames
 from perdure.core.effects import monotonic_ms
+from perdure.core.finite import is_finite
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import encode_value
 from perdure.core.records import JsonValue, Retry
@@ -56,7 +57,7 @@ class ModelCall:
         self._prompt = prompt
         self._limit_ms = limit_ms
         self._cost_usd = cost_usd
-        self._begun_ms = 0.0
+        self._begun_ms: float | None = None
         self._was_cut = False
         self._handle: JsonValue = None
         self._is_kept = False
@@ -70,8 +71,9 @@ class ModelCall:
         return self.open()
 
     async def open(self) -> AsyncIterator[Frame]:
-        """Ask, and yield what comes; a call that takes too long just ends."""
-        self._begun_ms = monotonic_ms()
+        """Ask, and yield what comes; a call that takes too long, lost tries included, just ends."""
+        if self._begun_ms is None:
+            self._begun_ms = monotonic_ms()
         stream = self._answer()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._leave)
@@ -99,11 +101,15 @@ class ModelCall:
             ],
             "finish": next((f.data["finish"] for f in answered if f.kind == "upstream_end"), None),
             "costUsd": self._cost(answered),
-            "durationMs": round(monotonic_ms() - self._begun_ms, 3),
+            "durationMs": round(self._taken_ms, 3),
         }
         if said["calls"] and (replay := _replay_in(answered)) is not None:
             said[REPLAY] = replay
         return {**said, "cut": True} if self._was_cut else said
+
+    @property
+    def _taken_ms(self) -> float:
+        return 0.0 if self._begun_ms is None else monotonic_ms() - self._begun_ms
 
     async def _answer(self) -> AsyncGenerator[Frame, None]:
         """Yield the answer that is asked for, or was by an attempt that was lost."""
@@ -141,7 +147,7 @@ class ModelCall:
     async def _next(self, stream: AsyncIterator[Frame]) -> Frame | None:
         if self._limit_ms is None:
             return await anext(stream, None)
-        left_ms = self._limit_ms - (monotonic_ms() - self._begun_ms)
+        left_ms = self._limit_ms - self._taken_ms
         limit = asyncio.timeout(max(0.0, left_ms) / 1_000)
         try:
             async with limit:
@@ -174,11 +180,14 @@ class ModelCall:
         if self._cost_usd is None or not found:
             return None
         try:
-            return self._cost_usd(_usage_of(found))
+            cost: object = self._cost_usd(_usage_of(found))
+            if cost is not None and not (is_finite(cost) and cost >= 0):
+                raise UsageError(f"cost_usd must return a number from 0, or None, not {cost!r:.40}")
         except Exception:
             # The answer is paid for: it must not be lost with its price.
             logger.exception("the cost of a model call could not be computed")
             return None
+        return cost
 
 
 class RecordedAnswer:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
-from perdure.agent.adapter import resolve
+from perdure.agent.adapter import answer_of
 from perdure.agent.tool_schema import Schema, Signature, check_schema, problems_of
 from perdure.core.jsonvalue import encode_value
 from perdure.core.lengths import check_length
@@ -119,6 +119,11 @@ class Tool:
         if not callable(self.function):
             raise UsageError(f"a tool is a function, not {self.function!r:.60}")
         self._set("name", self.name or getattr(self.function, "__name__", ""))
+        if _yields(self.function):
+            raise UsageError(
+                f"the tool {self.name!r} is a generator, whose values no model can be told: let it "
+                "return a list"
+            )
         self._set("description", self.description or _first_paragraph(self.function))
         if not _NAME.fullmatch(self.name):
             raise UsageError(
@@ -155,7 +160,7 @@ class Tool:
         if isinstance(asked, bool):
             return asked
         try:
-            return bool(await resolve(asked(dict(arguments))))
+            return bool(await answer_of(asked, dict(arguments)))
         except Exception as error:
             logger.warning("needs_approval of the tool %r failed: %r", self.name, error)
             return True
@@ -263,6 +268,13 @@ def unfinished_outcome(name: str) -> ToolOutcome:
     """Return what is told of a call that was cut off by a crash, and is not made again."""
     return ToolOutcome.failed(
         "interrupted", f"the call of {name!r} was interrupted; {_UNKNOWN_EFFECT}"
+    )
+
+
+def _yields(function: Callable[..., Any]) -> bool:
+    return any(
+        inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each)
+        for each in (function, type(function).__call__)
     )
 
 

@@ -6,6 +6,8 @@ from typing import Final, NamedTuple, Protocol, cast
 
 NANOS: Final = 1_000_000_000
 """So many nanos are one unit of a currency."""
+_USD_DIGITS: Final = 12
+"""No price is so small that the rest would count."""
 
 
 class ModelCall(NamedTuple):
@@ -40,6 +42,14 @@ class PriceTable(Protocol):
     def price(self, call: ModelCall) -> Price | None:
         """Return what the call costs; None if that is not known. It neither waits nor guesses."""
         ...
+
+
+def usd_sum(first: float, second: float) -> float:
+    """Return what two amounts come to, without the error of binary fractions.
+
+    Ten times 0.1 is 1.0, so that a limit of 1.0 is reached by it.
+    """
+    return round(first + second, _USD_DIGITS)
 
 
 def prices_of(store: object) -> PriceTable | None:

@@ -54,12 +54,17 @@ class HostedSteps(TurnSteps):
         self._poured: set[int] = set()
         """Positions of streams that this attempt has executed, so that readers have them."""
         self._causes: dict[int, BaseException | None] = {}
+        self._answers: dict[int, Told] = {}
+        """By position, what the host has answered: it is asked once, though a turn begins again."""
 
     async def _run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
         try:
             scope = self._scope_of(spec)
-            told = await self._host.step(spec, partial(self._tell, scope, body))
-            return cast(T, await self._heard(scope, decode_value(told)))
+            told = self._answers.get(spec.position)
+            if told is None:
+                text = await self._host.step(spec, partial(self._tell, scope, body))
+                told = self._answers[spec.position] = decode_value(text)
+            return cast(T, await self._heard(scope, told))
         finally:
             self.answered(spec)
 
@@ -70,15 +75,19 @@ class HostedSteps(TurnSteps):
         self.executing += 1
         try:
             scope = self._scope_of(spec)
-            told: Told
-            try:
-                told = {"value": await self._host.event(spec, key, timeout_ms=timeout_ms)}
-            except StepFailedError as error:
-                told = {"error": error_told(error, taken=self._next_position)}
+            told = self._answers.get(spec.position)
+            if told is None:
+                told = self._answers[spec.position] = await self._event(spec, key, timeout_ms)
             return await self._heard(scope, told)
         finally:
             self.executing -= 1
             self.answered(spec)
+
+    async def _event(self, spec: StepSpec, key: str, timeout_ms: int | None) -> Told:
+        try:
+            return {"value": await self._host.event(spec, key, timeout_ms=timeout_ms)}
+        except StepFailedError as error:
+            return {"error": error_told(error, taken=self._next_position)}
 
     def _scope_of(self, spec: StepSpec) -> StepScope:
         known = self.history.get(spec.position)

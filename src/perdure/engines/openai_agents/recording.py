@@ -15,7 +15,7 @@ from agents.tool import ToolOutputFileContent, ToolOutputImage, ToolOutputText
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel, TypeAdapter
 
-from perdure.agent.tool_calling import ToolRun
+from perdure.agent.calls import Recording
 from perdure.core import frames, observing
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import decode_value, encode_value
@@ -57,7 +57,7 @@ class Recorder:
     it) is recorded as that, and takes a new position when it is.
     """
 
-    run: ToolRun
+    run: Recording
     name: str
     effects: Mapping[str, Effect]
     turn: Turn | None = None

@@ -11,6 +11,7 @@ from agents import Agent, RunConfig, Runner, RunResult, RunResultStreaming, RunS
 from agents.items import ToolApprovalItem, TResponseInputItem
 
 from perdure.agent.adapter import resolve
+from perdure.agent.calls import Recording
 from perdure.agent.tool_approval import (
     REQUEST_MARK,
     ApprovalRequest,
@@ -18,7 +19,7 @@ from perdure.agent.tool_approval import (
     request_of,
     request_to_json,
 )
-from perdure.agent.tool_calling import DECISION_FRAME, REQUEST_FRAME, ToolRun
+from perdure.agent.tool_calling import DECISION_FRAME, REQUEST_FRAME
 from perdure.core import frames
 from perdure.core.effects import iso_time, system_clock
 from perdure.core.frames import Frame
@@ -180,7 +181,7 @@ class AgentRun:
         return body
 
 
-async def _decided(run: ToolRun, request: ApprovalRequest) -> dict[str, Any]:
+async def _decided(run: Recording, request: ApprovalRequest) -> dict[str, Any]:
     """Return what a human decided. What cannot be read is a no, and so is nobody in time."""
     try:
         payload: Any = await run.await_event(request.event, timeout_ms=request.timeout_ms)

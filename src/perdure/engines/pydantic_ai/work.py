@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
-from perdure.agent.tool_calling import ToolRun
+from perdure.agent.calls import Recording
 from perdure.durable.context import DurableContext
-from perdure.durable.scope import current_scope
+from perdure.durable.scope import may_begin_steps
 from perdure.engines.showing import Showing
 from perdure.errors import UsageError
 from perdure.turn.handout import Turn
@@ -30,7 +30,7 @@ class AgentWork:
 
     def __init__(
         self,
-        run: ToolRun,
+        run: Recording,
         run_id: str,
         *,
         turn: Turn | None = None,
@@ -66,8 +66,7 @@ def current_work() -> AgentWork | None:
 
     An agent that is run by a step, a tool for instance, is part of what that step does.
     """
-    step = current_scope.get()
-    return _work.get() if step is None or step.holds_steps else None
+    return _work.get() if may_begin_steps() else None
 
 
 def claim_work() -> None:
