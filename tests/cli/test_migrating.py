@@ -113,7 +113,9 @@ def test_a_postgresql_schema_is_made_by_the_command(
     desk = Desk(with_schema(postgres, "by_command"), capsys)
     refused = desk.run("ls")
     assert refused.code == 2
-    assert "perdure migrate --store" in refused.err
+    # What a shell would take apart is quoted.
+    assert f"perdure migrate --store '{desk.url}'" in refused.err
+    assert f"perdure migrate --store '{desk.url}'" in desk.run("doctor").out
     (told,) = desk.json("migrate")
     assert told["applied"] == [each.name for each in own_migrations()]
     assert desk.json("migrate")[0]["applied"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -96,7 +97,7 @@ def _rights(place: str, folder: str) -> Finding:
 def schema_fault(error: SchemaError, url: str) -> Finding:
     """Return what is to be said of a database that another version has made."""
     if "lacks the migrations" in str(error):
-        way_out = f"perdure migrate --store {without_password(url)}"
+        way_out = f"perdure migrate --store {shlex.quote(without_password(url))}"
     else:
         way_out = "use the version of perdure that made it, or a newer one"
     return Finding("fault", "schema", str(error), way_out)

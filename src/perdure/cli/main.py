@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -54,7 +55,7 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
 def _refuse(error: PerdureError | ImportError, options: argparse.Namespace) -> int:
     print(f"perdure: {error}", file=sys.stderr)
     if isinstance(error, SchemaError):
-        url = without_password(options.store)
+        url = shlex.quote(without_password(options.store))
         told = f"Run `perdure migrate --store {url}`, or use the version that made it."
         print(f"         {told}", file=sys.stderr)
     elif isinstance(error, PerdureError):
