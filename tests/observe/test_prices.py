@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import random
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import genai_prices
 import pytest
 
 from perdure.core.pricing import ModelCall, Price
@@ -174,3 +177,43 @@ def test_without_the_package_it_is_said_how_to_install_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'perdure\[prices\]'"):
         GenaiPrices()
+
+
+def test_every_model_of_the_package_costs_to_the_billionth_what_the_package_says() -> None:
+    """Most prices are asked of it once and multiplied from then on; no call may tell."""
+    table, chance = GenaiPrices(), random.Random(1)
+    models = [
+        (provider.id, model.id)
+        for provider in genai_prices.data_snapshot.get_snapshot().providers
+        for model in provider.models
+    ]
+    priced = 0
+    for provider, model in models * 2:
+        tokens_in, tokens_out = chance.choice([0, 5, 1_000, 250_000]), chance.choice([0, 7, 900])
+        month, hour = chance.randint(1, 12), chance.randint(0, 23)
+        call = ModelCall(
+            model,
+            tokens_in,
+            tokens_out,
+            provider,
+            chance.choice([None, 0, tokens_in // 3]),
+            chance.choice([None, 0, tokens_out // 2]),
+            f"202{chance.choice('456')}-{month:02}-11T{hour:02}:40:00.000Z",
+            chance.choice([None, 0, tokens_in // 5]),
+        )
+        price = table.price(call)
+        if price is not None:
+            usage = genai_prices.Usage(
+                input_tokens=call.tokens_in,
+                output_tokens=call.tokens_out,
+                cache_read_tokens=call.tokens_cached,
+                cache_write_tokens=call.tokens_cache_written,
+                output_reasoning_tokens=call.tokens_reasoning,
+            )
+            at = datetime.fromisoformat(call.at or "")
+            said = genai_prices.calc_price(
+                usage, model, provider_id=provider, genai_request_timestamp=at
+            )
+            assert price.cost_nanos == int((said.total_price * 10**9).to_integral_value()), call
+            priced += 1
+    assert priced > len(models)
