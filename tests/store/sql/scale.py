@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -61,8 +62,8 @@ FROM generate_series(%(pending)s + 1, %(runs)s) AS n
 )
 
 
-def fill(connection: Connection, schema: str, runs: int) -> None:
-    """Make `runs` runs, of which all but a fixed number are over."""
+def fill(connection: Connection, schema: str, runs: int, *, analyzes: bool = True) -> None:
+    """Make `runs` runs, of which all but a fixed number are over; have the server count them."""
     counts = {
         "runs": runs,
         "lapsed": LAPSED,
@@ -72,7 +73,8 @@ def fill(connection: Connection, schema: str, runs: int) -> None:
     }
     for sql in _FILL:
         connection.execute(sql.format(schema).encode(), counts)
-    connection.execute(b"VACUUM ANALYZE")
+    if analyzes:
+        connection.execute(b"VACUUM ANALYZE")
 
 
 _LEASES: Final = json.dumps([[f"run-{n}", 1, "token", "ann"] for n in range(30, 60)])
@@ -125,6 +127,32 @@ def look(connection: Connection, schema: str, name: str) -> Looked:
         if node["Node Type"] == "Seq Scan" and node["Actual Loops"]
     ]
     return Looked(pages, plan["Execution Time"], whole)
+
+
+def ways_to_runs(connection: Connection, schema: str) -> set[tuple[str, str]]:
+    """Return by which indexes each statement finds the runs that it knows by their ids.
+
+    With a plan for any values, as the server settles on.
+    """
+    connection.execute(b"SET plan_cache_mode = force_generic_plan")
+    found: set[tuple[str, str]] = set()
+    for name, text in PostgresStatements(schema, own_clock=False).all().items():
+        count = max(map(int, _NUMBER.findall(text.sql)), default=0)
+        given = f"({', '.join(['NULL'] * count)})" if count else ""
+        connection.execute(f"PREPARE looked AS {text.sql}".encode())
+        asked = connection.execute(f"EXPLAIN (FORMAT JSON) EXECUTE looked{given}".encode())
+        (([plan],),) = asked.fetchall()
+        connection.execute(b"DEALLOCATE looked")
+        for node in _nodes(plan["Plan"]):
+            if node.get("Relation Name") == "durable_runs" and _IS_KNOWN.search(
+                node.get("Index Cond", "")
+            ):
+                found.add((name, node["Index Name"]))
+    return found
+
+
+_NUMBER: Final = re.compile(r"\$(\d+)")
+_IS_KNOWN: Final = re.compile(r"\brun_id = \$")
 
 
 def _nodes(node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

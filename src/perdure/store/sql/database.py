@@ -156,9 +156,11 @@ DUE_COLUMNS: Final = (
     "AND s.session_id = durable_runs.session_id)"
 )
 
+# The status is hidden from the indexes of those that are not over, here and wherever one run is
+# meant: a planner that knew them while they were few would look through all of them for ever.
 _FENCE = (
     "{0}run_id = ?1 AND {0}epoch = CAST(?2 AS INTEGER) AND {0}token = ?3 "
-    "AND {0}lease_holder_id = ?4 AND {0}status = 'running'"
+    "AND {0}lease_holder_id = ?4 AND coalesce({0}status, '') = 'running'"
 )
 # A refinement counts only beside the status that it belongs to: see `transitions.state_of`.
 _STATE = (

@@ -106,7 +106,7 @@ UPDATE durable_runs SET
         OR (p.status = 'suspended' AND coalesce(p.state, '') <> 'parked'))))
     ORDER BY p.turn_index DESC, p.revision DESC LIMIT 1)) END
 WHERE run_id = ?1 AND manifest_hash = ?2
-  AND (status IN ('pending', 'running')
+  AND (coalesce(status, '') IN ('pending', 'running')
     OR (status = 'suspended' AND (coalesce(state, '') <> 'parked' OR CAST(?6 AS INTEGER) = 1))
     OR (status = 'failed' AND CAST(?6 AS INTEGER) = 1))
   AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now}
@@ -131,7 +131,7 @@ WHERE run_id = ?1 AND ended_at IS NULL
 -- Every claim is on record, also one that crashes before it does anything.
 INSERT INTO perdure_attempts (run_id, epoch, holder, liveness, code_version, started_at)
 SELECT run_id, epoch, lease_holder_id, ?4, ?3, {now} FROM durable_runs
-WHERE run_id = ?1 AND token = ?2 AND status = 'running'
+WHERE run_id = ?1 AND token = ?2 AND coalesce(status, '') = 'running'
 ON CONFLICT DO NOTHING
 
 -- insert_attempt --
@@ -419,7 +419,7 @@ UPDATE durable_runs SET status = 'pending', state = 'queued', reason = NULL, str
   lease_holder_id = NULL, lease_expires_at = NULL, updated_at = {now},
   handler = coalesce(handler, ?2), manifest_json = coalesce(manifest_json, ?3)
 WHERE run_id = ?1
-  AND (status = 'failed' OR (status = 'suspended' AND state = 'parked'))
+  AND (coalesce(status, '') = 'failed' OR (status = 'suspended' AND state = 'parked'))
   AND (lease_holder_id IS NULL OR coalesce(lease_expires_at, '') <= {now})
 RETURNING run_id
 
@@ -428,7 +428,7 @@ RETURNING run_id
 UPDATE durable_runs SET stop_requested_at = coalesce(stop_requested_at, {now}),
   wake_at = CASE WHEN status = 'suspended' AND coalesce(state, '') <> 'parked'
     THEN {now} ELSE wake_at END
-WHERE run_id = ?1 AND status IN ('pending', 'running', 'suspended')
+WHERE run_id = ?1 AND coalesce(status, '') IN ('pending', 'running', 'suspended')
 
 -- lock_run --
 -- No row: there is no such run.
@@ -438,7 +438,8 @@ UPDATE durable_runs SET updated_at = updated_at WHERE run_id = ?1 RETURNING run_
 -- Before the emit, since only the first one wakes; but what a TypeScript worker has emitted woke
 -- nobody yet.
 UPDATE durable_runs SET wake_at = {now}
-WHERE run_id = ?1 AND status = 'suspended' AND coalesce(state, 'waiting') = 'waiting'
+WHERE run_id = ?1 AND coalesce(status, '') = 'suspended'
+  AND coalesce(state, 'waiting') = 'waiting'
   AND wake_key = ?2
   AND (wake_at IS NULL OR wake_at > {now} OR NOT EXISTS (
     SELECT 1 FROM durable_events WHERE run_id = ?1 AND key = ?2))

@@ -37,6 +37,9 @@ LOCK_TIMEOUT_MS: Final = 2_000
 IDLE_TIMEOUT_MS: Final = 10_000
 """The server ends a transaction whose client says nothing for so long: it may be dead."""
 
+_PLANS: Final = {"enable_seqscan": "off", "jit": "off"}
+"""A connection keeps the plan of a statement that it prepares: one that was made while tables were
+empty, and reads them as a whole, would do so until the server analyses them, however they grew."""
 _SNAPSHOT: Final = {
     "default_transaction_isolation": "repeatable read",
     "default_transaction_read_only": "on",
@@ -336,7 +339,7 @@ class Postgres:
         }
         if self._durability == "normal":
             settings["synchronous_commit"] = "off"
-        return settings
+        return settings if self._address.is_pooled else {**settings, **_PLANS}
 
 
 def _drop(connecting: asyncio.Task[Connection]) -> None:
