@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,21 +135,18 @@ class ToolBatch:
     async def _ends(self, planned: Sequence[Planned]) -> list[Any]:
         """Return the result or the failure of each call, in order; no more run than may.
 
-        Steps are begun in the order of the calls, each when one before it has ended: one that
-        waits has not begun, so a crash leaves nothing unfinished of it.
+        All positions are taken first: what one call came to must not look as if the loop had gone
+        on behind it. Steps are begun in the order of the calls, each when one before it has ended:
+        one that waits has not begun, so a crash leaves nothing unfinished of it.
         """
         ends: list[Any] = [None] * len(planned)
+        steps = [self._step(planned, place) for place in range(len(planned))]
         waiting = iter(enumerate(planned))
 
         async def lane() -> None:
             for place, one in waiting:
                 try:
-                    ends[place] = end = await self._run.step(
-                        f"{self._name}: {one.call['name']} {one.number}",
-                        self._body(one, partial(self._left_ms, planned, place)),
-                        kind="tool",
-                        effect=one.effect,
-                    )
+                    ends[place] = end = await steps[place]
                     one.duration_ms = end["durationMs"]
                 except StepFailedError as failure:
                     ends[place], one.duration_ms = failure, 0.0
@@ -159,10 +157,24 @@ class ToolBatch:
                     raise
 
         lanes = [lane() for _ in planned[: self._at_once_max]]
-        for failure in await asyncio.gather(*lanes, return_exceptions=True):
+        try:
+            failures = await asyncio.gather(*lanes, return_exceptions=True)
+        finally:
+            for step in steps:
+                _drop(step)
+        for failure in failures:
             if failure is not None:
                 raise failure
         return ends
+
+    def _step(self, planned: Sequence[Planned], place: int) -> Awaitable[Any]:
+        one = planned[place]
+        return self._run.step(
+            f"{self._name}: {one.call['name']} {one.number}",
+            self._body(one, partial(self._left_ms, planned, place)),
+            kind="tool",
+            effect=one.effect,
+        )
 
     def _free_ms(self, planned: Sequence[Planned], count: int) -> list[float]:
         """Return when each place is free behind the first `count` calls, by their records alone."""
@@ -262,6 +274,12 @@ class ToolBatch:
             one.note = f"a human has changed the arguments to {changed}"
             if approval.reason:
                 one.note = f"{one.note}: {approval.reason}"
+
+
+def _drop(step: Awaitable[Any]) -> None:
+    """Forget a step that nobody has begun; one that has ended is left as it is."""
+    if inspect.iscoroutine(step):
+        step.close()
 
 
 def _plan(tools: Mapping[str, Tool], call: Mapping[str, Any], number: str) -> Planned:
