@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,13 @@ def test_the_tests_of_the_block_pass(block: Block, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "sh" in block.words], ids=name_of)
+def test_the_block_of_a_shell_waits_for_the_server_that_it_begins(block: Block) -> None:
+    _, begins, then = re.sub(r"\\\n", " ", block.text).partition(" &\n")
+    for line in then.splitlines() if begins else ():
+        assert not line.startswith("curl ") or "--retry-connrefused" in line, line
 
 
 def test_every_python_block_is_run() -> None:
