@@ -64,6 +64,10 @@ async def test_a_turn_that_waits_for_a_human_says_so_and_fits_a_phone(browser: B
         assert approve is not None
         assert deny is not None
         assert approve["y"] == deny["y"]
+        writes = "getComputedStyle(document.querySelector('.answer'), '::after').display"
+        assert await page.evaluate(writes) == "none"
         await page.get_by_role("button", name="Approve").click()
         await expect(line).to_contain_text("completed")
+        foot = await page.locator(".foot").evaluate("foot => foot.scrollWidth - foot.clientWidth")
+        assert foot <= 0
     await phone.close()
