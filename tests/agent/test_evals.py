@@ -43,6 +43,18 @@ def test_4_4_a_ready_report_is_an_eval_that_passed() -> None:
     assert result.evidence is None
 
 
+def test_4_4_what_passed_is_no_warning_and_what_failed_is_as_bad_as_its_report() -> None:
+    high = KnowledgeRequirement(
+        "x", "x", importance="high", current_confidence=0.6, fallback_policy="use_default"
+    )
+    report = score_knowledge_readiness("t", [high])
+    assert report.severity == "warning"
+    assert blocking_knowledge_eval(report).severity == "info"
+    short = blocking_knowledge_eval(report, minimum_score=0.9)
+    assert (short.passed, short.severity, short.evidence) == (False, "warning", None)
+    assert (short.score, short.detail) == (report.readiness_score, report.reason)
+
+
 def test_4_4_a_score_below_the_minimum_fails_without_blocking() -> None:
     short = KnowledgeRequirement("x", "x", current_confidence=0.5, fallback_policy="use_default")
     report = score_knowledge_readiness("t", [short])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -56,6 +57,45 @@ class Careless:
 
     def execute_acquisition_plans(self, *_: object) -> object:
         return self._found
+
+
+class Clerk:
+    """Notes what it is asked and told to find out."""
+
+    def __init__(self, evidence: Sequence[str] = ()) -> None:
+        self.asked: list[str] = []
+        self.plans: list[str] = []
+        self._evidence = evidence
+
+    def answer_questions(self, questions: Any, task: AgentTaskSpec) -> dict[str, str]:
+        self.asked += [each.requirement_id for each in questions]
+        return {}
+
+    def execute_acquisition_plans(self, plans: Any, task: AgentTaskSpec) -> list[str]:
+        self.plans += [f"{each.mode} {' '.join(each.requirement_ids)}" for each in plans]
+        return list(self._evidence)
+
+
+async def test_4_7_r1_only_what_blocks_is_asked_and_its_plans_come_first() -> None:
+    taste = KnowledgeRequirement("taste", "the taste")
+    task = TASK._replace(required_knowledge=[CAVEAT, taste, MAP, COLOUR])
+    clerk = Clerk()
+    result = await run_agent_task(task, Climber(), knowledge=clerk)
+    assert clerk.asked == ["colour"]
+    assert clerk.plans == ["inspect_repo map", "ask_user colour taste", "search_web wind"]
+    assert [each.requirement_id for each in result.questions] == ["colour"]
+
+
+@pytest.mark.parametrize(("evidence", "looks"), [((), 1), (("e1",), 2)])
+async def test_4_7_r3_evidence_alone_has_the_report_made_again(
+    evidence: tuple[str, ...], looks: int
+) -> None:
+    sink = Sink()
+    task = needing(MAP)
+    result = await run_agent_task(task, Climber(), knowledge=Clerk(evidence), on_event=sink)
+    assert sink.types.count("readiness_start") == looks
+    assert sink.types.count("readiness_end") == looks
+    assert (result.status == "blocked") == (not evidence)
 
 
 @pytest.mark.parametrize("found", ["e1", ["e1", 7], {"e1": 1}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 
@@ -163,6 +163,24 @@ def test_4_2_r7_the_first_way_that_closes_a_gap_is_recommended(
     assert scored(*gaps).recommended_action == action
 
 
+def test_4_2_r7_blocking_gaps_are_looked_at_alone_and_a_policy_asks_as_a_mode_does() -> None:
+    asked = replace(C, id="asked", fallback_policy="ask")
+    assert scored(asked).recommended_action == "ask_user"
+    # What does not block says nothing where something does.
+    assert scored(A, asked).recommended_action == "inspect_repo"
+    for modes in (("not_available", "search_web"), ("search_web", "query_connector")):
+        gaps = [replace(C, id=mode, acquisition_mode=cast("Any", mode)) for mode in modes]
+        closed = {"search_web": "collect_web_data", "query_connector": "query_connectors"}
+        assert scored(*gaps).recommended_action == closed[modes[-1]]
+
+
+def test_4_2_r7_a_wiki_is_built_for_what_matters_and_does_not_block() -> None:
+    assert scored(D).recommended_action == "build_domain_wiki"
+    blocking = replace(D, fallback_policy="block")
+    assert scored(blocking).recommended_action == "continue_with_caveat"
+    assert scored(blocking, replace(D, id="D2")).recommended_action == "build_domain_wiki"
+
+
 def test_4_2_r9_the_bundle_has_the_evidence_of_the_call_first_and_each_once() -> None:
     requirement = KnowledgeRequirement("x", "x", evidence_ids=("b", "c"))
     known = Known(evidence_ids=("a", "b"), claim_ids=("k",), metadata={"m": 1})
@@ -257,6 +275,18 @@ def test_4_2_r4_each_of_three_marks_blocks_alone_and_both_lists_keep_the_order()
     assert [each.id for each in report.bundle.missing] == [str(at) for at in range(len(marks))]
     known = [replace(each, current_confidence=1) for each in needs]
     assert scored(*known).blocking_missing_requirements == ()
+
+
+def test_4_2_r5_who_needs_nothing_is_ready() -> None:
+    assert scored().readiness_score == 1
+
+
+def test_4_5_r3_a_score_that_reaches_the_minimum_is_enough() -> None:
+    report = scored(replace(C, confidence_needed=0.8, current_confidence=0.4))
+    assert report.readiness_score == 0.5
+    assert decide_knowledge_readiness(report, minimum_score=0.5).status == "ready"
+    above = decide_knowledge_readiness(report, minimum_score=0.500_001)
+    assert (above.status, above.passed) == ("caveat", False)
 
 
 def test_4_2_r5_the_score_weighs_by_importance_and_caps_each_at_one() -> None:

@@ -44,6 +44,17 @@ def test_12_r2_an_empty_id_or_event_is_left_out() -> None:
     assert encode_server_sent_event("x", id="", event="") == "data: x\n\n"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_12_r2_a_line_end_in_an_id_or_event_becomes_a_space_each(end: str) -> None:
+    written = encode_server_sent_event("x", id=f"a{end}b", event=f"c{end}d")
+    gap = " " * len(end)
+    assert written == f"id: a{gap}b\nevent: c{gap}d\ndata: x\n\n"
+
+
+def test_12_r7_words_are_written_as_they_are() -> None:
+    assert encode_server_sent_event({"é": "日本"}) == 'data: {"é":"日本"}\n\n'
+
+
 def test_12_r4_r7_a_text_is_split_at_every_kind_of_line_end() -> None:
     text = encode_server_sent_event("a\r\nb\rc\nd")
     assert text == "data: a\ndata: b\ndata: c\ndata: d\n\n"

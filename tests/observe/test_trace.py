@@ -9,6 +9,7 @@ import pytest
 from perdure.errors import ValidationError
 from perdure.observe.telemetry import telemetry_client
 from perdure.observe.trace import create_trace_bridge, to_agent_eval_trace
+from tests.observe.test_sanitize import ALL
 
 TASK = {"id": "t", "intent": "Answer"}
 STAMP = "2026-05-10T00:00:00.000Z"
@@ -98,6 +99,16 @@ def test_13_an_event_becomes_a_trace_event(event: Any, kind: str, payload: dict[
     traced = project({"task": TASK, "timestamp": STAMP, **event})
     assert (traced.kind, traced.payload) == (kind, {"phase": event["type"], **payload})
     assert traced.timestamp == STAMP_MS
+
+
+@pytest.mark.parametrize(("kind", "name"), [("tool_call", "args"), ("tool_result", "result")])
+def test_13_what_a_tool_gets_and_gives_is_in_no_trace_whatever_the_options(
+    kind: str, name: str
+) -> None:
+    event = {"type": kind, "toolName": "n", "toolCallId": "c", name: {"x": 1}}
+    traced = to_agent_eval_trace(event, run_id="r", options=ALL)
+    assert traced is not None
+    assert traced.payload == {"phase": kind, "toolName": "n", "toolCallId": "c"}
 
 
 def test_13_r1_r3_deltas_and_unknown_types_take_no_id() -> None:
