@@ -43,7 +43,7 @@ from perdure.agent.stream_events import (
 from perdure.agent.task import BLOCKED_PREFIX
 from perdure.core.effects import iso_time
 from perdure.core.records import AgentTaskSpec, JsonValue
-from perdure.core.wording import error_text
+from perdure.core.wording import cut_body, error_text
 from perdure.errors import (
     AgentRuntimeError,
     BackendTransportError,
@@ -372,7 +372,10 @@ def _failed(kind: Any, error: Exception) -> _Ending:
     reason = error_text(error)
     if isinstance(error, BackendTransportError):
         told = StreamError(
-            kind="transport", message=reason, status=error.status, body=error.body or None
+            kind="transport",
+            message=reason,
+            status=error.status,
+            body=cut_body(error.body) or None,
         )
     else:
         told = StreamError(kind=kind, message=reason)

@@ -16,6 +16,7 @@ from perdure.backends.retry import BackendRetry, RetryReserve, retry_after_ms
 from perdure.core import billing
 from perdure.core.effects import random_float, system_clock
 from perdure.core.secret import REDACTED
+from perdure.core.wording import cut_body
 from perdure.errors import BackendTimeoutError, BackendTransportError, UsageError
 
 try:
@@ -28,8 +29,6 @@ except ImportError as error:
 
 T = TypeVar("T")
 
-BODY_CHARS_MAX: Final = 2_048
-"""So much of a provider's words is kept with an error."""
 ERROR_BODY_BYTES_MAX: Final = 16 * 1024
 ERROR_BODY_WAIT_MS: Final = 2_000
 KEPT_CONNECTIONS_MAX: Final = 100
@@ -178,7 +177,7 @@ class Endpoint:
         """
         for secret in self._secrets:
             words = words.replace(secret, REDACTED)
-        return words if len(words) <= BODY_CHARS_MAX else f"{words[:BODY_CHARS_MAX]}…"
+        return cut_body(words)
 
     def hide_secrets(self, failure: BackendTransportError) -> None:
         """Take what the provider gave back of our secrets out of a failure: text and body."""

@@ -11,6 +11,8 @@ from perdure.core.pricing import NANOS
 from perdure.core.records import RunRecord
 from perdure.errors import UsageError
 
+BODY_CHARS_MAX: Final = 2_048
+"""So much of a provider's words is kept with an error."""
 _UNITS: Final = {
     "ms": 1,
     "s": 1_000,
@@ -31,6 +33,11 @@ def error_text(error: BaseException) -> str:
     except Exception:  # Of code that is not ours; the error that is told of is what counts.
         said = ""
     return said or type(error).__qualname__
+
+
+def cut_body(words: str) -> str:
+    """Return what is kept of a provider's words with an error, and an ellipsis for the rest."""
+    return words if len(words) <= BODY_CHARS_MAX else f"{words[:BODY_CHARS_MAX]}…"
 
 
 def length_ms(text: str) -> int:
