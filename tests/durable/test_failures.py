@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,29 @@ async def test_a_failure_beside_parallel_steps_is_executed_again(store: RunStore
         await run(store, task)
     assert (await run(store, task)).result == ["mended", "steady"]
     assert body.calls == 2
+
+
+async def in_tasks(context: DurableContext, *bodies: Body, **options: Any) -> list[object]:
+    """Execute each body in an asyncio task, which asks for its step once it runs."""
+
+    async def work(name: str, body: Body) -> object:
+        return await context.step(name, body, **options)
+
+    return [*await asyncio.gather(*(work(str(at), body) for at, body in enumerate(bodies)))]
+
+
+async def test_a_failure_beside_tasks_that_had_not_asked_yet_is_executed_again(
+    store: RunStore,
+) -> None:
+    shaky, steady = Body("mended", fails=1), Body("steady")
+
+    async def task(context: DurableContext) -> list[object]:
+        return await in_tasks(context, shaky, steady)
+
+    with pytest.raises(Broken):
+        await run(store, task)
+    assert (await run(store, task)).result == ["mended", "steady"]
+    assert shaky.calls == 2
 
 
 async def raise_step_failed() -> None:
@@ -187,6 +211,22 @@ async def test_a_retry_of_the_failed_run_executes_it(store: RunStore) -> None:
         await run(store, charge)
     done = await run(store, charge)
     assert (done.result, charge.card.calls) == ("charged", 1)
+
+
+async def test_a_retry_executes_it_beside_others_that_ask_in_tasks_of_their_own(
+    store: RunStore,
+) -> None:
+    cards = [Body("first"), Body("second"), Body("third")]
+
+    async def task(context: DurableContext) -> list[object]:
+        return await in_tasks(context, *cards, kind="tool", effect="at_most_once")
+
+    begun = BeginStep(0, "0", kind="tool", effect="at_most_once")
+    await leave_behind(store, begun, begun._replace(position=1, intent="1"))
+    with pytest.raises(UnfinishedStepError):
+        await run(store, task)
+    assert (await run(store, task)).result == ["first", "second", "third"]
+    assert [card.calls for card in cards] == [1, 1, 1]
 
 
 async def test_a_crash_before_the_end_of_the_failed_run_is_no_retry(handles: Handles) -> None:

@@ -229,7 +229,7 @@ def _usable_content(content: JsonValue) -> JsonValue:
     """Return the content of a result as a provider takes it: a text, or a list of parts."""
     if content is None:
         return ""
-    is_usable = isinstance(content, str | list)
+    is_usable = isinstance(cast("object", content), str | list)
     return content if is_usable else _written(content) or str(content)
 
 

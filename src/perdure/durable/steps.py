@@ -167,7 +167,7 @@ class Steps(Positions):
         return was_retried(known, details.attempts)
 
     async def _give_up(self, attempt: Attempt, known: StepRecord) -> StepFailedError:
-        failed = interrupted(known, taken=self._next_position)
+        failed = interrupted(known, taken=await self._taken())
         return failure_of(await self.write_failure(attempt, failed))
 
     # Being cancelled.
@@ -293,10 +293,18 @@ class Steps(Positions):
     async def _record_failure(
         self, attempt: Attempt, scope: StepScope, error: BaseException
     ) -> StepFailedError:
-        text = failure_text(error, taken=self._next_position)
+        text = failure_text(error, taken=await self._taken())
         failed = scope.failed(text)
         known = await self.write_failure(attempt, failed, *scope.settled_usage(), scope=scope)
         return failure_of(known)
+
+    async def _taken(self) -> int:
+        """Return which position is next, once the asyncio tasks beside this one have asked too.
+
+        A step that fails at once would else look like one that the task went on behind.
+        """
+        await asyncio.sleep(0)
+        return self._next_position
 
     async def write_failure(
         self,
