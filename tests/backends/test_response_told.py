@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from perdure.core.frames import text, tool_call, upstream_begin, upstream_end
-from tests.backends.model_server import ModelServer, reply, sse, tiny
+from perdure.core.frames import (
+    fold_parts,
+    text,
+    text_of,
+    tool_call,
+    upstream_begin,
+    upstream_end,
+)
+from tests.backends.model_server import Cut, ModelServer, reply, sse, tiny
 from tests.backends.responding import (
     BEGUN,
     COUNTED,
@@ -61,6 +68,26 @@ async def test_a_gap_of_nothing_but_signs_of_life_is_harmless(server: ModelServe
     told = [BEGUN, delta(1, "Hel"), delta(5, "lo"), output(message("Hello"))]
     server.will(reply(sse(*told)))
     assert await ask(backend_of(server)) == HELLO_FRAMES
+
+
+async def test_what_a_joined_connection_leaves_out_is_told_from_the_end(
+    server: ModelServer,
+) -> None:
+    server.will(
+        reply(sse(BEGUN, delta(1, "Hel")), Cut()),
+        reply(sse(delta(2, "l"), output(message("Hello")))),
+    )
+    frames = await ask(backend_of(server))
+    assert text_of(fold_parts(frames)) == "Hello"
+
+
+async def test_what_a_joined_connection_leaves_out_in_between_is_a_failure(
+    server: ModelServer,
+) -> None:
+    end = {**output(message("Hello you")), "sequence_number": 3}
+    server.will(reply(sse(BEGUN, delta(1, "Hel")), Cut()), reply(sse(delta(2, " you"), end)))
+    _, failure = await ask_in_vain(backend_of(server))
+    assert "left out a part" in str(failure)
 
 
 async def test_where_nothing_is_missing_the_end_is_not_compared(server: ModelServer) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, cast
 
 import pytest
 
@@ -11,7 +12,7 @@ from perdure.core.frames import Frame, text, upstream_end
 from perdure.turn.answering import answer_with
 from perdure.turn.handout import Turn
 from perdure.turn.identity import run_id_of
-from tests.turn.agents import crash_when
+from tests.turn.agents import crash_when, joined
 from tests.turn.provider import ProvidedBackend, Provider
 from tests.turn.stage import RESTARTED, TURN, Reader, Script, Stage, finish, until, words
 
@@ -91,3 +92,25 @@ async def test_an_answer_that_is_joined_is_not_ended(stage: Stage) -> None:
     assert (await finish(engine)).text == "Hello there"
     await engine.aclose()
     assert (provider.cancelled, len(provider.prompts)) == ([], 1)
+
+
+async def test_the_answer_of_a_stream_that_was_broken_off_is_ended_with_its_turn(
+    stage: Stage,
+) -> None:
+    provider = Provider(ANSWER)
+    backend = ProvidedBackend(provider)
+
+    class Hasty:
+        async def __call__(self, turn: Turn) -> AsyncIterator[Frame]:
+            prompt: Any = None
+            asking = turn.stream("ask", lambda: backend.stream(prompt), result=joined)
+            async with aclosing(cast("AsyncGenerator[Frame]", aiter(asking))) as frames:
+                yield await anext(frames)
+            yield text(" world")
+
+        async def cancel(self, handle: Any) -> None:
+            await backend.cancel(handle)
+
+    await provider.give()
+    assert (await finish(await stage.engine(Hasty()))).text == "Hello world"
+    await until(lambda: provider.cancelled == [FIRST])

@@ -121,6 +121,7 @@ class ResponseReader:
     def reconnect(self) -> None:
         """Forget the beginning of an event whose connection was lost: it comes again."""
         self._joined_behind = self.sequence
+        self._may_lack = True
         self._parser = SSEParser()
 
     def cut_off(self) -> BackendTransportError:
