@@ -138,6 +138,11 @@ def event_element(event_text: str) -> str:
     return f"{_EVENT_HEAD}{event_text}}}"
 
 
+def event_elements(event_texts: Iterable[str]) -> str:
+    """Return the stored form of events that follow each other, as one text."""
+    return event_element(_NEXT_EVENT.join(event_texts))
+
+
 def usage(
     *,
     model: str | None = None,
@@ -288,7 +293,7 @@ class RowBuilder:
         if not self._pieces:
             return
         if self._kind == "event":
-            self._elements.append(event_element(_NEXT_EVENT.join(self._pieces)))
+            self._elements.append(event_elements(self._pieces))
         else:
             self._elements.append(f"{self._head}{','.join(self._pieces)}]}}")
         self._kind, self._pieces = "", []

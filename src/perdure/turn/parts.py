@@ -223,13 +223,16 @@ class Content:
 
     @property
     def part_texts(self) -> list[str]:
-        """Parts by first appearance as JSON, the deltas of each joined."""
+        """Parts by first appearance as JSON, the deltas of each joined.
+
+        Events that follow each other are one text.
+        """
         told: list[str] = []
         for part in self._parts:
             if isinstance(part, str):
                 told.append(part)
             elif isinstance(part, list):
-                told += map(frames.event_element, part)
+                told.append(frames.event_elements(part))
             else:
                 told.append(self._grown(*part))
         return told
