@@ -14,13 +14,16 @@ from perdure.store.sql.database import Dialect, load_statements, package_text
 from perdure.store.sql.sqlite_connection import connect_writer, sqlite_statements
 from perdure.store.sql.sqlite_schema import prepare_schema
 
-# The turns of one session are few, and their order is not that of an index; nor are processes many.
+# The turns of one session are few, and their order is not that of an index; nor are processes many,
+# or the groups of calls that are named.
 SORTED_IN_MEMORY = {
     "find_session_runs",
     "find_session_unpriced",
     "list_session",
     "list_turn",
     "locks_of_handler",
+    "sum_runs",
+    "sum_sessions",
 }
 COUNTS_EVERYTHING = {"count_deliveries", "count_runs", "sum_usage"}
 """A survey, for people: what it counts it has to read."""

@@ -227,6 +227,20 @@ USAGE_COLUMNS: Final = (
     "tokens_out, tokens_cached, tokens_reasoning, cost_nanos, currency, price_version, "
     "intended_at, settled_at, tokens_cache_written"
 )
+# The figures of a sum, in the order of a UsageSum.
+_SUMS = (
+    "count(*) AS calls, count(CASE WHEN state = 'settled' THEN 1 END) AS settled, "
+    "count(CASE WHEN state = 'unknown' THEN 1 END) AS unknown, "
+    "count(CASE WHEN state = 'intended' THEN 1 END) AS running, "
+    "CAST(sum(tokens_in) AS BIGINT) AS tokens_in, CAST(sum(tokens_out) AS BIGINT) AS tokens_out, "
+    "CAST(sum(tokens_cached) AS BIGINT) AS tokens_cached, "
+    "CAST(sum(tokens_reasoning) AS BIGINT) AS tokens_reasoning, "
+    "CAST(sum(tokens_cache_written) AS BIGINT) AS tokens_cache_written, "
+    "count(CASE WHEN tokens_in IS NULL OR tokens_out IS NULL THEN 1 END) AS uncounted, "
+    "CAST(sum(cost_nanos) AS BIGINT) AS cost_nanos, "
+    "count(CASE WHEN cost_nanos IS NULL THEN 1 END) AS unpriced, "
+    "min(intended_at) AS first_at, max(intended_at) AS last_at"
+)
 # No moment is behind '9'. ?3 since, ?4 until.
 _CALLED = "{0} >= coalesce(?3, '') AND {0} < coalesce(?4, '9')"
 # By the runs of the session ?2, of the tenant ?1, and not by the moment.
@@ -248,6 +262,7 @@ _PIECES: Final[Mapping[str, str]] = {
     "owner": _OWNER,
     "answer": _ANSWER,
     "usage_columns": USAGE_COLUMNS,
+    "sums": _SUMS,
     "called": _CALLED.format("intended_at"),
     "called_there": _CALLED_THERE,
     "run_columns": RUN_COLUMNS,

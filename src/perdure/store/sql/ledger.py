@@ -33,6 +33,45 @@ def _sum_of(row: Row) -> UsageSum:
     )
 
 
+NewestGroup = tuple[str, str]
+"""The key and the tenant of a group."""
+
+
+class NewestGroups:
+    """Finds the `most` groups that have the newest calls, in calls that come newest first."""
+
+    def __init__(self, by: Grouping, most: int) -> None:
+        self.edge: tuple[str, str, int, int] = ("9", "", 0, 0)
+        """The place of the last call."""
+        self.has_nameless = False
+        """A call of no group came, of which there may be any number."""
+        self._column = 0 if by == "run" else 2
+        self._most = most
+        self._last: dict[NewestGroup, str] = {}
+        self._oldest = ""
+
+    @property
+    def groups(self) -> list[NewestGroup]:
+        found = sorted(self._last)
+        found.sort(key=lambda group: self._last[group], reverse=True)
+        return found[: self._most]
+
+    def take(self, rows: Iterable[Row]) -> bool:
+        """Look at more calls; return whether those behind them are of older groups only."""
+        for row in rows:
+            run_id, tenant, _, at, epoch, call = row
+            key = row[self._column]
+            if len(self._last) >= self._most and at < self._oldest:
+                return True
+            if key is None:
+                self.has_nameless = True
+                return False
+            if (key, tenant) not in self._last:
+                self._last[key, tenant] = self._oldest = at
+            self.edge = at, run_id, epoch, call
+        return False
+
+
 def usage_entry(row: Row) -> UsageEntry:
     """Return a call and whose it is."""
     run_id, tenant, session_id, *usage = row

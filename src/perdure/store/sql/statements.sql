@@ -768,19 +768,7 @@ named AS (
     calls.*
   FROM calls),
 added AS (
-  SELECT name, whose, currency, price_version, count(*) AS calls,
-    count(CASE WHEN state = 'settled' THEN 1 END) AS settled,
-    count(CASE WHEN state = 'unknown' THEN 1 END) AS unknown,
-    count(CASE WHEN state = 'intended' THEN 1 END) AS running,
-    CAST(sum(tokens_in) AS BIGINT) AS tokens_in,
-    CAST(sum(tokens_out) AS BIGINT) AS tokens_out,
-    CAST(sum(tokens_cached) AS BIGINT) AS tokens_cached,
-    CAST(sum(tokens_reasoning) AS BIGINT) AS tokens_reasoning,
-    CAST(sum(tokens_cache_written) AS BIGINT) AS tokens_cache_written,
-    count(CASE WHEN tokens_in IS NULL OR tokens_out IS NULL THEN 1 END) AS uncounted,
-    CAST(sum(cost_nanos) AS BIGINT) AS cost_nanos,
-    count(CASE WHEN cost_nanos IS NULL THEN 1 END) AS unpriced,
-    min(intended_at) AS first_at, max(intended_at) AS last_at
+  SELECT name, whose, currency, price_version, {sums}
   FROM named GROUP BY name, whose, currency, price_version),
 placed AS (
   SELECT added.*, max(last_at) OVER (PARTITION BY name, whose) AS newest_at FROM added),
@@ -792,6 +780,36 @@ SELECT name, whose, currency, price_version, calls, settled, unknown, running, t
   tokens_out, tokens_cached, tokens_reasoning, tokens_cache_written, uncounted, cost_nanos,
   unpriced, first_at, last_at
 FROM ranked WHERE place <= coalesce(CAST(?6 AS INTEGER), place)
+
+-- find_newest_calls --
+-- Backwards from the call at ?3 to ?6.
+SELECT run_id, tenant, session_id, intended_at, epoch, call FROM perdure_usage
+WHERE (intended_at, run_id, epoch, call)
+    < (?3, ?4, CAST(?5 AS INTEGER), CAST(?6 AS INTEGER))
+  AND intended_at >= coalesce(?1, '') AND intended_at < coalesce(?2, '9')
+ORDER BY intended_at DESC, run_id DESC, epoch DESC, call DESC LIMIT CAST(?7 AS INTEGER)
+
+-- sum_runs --
+-- What `sum_usage` says of the runs in ?3 alone.
+SELECT run_id, tenant, currency, price_version, {sums}
+FROM (
+  SELECT run_id, tenant, {usage_columns} FROM perdure_usage
+  WHERE run_id IN (SELECT l.run_id FROM {rows ?3: run_id TEXT} l)
+    AND coalesce(intended_at, '') >= coalesce(?1, '')
+    AND coalesce(intended_at, '') < coalesce(?2, '9')) AS calls
+GROUP BY run_id, tenant, currency, price_version
+
+-- sum_sessions --
+-- The same of the sessions in ?3.
+SELECT session_id, tenant, currency, price_version, {sums}
+FROM (
+  SELECT tenant, session_id, {usage_columns} FROM perdure_usage
+  WHERE run_id IN (
+      SELECT r.run_id FROM {rows ?3: session_id TEXT, tenant TEXT} l
+      JOIN durable_runs r ON r.tenant = l.tenant AND r.session_id = l.session_id)
+    AND coalesce(intended_at, '') >= coalesce(?1, '')
+    AND coalesce(intended_at, '') < coalesce(?2, '9')) AS calls
+GROUP BY session_id, tenant, currency, price_version
 
 -- find_unpriced --
 -- What a table may have the price of, behind the call at ?5 to ?8.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
@@ -10,7 +11,14 @@ from perdure.core.records import DeliveryRecord, DeliveryState, RunRecord
 from perdure.errors import RunNotFoundError
 from perdure.store.ledger import Grouping, UsagePage, UsageQuery, UsageSum
 from perdure.store.sql.database import Database, Refused, Row, Statement
-from perdure.store.sql.ledger import after_text, place_of, sums_of, usage_entry
+from perdure.store.sql.ledger import (
+    NewestGroup,
+    NewestGroups,
+    after_text,
+    place_of,
+    sums_of,
+    usage_entry,
+)
 from perdure.store.sql.rows import delivery_record, owner_of, run_record
 from perdure.store.upkeep import Edge, Found, RunQuery, Survey
 from perdure.store.waiting import Waiting
@@ -24,6 +32,12 @@ _REST: Final = (
     "delete_usage",
 )
 """What goes with a run."""
+
+
+_MANY: Final = ("run", "session")
+"""Of these groups there may be as many as calls: the newest are found, and added up alone."""
+_NEWEST_PAGE: Final = 1_000
+_NEWEST_PAGES_MAX: Final = 20
 
 
 class SqlUpkeep:
@@ -128,8 +142,36 @@ class SqlUpkeep:
         self, by: Grouping | None, wanted: UsageQuery, *, limit: int | None = None
     ) -> Sequence[UsageSum]:
         most = None if limit is None else max(limit, 0)
+        if most and by in _MANY and wanted.tenant is None and wanted.session_id is None:
+            newest = await self._newest_groups(by, wanted, most)
+            if newest is not None:
+                return await self._sums_of_groups(by, wanted, newest)
         (rows,) = await self._database.read([Statement("sum_usage", (*wanted, by, most))])
         return sums_of(by, rows)
+
+    async def _newest_groups(
+        self, by: Grouping, wanted: UsageQuery, most: int
+    ) -> Sequence[NewestGroup] | None:
+        """Return the groups of the newest calls; None if those are too many, or of no group."""
+        newest = NewestGroups(by, most)
+        for _ in range(_NEWEST_PAGES_MAX):
+            values = (wanted.since, wanted.until, *newest.edge, _NEWEST_PAGE)
+            (rows,) = await self._database.read([Statement("find_newest_calls", values)])
+            is_enough = newest.take(rows)
+            if newest.has_nameless:
+                return None
+            if is_enough or len(rows) < _NEWEST_PAGE:
+                return newest.groups
+        return None
+
+    async def _sums_of_groups(
+        self, by: Grouping, wanted: UsageQuery, groups: Sequence[NewestGroup]
+    ) -> Sequence[UsageSum]:
+        listed = json.dumps([[key] if by == "run" else [key, tenant] for key, tenant in groups])
+        values = (wanted.since, wanted.until, listed)
+        (rows,) = await self._database.read([Statement(f"sum_{by}s", values)])
+        known = set(groups)
+        return [each for each in sums_of(by, rows) if (each.key, each.tenant) in known]
 
     async def find_unpriced(
         self, wanted: UsageQuery, *, after: str | None = None, limit: int = 1_000

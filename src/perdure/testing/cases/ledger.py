@@ -8,7 +8,7 @@ from perdure.core.changes import IntendUsage, Release, SettleUsage
 from perdure.core.identity import stored_id
 from perdure.core.limits import LEASE_MS
 from perdure.core.records import SessionKey
-from perdure.store.ledger import Grouping, UsageEntry, UsageQuery, UsageSum
+from perdure.store.ledger import GROUPINGS, Grouping, UsageEntry, UsageQuery, UsageSum
 from perdure.store.protocol import RunStore
 from perdure.store.upkeep import Upkeep, upkeep_of
 from perdure.testing.lab import StoreLab, case, same
@@ -229,6 +229,25 @@ async def the_newest_sums_are_kept_where_there_are_many(lab: StoreLab) -> None:
     same([dict(each.cost_nanos) for each in sums], [costs, costs], "their costs by currency")
     same([each.calls for each in sums], [3, 3], "their calls")
     same(list(await upkeep_of(store).sum_usage("run", _ALL, limit=0)), [], "none of them")
+
+
+@case
+async def as_many_sums_as_are_wanted_are_the_first_of_all(lab: StoreLab) -> None:
+    default = await lab.open()
+    stores = [default, default.for_tenant("acme")]
+    for number in range(12):
+        lab.clock.advance(number % 3 // 2)
+        session = None if number == 2 else SessionKey(f"s-{number % 4}", number)
+        calls = [_used(1, call) for call in range(number % 2 + 1)]
+        await _answered(stores[number % 2], f"r-{number % 7}-{number}", *calls, session=session)
+    upkeep = upkeep_of(default)
+    newest = (await upkeep.sum_usage(None, _ALL))[0].last_at
+    for by in GROUPINGS:
+        for wanted in (_ALL, UsageQuery(since=newest), UsageQuery(tenant="acme")):
+            whole = list(await upkeep.sum_usage(by, wanted))
+            for limit in range(1, len(whole) + 2):
+                some = list(await upkeep.sum_usage(by, wanted, limit=limit))
+                same(some, whole[:limit], f"the newest {limit} by {by} of {wanted}")
 
 
 @case

@@ -25,10 +25,13 @@ LENGTHY: Final = frozenset(
         "count_runs",
         "delete_run",
         "expire_frames",
+        "find_newest_calls",
         "find_session_unpriced",
         "find_unpriced",
         "remove_ended",
         "remove_session",
+        "sum_runs",
+        "sum_sessions",
         "sum_usage",
     }
 )
