@@ -59,6 +59,7 @@ async def test_7_3_r10_a_ready_task_ends_completed_with_the_whole_text() -> None
     assert types(events) == f"{BEGUN} text_delta text_delta backend_end task_end final"
     final = final_of(events)
     assert (final.status, final.reason, final.text) == ("completed", COMPLETED, "Yes.")
+    assert COMPLETED == "backend completed"
     assert final.session is not None
     assert final.session.status == "completed"
 
@@ -196,6 +197,23 @@ async def test_7_3_r9_only_what_is_missing_is_filled_in() -> None:
     assert (told.timestamp, told.task) == (own.timestamp, TASK)
     assert told.session is not None
     assert told.session.status == "active"
+
+
+async def test_7_3_r9_a_bare_event_gets_task_session_and_time_and_a_whole_one_nothing() -> None:
+    moment_ms = 1_778_371_200_000
+    policy = ReadinessPolicy(clock=lambda: moment_ms)
+    bare = ToolCallEvent(tool_name="look")
+    whole = ToolCallEvent(
+        tool_name="see",
+        task=TASK._replace(intent="Another"),
+        session=new_session("other"),
+        timestamp="2020-01-01T00:00:00.000Z",
+    )
+    events = await read(run_agent_task_stream(TASK, Played(bare, whole), readiness=policy))
+    filled, passed = [event for event in events if event.type == "tool_call"]
+    assert (filled.task, filled.timestamp) == (TASK, iso_time(moment_ms))
+    assert filled.session.id == final_of(events).session.id  # type: ignore[union-attr]  # it is there
+    assert passed is whole
 
 
 async def test_1_2_r5_a_clock_dates_what_happens_and_says_what_is_stale() -> None:

@@ -142,6 +142,27 @@ async def test_7_3_r14_a_signal_ends_a_backend_that_hangs() -> None:
     assert "closed the window" in final.reason
 
 
+async def test_7_3_r11_what_fails_behind_a_signal_is_aborted_and_not_failed() -> None:
+    signal = CancelSignal()
+
+    class Leaving(InMemoryRuntimeSessionStore):
+        async def append_event(self, session_id: str, event: Any) -> None:
+            if event.type == "text_delta":
+                signal.cancel("closed the window")
+                raise OSError("the disk is full")
+            await super().append_event(session_id, event)
+
+    store, backend = Leaving(), Played(*said("a"))
+    choice = SessionChoice(store, "s-1")
+    events = await read(run_agent_task_stream(TASK, backend, session=choice, signal=signal))
+    assert types(events) == f"{BEGUN} {FAILED}"
+    error, final = events[-3], final_of(events)
+    assert (error.recoverable, final.status) == (False, "aborted")
+    session = await store.get("s-1")
+    assert session is not None
+    assert (session.status, len(backend.stopped)) == ("aborted", 1)
+
+
 async def test_7_3_r14_a_signal_that_fired_before_ends_before_the_session() -> None:
     signal, backend = CancelSignal(), Played(*said("a"))
     signal.cancel()
