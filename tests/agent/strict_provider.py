@@ -134,10 +134,14 @@ def _fault_of_call(call: Mapping[str, Any], seen: set[str]) -> str | None:
     if call.get("type") != "function" or not _NAME.fullmatch(call["function"]["name"]):
         return f"a bad call {call!r}"
     try:
-        arguments = json.loads(call["function"]["arguments"])
+        arguments = json.loads(call["function"]["arguments"], parse_constant=_no_constant)
     except ValueError:
         arguments = None
     return None if isinstance(arguments, dict) else f"bad arguments in {call!r}"
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _stream(reply: Reply) -> bytes:

@@ -110,17 +110,17 @@ def test_an_answer_with_calls_is_written_as_providers_read_it() -> None:
     assert broken["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
-IDS = st.sampled_from(["", "a", "b", "c"])
-CALLS = st.builds(
-    call, IDS, st.sampled_from(["look", "", "no.name"]), st.sampled_from(["{}", "", "[", None])
-)
+IDS: Any = st.sampled_from(["", "a", "b", "c", 0, None])
+ARGUMENTS: Any = st.sampled_from(["{}", "", "[", None, '{"a":NaN}', {"a": 1}, 7])
+CALLS = st.builds(call, IDS, st.sampled_from(["look", "", "no.name"]), ARGUMENTS)
+CONTENTS: Any = st.sampled_from([None, "r", {"a": 1}, 7, True])
 TEXTS = st.none() | st.just("t")
 MESSAGES = st.one_of(
     st.just(ASKED),
     st.builds(
         lambda made, text: calling(*made, text=text), st.lists(CALLS), st.none() | st.just("t")
     ),
-    st.builds(result_message, IDS, st.none() | st.just("r")),
+    st.builds(result_message, IDS, CONTENTS),
     st.just({"role": "assistant", "content": None}),
 )
 

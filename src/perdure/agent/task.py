@@ -112,9 +112,11 @@ async def run_agent_task(
     second time; events are told again, from the first. How it ended is the run's outcome. A
     worker's handler gives its own context instead.
 
-    What the adapter raises becomes part of the result. What the provider raises, and
-    `project_run_records`, is raised after the last event; so is UsageError for a bad task, adapter,
-    budget or answer, and what `run_durable` raises. A failing sink is recorded in the result.
+    `signal` ends the task as aborted, but not while it waits for `answers_event`: there a stop of
+    the run ends it, or to cancel the call. What the adapter raises becomes part of the result. What
+    the provider raises, and `project_run_records`, is raised after the last event; so is UsageError
+    for a bad task, adapter, budget or answer, and what `run_durable` raises. A failing sink is
+    recorded in the result.
     """
     check_task(task)
     check_methods(adapter, "AgentAdapter", ("observe", "validate", "decide", "act"))
