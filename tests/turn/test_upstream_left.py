@@ -84,6 +84,24 @@ async def test_a_provider_that_does_not_end_an_answer_does_not_hold_up_the_next_
     await until(lambda: "could not be ended" in caplog.text)
 
 
+async def test_an_answer_may_be_as_long_in_coming_as_the_turn_may_be_silent(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = Provider(ANSWER)
+    await lost(stage, provider, 1)
+    provider.given = 0
+    for module in ("calling", "upstream"):
+        monkeypatch.setattr(f"perdure.turn.{module}.HOOK_TIMEOUT_MS", 0)
+    produce = answer_with(ProvidedBackend(provider))
+    engine = await stage.engine(produce, idle_timeout_ms=60_000)
+    await engine.submit(TURN, "Hi")
+    await until(lambda: provider.listeners)
+    await provider.give()
+    reader = Reader()
+    await reader.read(engine)
+    assert (reader.text, len(provider.prompts)) == ("Hello there", 1)
+
+
 async def test_an_answer_that_is_joined_is_not_ended(stage: Stage) -> None:
     provider = Provider(ANSWER)
     await lost(stage, provider, 1)
