@@ -190,7 +190,7 @@ ELSEWHERE: Final = {
         "perdure.observe.instrument_opentelemetry",
         "perdure.observe.otel.uninstrument_opentelemetry",
     ),
-    "What it costs": (
+    "What model calls cost": (
         "perdure.observe.usage_summary",
         "perdure.observe.UsageSummary",
         "perdure.observe.run_usage",

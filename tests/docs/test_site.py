@@ -38,6 +38,16 @@ def test_the_navigation_has_every_page() -> None:
     assert set(shown) == written - {"index.md", "decisions/template.md"}
 
 
+def test_no_two_pages_of_the_navigation_have_one_name() -> None:
+    names = [name for section in sections() for name, _ in section.entries]
+    assert len(names) == len(set(names))
+
+
+def test_no_two_pages_have_one_heading() -> None:
+    heads = [path.read_text("utf-8").splitlines()[0] for path in DOCS.rglob("*.md")]
+    assert len(heads) == len(set(heads))
+
+
 def test_a_link_to_a_source_leads_to_the_repository_or_is_text() -> None:
     page = DOCS / "quickstart.md"
     assert "](../examples)" in page.read_text("utf-8")
