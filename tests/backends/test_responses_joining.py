@@ -244,6 +244,18 @@ async def test_a_connection_that_is_lost_too_late_to_be_made_again_loses_nothing
     assert [request.method for request in server.received] == ["POST", *["GET"] * 3]
 
 
+async def test_half_a_character_at_the_loss_of_a_connection_is_told_with_the_rest(
+    server: ModelServer,
+) -> None:
+    whole = {"type": "message", "content": [{"type": "output_text", "text": "Hi 👋!"}]}
+    server.will(
+        reply(sse(BEGUN, delta(1, "Hi \ud83d")), Cut()),
+        refusal(400, TOO_OLD),
+        kept("completed", output=[whole]),
+    )
+    assert text_of(fold_parts(await ask(backend_of(server)))) == "Hi 👋!"
+
+
 @pytest.mark.parametrize(
     ("status", "fields", "words", "retryable"),
     [

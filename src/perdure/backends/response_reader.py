@@ -275,6 +275,8 @@ class ResponseReader:
         """Yield what of a whole response has not come, if something may not have come."""
         if not self._may_lack:
             return
+        # Half a character that waits has not been told, and comes whole.
+        self._pieces = Pieces()
         try:
             for kind, record in self._told.rest(response.get("output")):
                 yield from self._readers[kind](record)
