@@ -19,7 +19,7 @@ from perdure.agent.sessions import (
     touched,
 )
 from perdure.agent.stored_sessions import DurableSessionStore
-from perdure.agent.stream import run_agent_task_stream
+from perdure.agent.stream import STORE_ERROR, run_agent_task_stream
 from perdure.core.records import AgentTaskSpec
 from perdure.core.secret import Secret
 from perdure.errors import ValidationError
@@ -129,6 +129,25 @@ async def test_7_3_r11_a_backend_that_cannot_be_stopped_in_time_is_left(
     assert types(events).endswith("backend_start backend_error task_end final")
     assert final_of(events).reason == "no more"
     assert events[-3].message == "no more (and it could not be stopped: it took more than 1 ms)"
+
+
+async def test_bb_4_a_store_that_hangs_at_the_end_costs_no_final(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_life, "STOP_MS", 1)
+
+    class HangsLater(InMemoryRuntimeSessionStore):
+        async def append_event(self, session_id: str, event: Any) -> None:
+            await super().append_event(session_id, event)
+            if event.type == "text_delta":
+                monkeypatch.setattr(self, "put", hang)
+                monkeypatch.setattr(self, "append_event", hang)
+
+    backend, choice = Played(*said("a"), OSError("no more")), SessionChoice(HangsLater(), "s-1")
+    events = await read(run_agent_task_stream(TASK, backend, session=choice))
+    assert types(events).endswith("text_delta backend_error task_end final")
+    final = final_of(events)
+    assert (final.reason, final.metadata) == ("no more", {STORE_ERROR: "it took more than 1 ms"})
 
 
 async def test_bb_10_a_resume_that_names_no_session_can_be_seen() -> None:

@@ -43,7 +43,7 @@ RESUME_MISSED: Final = "resume_missed"
 """The key in a session's metadata that says: it was to be resumed, but nothing was found."""
 
 STOP_MS: Final = 10_000
-"""How long a backend may take to clean up before the stream ends without it."""
+"""How long a backend may take to clean up, or a store to keep the end, before the stream ends."""
 
 OnExisting = Literal["raise", "replace"]
 E = TypeVar("E", bound=RuntimeStreamEvent)
@@ -239,10 +239,14 @@ class SessionLife:
             raise SessionBusyError(f"somebody else has taken up the session {session.id!r} since")
 
     async def _despite_failure(self, writing: Any) -> None:
+        """Write what the end of the stream does not wait for longer than STOP_MS."""
+        limit = asyncio.timeout(STOP_MS / 1_000)
         try:
-            await writing
+            async with limit:
+                await writing
         except Exception as error:
-            self.store_error = error_text(error)
+            is_late = isinstance(error, TimeoutError) and limit.expired()
+            self.store_error = f"it took more than {STOP_MS} ms" if is_late else error_text(error)
             why = mask_text(self.store_error)
             logger.warning("the end of a session could not be stored: %s", why)
 
