@@ -91,6 +91,27 @@ async def test_5_2_r4j_success_on_the_last_allowed_step_is_success() -> None:
     assert (result.passed, result.stopped_by, len(result.steps)) == (True, "stop-policy", 2)
 
 
+@pytest.mark.parametrize(
+    ("cap", "still", "cause"),
+    [(None, None, "judged"), (1, None, "cost"), (1, 1, "no_progress"), (2, 1, "no_progress")],
+)
+async def test_5_2_r4j_no_progress_goes_before_the_cost_and_that_before_the_aim(
+    cap: float | None, still: int | None, cause: str
+) -> None:
+    made = hooks(
+        observe=lambda context: 0,
+        get_action_cost_usd=lambda action, result, context: 1,
+        should_stop=lambda context: StopDecision(
+            stop=bool(context.history), passed=True, reason="there"
+        ),
+    )
+    policies = ControlStopPolicies(max_no_progress_steps=still)
+    budget = ControlBudget(max_cost_usd=cap)
+    result = await run(made, budget=budget, options=ControlOptions(policies))
+    assert (result.stop_cause, result.passed) == (cause, cause == "judged")
+    assert len(result.steps) == 1
+
+
 async def test_bb_8_a_stop_policy_is_asked_once_for_each_state() -> None:
     asked: list[int] = []
 
