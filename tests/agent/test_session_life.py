@@ -150,6 +150,28 @@ async def test_bb_4_a_store_that_hangs_at_the_end_costs_no_final(
     assert (final.reason, final.metadata) == ("no more", {STORE_ERROR: "it took more than 1 ms"})
 
 
+async def test_7_3_r14_a_signal_ends_a_task_whose_store_hangs_behind_its_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_life, "STOP_MS", 1)
+    store, signal, hangs = InMemoryRuntimeSessionStore(), CancelSignal(), asyncio.Event()
+
+    async def hang_and_say_so(*_: object) -> None:
+        hangs.set()
+        await hang()
+
+    async def break_the_store() -> None:
+        monkeypatch.setattr(store, "put", hang_and_say_so)
+
+    backend, choice = Played(*said("a"), break_the_store), SessionChoice(store, "s-1")
+    stream = run_agent_task_stream(TASK, backend, session=choice, signal=signal)
+    reading = asyncio.ensure_future(read(stream))
+    await hangs.wait()
+    signal.cancel("enough")
+    final = final_of(await reading)
+    assert (final.status, final.text) == ("aborted", "a")
+
+
 async def test_bb_10_a_resume_that_names_no_session_can_be_seen() -> None:
     events = await read(
         run_agent_task_stream(TASK, Played(*said("a")), session=SessionChoice(resume=True))

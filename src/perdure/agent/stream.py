@@ -249,7 +249,7 @@ class _TaskStream:
             async with aclosing(pumped(self._iterate, self._signal)) as events:
                 async for event in events:
                     yield await self._told(event)
-            await life.end("completed")
+            await self._calls.value("end", lambda: life.end("completed"))
             told = await life.told(BackendEndEvent(**self._in_session(), backend=kind))
             self._ending = _Ending("completed", COMPLETED)
             yield told
