@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
+from perdure.agent.adapter import check_methods
 from perdure.agent.cancel import CancelSignal
 from perdure.agent.knowledge import KnowledgeReadinessReport
 from perdure.agent.sessions import RuntimeSession
@@ -141,3 +142,13 @@ class IterableBackend:
 
 
 create_iterable_backend = IterableBackend
+
+
+def check_backend(backend: AgentExecutionBackend) -> None:
+    """Raise ValidationError for what cannot do a streamed task, a model for instance."""
+    check_methods(backend, "AgentExecutionBackend", ("stream",))
+    if not isinstance(cast("object", getattr(backend, "kind", None)), str):
+        raise ValidationError(
+            f"the backend {type(backend).__qualname__!r:.60} has no kind, a text: "
+            "`ModelBackend(…)` makes a backend of tasks of a model"
+        )

@@ -87,6 +87,8 @@ def classify_intent(
 
     Raises ValidationError that names the subagent for a matcher that cannot be read.
     """
+    if not isinstance(cast("object", subagents), Mapping):
+        raise ValidationError(f"subagents must be a mapping by id, not {subagents!r:.60}")
     if isinstance(skip, str):
         raise ValidationError(f"skip must be a list of ids, not the text {skip!r:.60}")
     evaluated: dict[str, IntentEvaluation] = {}

@@ -66,6 +66,12 @@ class SessionChoice:
     def __post_init__(self) -> None:
         if not isinstance(cast("object", self.session_id), str | None):
             raise ValidationError(f"session_id must be a str or None, not {self.session_id!r:.40}")
+        lacks = [name for name in ("get", "put") if optional_method(self.store, name) is None]
+        if self.store is not None and lacks:
+            raise ValidationError(
+                f"{type(self.store).__qualname__!r:.60} is no store of sessions: it has no method "
+                f"{', '.join(lacks)}; `DurableSessionStore(store)` keeps them in one of runs"
+            )
         if self.on_existing not in get_args(OnExisting):
             choices = " or ".join(map(repr, get_args(OnExisting)))
             raise ValidationError(f"on_existing must be {choices}, not {self.on_existing!r:.40}")

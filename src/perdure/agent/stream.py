@@ -8,12 +8,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, cast
 
-from perdure.agent.adapter import AgentKnowledgeProvider, KnowledgeHooks, check_methods
+from perdure.agent.adapter import AgentKnowledgeProvider, KnowledgeHooks
 from perdure.agent.backend import (
     AgentBackendContext,
     AgentBackendInput,
     AgentExecutionBackend,
     AgentStartContext,
+    check_backend,
 )
 from perdure.agent.calls import Calls, CutShort, Recording
 from perdure.agent.cancel import CancelSignal
@@ -113,9 +114,7 @@ def stream_of(
     task = input.task
     check_task(task)
     requirements_of(task)
-    check_methods(backend, "AgentExecutionBackend", ("stream",))
-    if not isinstance(cast("object", getattr(backend, "kind", None)), str):
-        raise ValidationError(f"the backend {type(backend).__qualname__!r:.60} has no kind, a text")
+    check_backend(backend)
     calls = Calls(None, signal, clock=policy.clock)
     recorded = Calls(None, calls.signal, recording=recording, clock=policy.clock)
     return _TaskStream(

@@ -15,7 +15,7 @@ from perdure.agent.adapter import (
     optional_method,
     resolve,
 )
-from perdure.agent.backend import AgentBackendInput, AgentExecutionBackend
+from perdure.agent.backend import AgentBackendInput, AgentExecutionBackend, check_backend
 from perdure.agent.calls import Recording
 from perdure.agent.preflight import ReadinessPolicy
 from perdure.agent.session_life import SessionChoice
@@ -201,6 +201,7 @@ class AgentTaskProducer:
         readiness: ReadinessPolicy | None = None,
         telemetry: RuntimeTelemetryOptions | None = None,
     ) -> None:
+        check_backend(backend)
         self.provider = backend.kind
         self._backend = backend
         self._task_of = task_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Hashable
 from contextvars import ContextVar
@@ -29,6 +30,7 @@ from perdure.errors import (
     StepFailedError,
     StoreClosedError,
     StoreError,
+    UsageError,
 )
 from perdure.store.closing import CLOSED, before_close
 
@@ -233,6 +235,10 @@ class Execution(Generic[T]):
         raise await self._fail(error)
 
     def _outcome_of(self, result: T) -> RunOutcome | None:
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise UsageError("the task returned what it should have awaited, a step for instance")
         default = self._context.outcome or self._default_outcome
         return default if default is None or isinstance(default, RunOutcome) else default(result)
 

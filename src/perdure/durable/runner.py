@@ -32,7 +32,7 @@ from perdure.errors import (
     StepFailedError,
     UsageError,
 )
-from perdure.store.protocol import RunStore
+from perdure.store.protocol import RunStore, checked_store
 
 T = TypeVar("T")
 
@@ -71,7 +71,8 @@ async def run_durable(
     RunStoppedError, RunParkedError (this call gave the run up: a divergence, or too many
     crashes), LeaseLostError (a worker of another process went on), StoreError.
     """
-    stored_id = identity.stored_id(store.tenant, identity.check_run_id(run_id))
+    tenant = checked_store(store).tenant
+    stored_id = identity.stored_id(tenant, identity.check_run_id(run_id))
     known = identity.KnownManifest.of(manifest, identity.manifest_hash(manifest))
     check_length(lease_ms, name="lease_ms", least=1)
     # Refused now, not when the work is done.

@@ -21,7 +21,7 @@ from perdure.durable.schedules import Scheduler, TaskSchedules
 from perdure.durable.waits import Suspended
 from perdure.errors import StoreError, UsageError
 from perdure.store.closing import before_close, keeping_open
-from perdure.store.protocol import RunStore
+from perdure.store.protocol import RunStore, checked_store
 from perdure.store.scheduling import CatchUp, Overlap, Schedule
 
 logger = logging.getLogger("perdure.worker")
@@ -127,7 +127,7 @@ class Worker:
         if concurrency_max < 1:
             raise UsageError(f"concurrency_max must be at least 1, it is {concurrency_max}")
         check_length(lease_ms, name="lease_ms", least=1)
-        self._store = store
+        self._store = checked_store(store)
         self._lease_ms = lease_ms
         self._concurrency_max = concurrency_max
         self._worker_id = identity.derive_worker_id()

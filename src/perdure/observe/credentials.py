@@ -10,13 +10,14 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, cast
 
 from perdure.core.records import JsonValue
 from perdure.core.secret import REDACTED, redacted
 from perdure.observe.shapes import SHAPES
 
-_ANY: Final = re.compile("|".join(f"(?:{pattern})" for _, pattern in SHAPES))
+_HINTS: Final = tuple(tuple(shape.hints.split()) for shape in SHAPES)
 _NAMES: Final = re.compile(
     r"(?i:.*(?:passwords?|passwd|passphrase|passcode|pwd|[_-]pass|secrets?|credentials?"
     r"|(?:api|access|private|account|secret|signing|encryption)[ _-]?keys?"
@@ -41,14 +42,27 @@ def mask_text(text: str) -> str:
 
 def credentials_in(text: str) -> Iterator[tuple[int, int]]:
     """Yield where each part of `text` begins and ends that looks like a credential, in order."""
+    folded = text.casefold()
+    hinted = tuple(
+        number for number, hints in enumerate(_HINTS) if any(hint in folded for hint in hints)
+    )
+    if not hinted:
+        return
+    search = _pattern_of(hinted).search
     at = 0
-    while (found := _ANY.search(text, at)) is not None:
+    while (found := search(text, at)) is not None:
         lead = found.lastgroup
         at, end = found.span() if lead is None else (found.end(lead), found.end())
         # Prose has words behind "basic", and other credentials may stand in what is none.
         if lead != "basic" or _is_login(text[at:end]):
             yield at, end
             at = end
+
+
+@lru_cache(maxsize=256)
+def _pattern_of(numbers: tuple[int, ...]) -> re.Pattern[str]:
+    """Return the pattern that finds what has one of these shapes."""
+    return re.compile("|".join(f"(?:{SHAPES[number].pattern})" for number in numbers))
 
 
 def mask_credentials(value: JsonValue) -> JsonValue:

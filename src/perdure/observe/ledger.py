@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from perdure.core import identity
 from perdure.core.effects import epoch_ms
 from perdure.core.pricing import NANOS, ModelCall, Price, PriceTable
 from perdure.core.records import UsageRecord
 from perdure.core.wire import camel
+from perdure.errors import UsageError
 from perdure.observe.trace_records import TraceSpan
 from perdure.store.ledger import (
     Grouping,
@@ -66,8 +67,10 @@ async def usage_summary(
     `since` and `until` are moments as they are stored (`2026-01-31T09:05:00.000Z`, or the
     beginning of one): calls that were intended at `since` or later, and before `until`. With
     `prices`, calls without a recorded cost are priced, each at its own time; nothing is written.
-    Raises UsageError for a store without `upkeep()`.
+    Raises UsageError for a store without `upkeep()`, and for a `by` that is none.
     """
+    if by not in get_args(Grouping):
+        raise UsageError(f"by must be one of {', '.join(get_args(Grouping))}, not {by!r:.40}")
     upkeep = upkeep_of(store)
     wanted = UsageQuery(tenant, session_id, since, until)
     tallies, all_calls = Tallies(by), Tallies(None)

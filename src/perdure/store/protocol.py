@@ -31,6 +31,7 @@ from perdure.core.records import (
     StepRecord,
     Written,
 )
+from perdure.errors import UsageError
 
 
 class RunStore(Protocol):
@@ -258,3 +259,13 @@ class Renewer(Protocol):
 
     renew: Callable[[Sequence[Lease], int], Mapping[Lease, bool]]
     close: Callable[[], None]
+
+
+def checked_store(store: RunStore) -> RunStore:
+    """Return `store`. Raises UsageError for what is none, such as the address of one."""
+    if not hasattr(store, "for_tenant"):
+        raise UsageError(
+            f"the store must be a RunStore, as `await open_store('sqlite:PATH')` returns one, "
+            f"not {store!r:.60}"
+        )
+    return store

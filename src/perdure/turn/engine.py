@@ -30,7 +30,7 @@ from perdure.errors import (
     UsageError,
 )
 from perdure.store.closing import before_close
-from perdure.store.protocol import RunStore
+from perdure.store.protocol import RunStore, checked_store
 from perdure.turn.attachments import Attachment, check_urls, checked_schemes
 from perdure.turn.closing import Produce, TurnSettings
 from perdure.turn.ending import finished_turn
@@ -113,7 +113,7 @@ class ChatTurnEngine:
         if history_turns_max is not None:
             ids.check_index(history_turns_max, name="history_turns_max")
         self._attachment_schemes = checked_schemes(attachment_schemes)
-        self._store = store
+        self._store = checked_store(store)
         self._project_id = project_id
         self._domain = domain
         self._replay: Replay = replay

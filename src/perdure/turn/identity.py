@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from perdure.core import identity
 from perdure.core.records import AgentTaskSpec, JsonValue, RunManifest, RunRecord, SessionKey
@@ -35,6 +35,8 @@ class ChatTurnIdentity(NamedTuple):
 
 def check_identity(turn: ChatTurnIdentity) -> ChatTurnIdentity:
     """Return `turn` if all of its parts are acceptable; UsageError names the one that is not."""
+    if not isinstance(cast("object", turn), ChatTurnIdentity):
+        raise UsageError(f"the identity must be a ChatTurnIdentity, not {turn!r:.60}")
     identity.check_tenant(turn.tenant_id)
     identity.check_session_id(turn.session_id)
     identity.check_id(turn.user_id, name="user_id")

@@ -52,7 +52,12 @@ class AttachingProducer(Protocol):
 
 
 def check_policy(policy: object, produce: object) -> None:
-    """Raise UsageError unless an engine can decide by `policy` what becomes of a lost attempt."""
+    """Raise UsageError unless `produce` can answer, and `policy` decide on a lost attempt."""
+    if not callable(produce):
+        raise UsageError(
+            f"produce must be callable with a turn, not {produce!r:.60}: `answer_with(backend)` "
+            "makes a producer of a model, `AgentTaskProducer(backend, …)` of a backend of tasks"
+        )
     if callable(policy):
         return
     if policy not in DECISIONS:
