@@ -31,6 +31,15 @@ async def test_6_4_a_summary_has_numbers_and_no_contents() -> None:
     assert "canary" not in repr(summary)
 
 
+async def test_6_4_the_reason_of_a_summary_is_that_of_the_loop() -> None:
+    result = await run_agent_task(TASK, Climber())
+    summary = summarize_agent_task_run(result)
+    assert summary.reason == result.control.reason
+    assert summary.reason != result.decision.reason
+    assert (summary.task_id, summary.domain, summary.passed) == ("climb", "ladders", True)
+    assert (summary.wall_ms, summary.cost_usd) == (result.control.wall_ms, 0)
+
+
 async def test_6_4_a_summary_has_the_names_of_the_contract_on_the_wire() -> None:
     blocked = await run_agent_task(needing(KEY), Climber())
     assert to_wire(summarize_agent_task_run(blocked)).keys() == {

@@ -122,3 +122,23 @@ async def test_1_2_r3_cancelling_who_waits_for_a_sink_stays_a_cancellation() -> 
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
+
+
+async def test_6_3_r3_the_loop_has_the_intent_and_the_budget_of_its_task() -> None:
+    task = AgentTaskSpec("climb", "Climb the ladder", budget={"maxSteps": 2})
+    climber = Climber(aim=5)
+    result = await run_agent_task(task, climber)
+    assert result.control.intent == "Climb the ladder"
+    assert (result.control.stop_cause, len(result.control.steps)) == ("steps", 2)
+    budgets = {context.budget.max_steps for context in climber.contexts}
+    assert budgets == {2}
+
+
+async def test_6_3_r5_a_blocked_task_has_the_score_of_its_readiness() -> None:
+    half = KnowledgeRequirement(
+        "map", "a map", fallback_policy="block", confidence_needed=0.8, current_confidence=0.4
+    )
+    task = AgentTaskSpec("climb", "Climb the ladder", required_knowledge=[half])
+    result = await run_agent_task(task, Climber())
+    assert (result.status, result.knowledge.readiness_score) == ("blocked", 0.5)
+    assert result.control.score == 0.5
