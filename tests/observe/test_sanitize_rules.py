@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,11 @@ import pytest
 from perdure.agent.readiness import decide_knowledge_readiness
 from perdure.agent.stream_events import LlmCallEvent, event_from_wire, event_to_wire
 from perdure.core.wire import camel, to_wire
-from perdure.observe.sanitize import sanitize_event, sanitize_knowledge_readiness_report
+from perdure.observe.sanitize import (
+    EVENTS,
+    sanitize_event,
+    sanitize_knowledge_readiness_report,
+)
 from perdure.observe.telemetry import RuntimeTelemetryOptions, telemetry_client
 from tests.observe.test_sanitize import (
     ALL,
@@ -143,3 +148,26 @@ def test_11_2_r11_of_a_proposal_id_and_status_are_kept() -> None:
     event = {**told, "title": "t", "content": "c"}
     assert sent("proposal_created", event) == told
     assert sent("proposal_created", event, GATED) == event
+
+
+def test_11_2_r12_of_an_unknown_type_nothing_leaves_but_what_every_event_has() -> None:
+    names = {name for part in EVENTS.values() for name in part}
+    told = dict.fromkeys(names - {"status"}, CANARY)
+    assert sent("tide_turned", {**told, "status": "high", "own": CANARY}, ALL) == {}
+    assert sent("tide_turned", {**told, "task": {"id": "t", "intent": "i"}}, ALL) == {
+        "task": {"id": "t", "intent": "i"}
+    }
+
+
+def test_11_1_the_words_of_a_plan_and_what_a_question_offers_never_leave() -> None:
+    question = replace(QUESTIONS[0], options=(CANARY,), default_if_skipped=CANARY)
+    question = replace(question, question="q", reason="r", metadata={"m": CANARY})
+    [asked] = sent("questions_start", {"questions": to_wire([question])}, ALL)["questions"]
+    assert (asked["optionCount"], asked["question"]) == (1, "q")
+    assert CANARY not in json.dumps(asked)
+    plan = replace(PLANS[0], description=CANARY, metadata={"m": CANARY})
+    [planned] = sent("acquisition_start", {"acquisitionPlans": to_wire([plan])}, ALL)[
+        "acquisitionPlans"
+    ]
+    assert planned["id"] == plan.id
+    assert CANARY not in json.dumps(planned)
