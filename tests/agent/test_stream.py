@@ -212,7 +212,9 @@ async def test_7_3_r9_a_bare_event_gets_task_session_and_time_and_a_whole_one_no
     events = await read(run_agent_task_stream(TASK, Played(bare, whole), readiness=policy))
     filled, passed = [event for event in events if event.type == "tool_call"]
     assert (filled.task, filled.timestamp) == (TASK, iso_time(moment_ms))
-    assert filled.session.id == final_of(events).session.id  # type: ignore[union-attr]  # it is there
+    final = final_of(events)
+    assert final.session is not None
+    assert filled.session.id == final.session.id
     assert passed is whole
 
 
