@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from perdure.core.secret import REDACTED
 from perdure.observe.credentials import as_asked, mask_credentials, mask_text, shown
+from perdure.observe.shapes import SHAPES
 
 # Put together from pieces, so that no scanner takes this file for a leak.
 LOOKALIKES = [
@@ -45,46 +47,44 @@ def test_what_looks_like_a_credential_is_masked(secret: str) -> None:
 
 
 WORD = "hunter2canary99"
+FORMS = [
+    json.dumps({"args": json.dumps({"password": WORD})}),
+    json.dumps(json.dumps({"args": json.dumps({"authorization": f"Token {WORD}"})})),
+    repr(json.dumps({"password": WORD}).encode()),
+    str({"cookie": f"sid={WORD}"}),
+    json.dumps({"set-cookie": f"sid={WORD}; Path=/"}),
+    str([(b"cookie", b"sid=" + WORD.encode()), (b"x-api-key", WORD.encode())]),
+    str([(b"authorization", b"Token " + WORD.encode())]),
+    f"https://a.example/?key={WORD}",
+    f"https://a.example/?sv=1&sig={WORD}",
+    f"https://a.example/?next=%3Fapi_key%3D{WORD}",
+    f"https://{WORD}{WORD}@a.example/1",
+    f"PGPASSWORD={WORD} DB_PASS={WORD} pwd={WORD}",
+    f"accessToken: {WORD}, clientSecret={WORD}, private_key: {WORD}, AccountKey={WORD}",
+    rf"password=ab\c{WORD} Authorization: ab\c{WORD}",
+    f"password => {WORD}, secret_value={WORD}",
+    str({"password": f"it's {WORD}"}) + str({"password": f"'\\\"' {WORD}"}),
+    f'password="two words {WORD}',
+    str(["psql", "--password", WORD]) + f" --api-key {WORD}",
+    f"my_sk-proj-{WORD}{WORD} key%3Dsk-proj-{WORD}{WORD}",
+    f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n{WORD}\n-----END PGP PRIVATE KEY BLOCK-----",
+    f"The password is {WORD}. Also: the password for the db at home is now {WORD}!",
+    f'the passphrase was "correct horse {WORD}", and the API key is {WORD}',
+    f"API key: {WORD}; access key = {WORD}",
+    f"curl -u ann:{WORD} -sU bob:{WORD} --user=ann:{WORD} --proxy-user 'a@b.c:{WORD}'",
+    str(["curl", "-u", f"ann:{WORD}"]),
+    f"sshpass -p {WORD} ssh x; mysql -uroot -p{WORD} db; redis-cli -h x -a {WORD} ping",
+    f"docker login -u ann -p {WORD}",
+    f"https://ann:{WORD}@a.example/x".replace("/", "\\/"),
+    f"https%3A%2F%2Fann%3A{WORD}%40a.example%2F",
+    f"https://ann:{WORD}/{WORD}@a.example/1 https://:{WORD}@a.example",
+    f"https://hooks.slack.com/services/T012345/B012345/{WORD}",
+    f"--password 'correct horse {WORD}'",
+    f"password='{WORD}(x)' api_key=\"{WORD}[0]\"",
+]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        json.dumps({"args": json.dumps({"password": WORD})}),
-        json.dumps(json.dumps({"args": json.dumps({"authorization": f"Token {WORD}"})})),
-        repr(json.dumps({"password": WORD}).encode()),
-        str({"cookie": f"sid={WORD}"}),
-        json.dumps({"set-cookie": f"sid={WORD}; Path=/"}),
-        str([(b"cookie", b"sid=" + WORD.encode()), (b"x-api-key", WORD.encode())]),
-        str([(b"authorization", b"Token " + WORD.encode())]),
-        f"https://a.example/?key={WORD}",
-        f"https://a.example/?sv=1&sig={WORD}",
-        f"https://a.example/?next=%3Fapi_key%3D{WORD}",
-        f"https://{WORD}{WORD}@a.example/1",
-        f"PGPASSWORD={WORD} DB_PASS={WORD} pwd={WORD}",
-        f"accessToken: {WORD}, clientSecret={WORD}, private_key: {WORD}, AccountKey={WORD}",
-        rf"password=ab\c{WORD} Authorization: ab\c{WORD}",
-        f"password => {WORD}, secret_value={WORD}",
-        str({"password": f"it's {WORD}"}) + str({"password": f"'\\\"' {WORD}"}),
-        f'password="two words {WORD}',
-        str(["psql", "--password", WORD]) + f" --api-key {WORD}",
-        f"my_sk-proj-{WORD}{WORD} key%3Dsk-proj-{WORD}{WORD}",
-        f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n{WORD}\n-----END PGP PRIVATE KEY BLOCK-----",
-        f"The password is {WORD}. Also: the password for the db at home is now {WORD}!",
-        f'the passphrase was "correct horse {WORD}", and the API key is {WORD}',
-        f"API key: {WORD}; access key = {WORD}",
-        f"curl -u ann:{WORD} -sU bob:{WORD} --user=ann:{WORD} --proxy-user 'a@b.c:{WORD}'",
-        str(["curl", "-u", f"ann:{WORD}"]),
-        f"sshpass -p {WORD} ssh x; mysql -uroot -p{WORD} db; redis-cli -h x -a {WORD} ping",
-        f"docker login -u ann -p {WORD}",
-        f"https://ann:{WORD}@a.example/x".replace("/", "\\/"),
-        f"https%3A%2F%2Fann%3A{WORD}%40a.example%2F",
-        f"https://ann:{WORD}/{WORD}@a.example/1 https://:{WORD}@a.example",
-        f"https://hooks.slack.com/services/T012345/B012345/{WORD}",
-        f"--password 'correct horse {WORD}'",
-        f"password='{WORD}(x)' api_key=\"{WORD}[0]\"",
-    ],
-)
+@pytest.mark.parametrize("text", FORMS)
 def test_a_credential_is_masked_in_whatever_form_it_is_written_down(text: str) -> None:
     masked = mask_text(text)
     assert WORD not in masked
@@ -316,3 +316,24 @@ def test_an_image_a_program_and_a_page_of_prose_pass_untouched() -> None:
     assert (
         mask_text(Path(__file__).parents[2].joinpath("README.md").read_text()).count(REDACTED) == 0
     )
+
+
+SAMPLES = [*LOOKALIKES, *FORMS]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_hint_is_in_whatever_its_pattern_finds(seed: int) -> None:
+    """Shapes whose hints are not there are not looked for: that may leave out nothing."""
+    chance = random.Random(seed)
+    pieces = chance.choices(SAMPLES, k=4)
+    texts = [
+        " ".join(pieces),
+        "\n".join(pieces).upper(),
+        "".join(pieces).lower(),
+        pieces[0].title(),
+    ]
+    for text in texts:
+        folded = text.casefold()
+        for shape in SHAPES:
+            if re.search(shape.pattern, text):
+                assert any(hint in folded for hint in shape.hints.split()), (shape.kind, text)

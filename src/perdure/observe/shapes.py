@@ -135,7 +135,8 @@ SHAPES: Final[tuple[Shape, ...]] = (
     ),
     Shape(
         "token of another service",
-        "npm_ pypi- hf_ dop_v1_ shpat_ shpca_ shppa_ shpss_ lin_api_ ntn_ sbp_ dapi hvs. hvb. atatt3 sg. age-secret-key :aa",
+        "npm_ pypi- hf_ dop_v1_ shpat_ shpca_ shppa_ shpss_ lin_api_ ntn_ sbp_ dapi hvs. hvb."
+        " atatt3 sg. age-secret-key :aa",
         r"\b(?:npm_|pypi-|hf_|dop_v1_|shp(?:at|ca|pa|ss)_|lin_api_|ntn_|sbp_|dapi|hv[sb]\.|ATATT3)"
         r"(?=[A-Za-z_-]{0,64}\d)[A-Za-z0-9_=-]{20,}"
         r"|\bSG\.[A-Za-z0-9_-]{16,}+\.[A-Za-z0-9_-]{16,}|\bAGE-SECRET-KEY-1[A-Z0-9]{20,}"
@@ -164,7 +165,7 @@ SHAPES: Final[tuple[Shape, ...]] = (
     ),
     Shape(
         "user and password of a command",
-        "u --user --proxy-user sshpass login mysql mariadb redis-cli",
+        "- sshpass login mysql mariadb redis-cli",
         r"(?P<login>(?<![\w-])(?:-[A-Za-z]{0,3}[uU]|--(?:proxy-)?user)"
         r"(?:[\"']?,?[ \t]+|=)[\"']?)"
         r"(?!\d+:\d)[\w.@\\-]{1,80}:(?![\\/])[^\s\"']{2,}"
