@@ -202,7 +202,8 @@ def _look_there(url: str) -> tuple[float, float, int]:
     address = read_address(url)
     tables = [f"{address.schema}.{table}" for table in TABLES]
     with psycopg.connect(address.conninfo, autocommit=True) as connection:
-        sizes = connection.execute("SELECT pg_total_relation_size(unnest(%s)::regclass)", (tables,))
+        sql = "SELECT pg_total_relation_size(unnest(%s::text[])::regclass)"
+        sizes = connection.execute(sql, (tables,))
         taken = sum(size for (size,) in sizes)
         counts = [connection.execute(f"SELECT count(*) FROM {each}".encode()) for each in tables]
         return taken / 2**20, 0, sum(count for found in counts for (count,) in found)
