@@ -29,10 +29,14 @@ class OpenCalls:
         """Note that a call took this position."""
         self._calls[position] = None
 
+    def watch(self, call: Coroutine[Any, Any, object], position: int) -> None:
+        """Note the call that answers for this position, which may be dropped unbegun."""
+        self._calls[position] = weakref.ref(call)
+
     def watched(self, call: Coroutine[Any, Any, T], *positions: int) -> Coroutine[Any, Any, T]:
         """Return the call that answers for these positions, which may be dropped unbegun."""
         for position in positions:
-            self._calls[position] = weakref.ref(call)
+            self.watch(call, position)
         return call
 
     def works(self, position: int) -> None:
@@ -56,7 +60,8 @@ class OpenCalls:
     def answered(self, position: int) -> None:
         """Note that the call which took this position returns."""
         self._calls.pop(position, None)
-        self._tasks.pop(position, None)
+        if self._tasks:  # A replayed step has none.
+            self._tasks.pop(position, None)
 
     @property
     def count(self) -> int:

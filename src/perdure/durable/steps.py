@@ -55,12 +55,15 @@ class Steps(Positions):
 
     def run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> Coroutine[Any, Any, T]:
         """Return what the step at `spec.position` recorded, or execute `body` and record it."""
-        return self._calls.watched(self._run(spec, body), spec.position)
+        call = self._run(spec, body)
+        self._calls.watch(call, spec.position)
+        return call
 
     async def _run(self, spec: StepSpec, body: Callable[[], Awaitable[T] | T]) -> T:
         try:
-            known = self.history.get(spec.position)
+            attempt = self.attempt
             # Hardly anything else is done for each step of a long history.
+            known = (self._history if attempt is None else attempt.history).get(spec.position)
             if known is not None and self.replays(known, spec):
                 if known.error is not None:
                     await self._relive(known)

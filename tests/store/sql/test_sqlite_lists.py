@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perdure.core.effects import iso_time
-from perdure.errors import StoreFullError, StoreUnavailableError
+from perdure.errors import SchemaError, StoreFullError, StoreUnavailableError
 from perdure.store.sql.database import Refused, Statement
 from perdure.store.sql.sqlite_connection import connect_writer, sqlite_statements
 from perdure.store.sql.sqlite_dialect import SQLITE
@@ -152,3 +152,26 @@ def test_a_write_of_another_connection_shows_and_an_own_one_does_not(
     other.close()
     assert bench.runner.changed_elsewhere()
     assert not bench.runner.changed_elsewhere()
+
+
+def test_what_is_compiled_is_not_run_and_locks_nothing(bench: Bench, tmp_path: Path) -> None:
+    bench.runner.run(known("kept"))
+    bench.runner.compile(("lock_session", "delete_steps", "take_run"))
+    assert bench.sessions() == {"kept"}
+    assert not bench.connection.in_transaction
+    beside = connect_writer(str(tmp_path / "runs.db"), "full")
+    beside.execute("BEGIN IMMEDIATE")
+    beside.execute("ROLLBACK")
+    beside.close()
+    bench.runner.run(known("later"))
+    assert bench.sessions() == {"kept", "later"}
+
+
+def test_what_cannot_be_compiled_is_met_by_whoever_asks_for_it(bench: Bench) -> None:
+    bench.connection.execute("ALTER TABLE perdure_sessions RENAME TO hidden")
+    bench.runner.compile(("lock_session",))
+    with pytest.raises(SchemaError, match="perdure_sessions"):
+        bench.runner.run(known("first"))
+    bench.connection.execute("ALTER TABLE hidden RENAME TO perdure_sessions")
+    bench.runner.run(known("first"))
+    assert bench.sessions() == {"first"}

@@ -102,9 +102,11 @@ def step_record(run_id: str, row: Row) -> StepRecord:
 def step_records(run_id: str, rows: Sequence[Row]) -> list[StepRecord]:
     """Return the steps of rows of STEP_COLUMNS; `run_id` is logical."""
     results = decode_values([row[6] for row in rows])
+    # Spelt out, since slices of each row take as long as its record.
+    make = StepRecord._make
     return [
-        StepRecord._make((run_id, *row[:6], result, error_record(row[7]), *row[8:]))
-        for row, result in zip(rows, results, strict=True)
+        make((run_id, a, b, c, d, e, f, result, error and error_record(error), g, h, i, j, k))
+        for (a, b, c, d, e, f, _, error, g, h, i, j, k), result in zip(rows, results, strict=True)
     ]
 
 

@@ -33,6 +33,15 @@ from perdure.store.sql.sqlite_schema import prepare_schema
 from perdure.store.sql.sqlite_thread import DatabaseThread, Signal
 
 READERS: Final = 2
+_EXPECTED: Final = (
+    "take_run",
+    "close_lost_attempt",
+    "open_attempt",
+    "read_run",
+    "read_steps",
+    "frames_end",
+)
+"""What goes on with a run is compiled when the file is opened, not while somebody waits for it."""
 
 
 class Sqlite:
@@ -210,14 +219,19 @@ def _open_writer(file: _File) -> ListRunner:
     connection = connect_writer(file.path, file.durability)
     try:
         prepare_schema(connection, migrate=file.migrate, clock=file.clock)
-        return _runner(file, connection, writes=True)
+        runner = _runner(file, connection, writes=True)
+        runner.compile(_EXPECTED)
+        return runner
     except BaseException:
         connection.close()
         raise
 
 
 def _open_reader(file: _File) -> ListRunner:
-    return _runner(file, connect_reader(file.path), writes=False)
+    runner = _runner(file, connect_reader(file.path), writes=False)
+    # Which of the threads answers is chance: a later look may be the first of its connection.
+    runner.compile(("read_run",))
+    return runner
 
 
 def _runner(file: _File, connection: sqlite3.Connection, *, writes: bool) -> ListRunner:

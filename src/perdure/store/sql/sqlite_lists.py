@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -141,6 +142,18 @@ class ListRunner:
 
     def _run_each(self, jobs: Sequence[Job]) -> list[Answer]:
         return [answer for job in jobs for answer in self.run_group([job])]
+
+    def compile(self, names: Sequence[str]) -> None:
+        """Compile statements before anybody waits for them; they are not run.
+
+        The module keeps what it compiled by its text, and refuses to run it without its values.
+        What cannot be compiled is met by whoever asks for it.
+        """
+        for name in names:
+            sql = self._texts[name].sql
+            assert "?1" in sql, f"{name} would be run"
+            with contextlib.suppress(sqlite3.Error):
+                self._cursor.execute(sql)
 
     def changed_elsewhere(self) -> bool:
         """Return whether another connection has committed since the last call."""
