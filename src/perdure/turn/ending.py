@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple, cast
 
-from perdure.core import effects, identity
+from perdure.core import effects, identity, recordjson
 from perdure.core.changes import AddDelivery, CompleteStep
 from perdure.core.frames import Frame
 from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import TURN_LOG_BYTES_MAX
-from perdure.core.recordjson import outcome_to_json
 from perdure.core.records import DeliveryRecord, JsonValue, RunOutcome, StepRecord
 from perdure.core.wording import error_text
 from perdure.errors import (
@@ -141,7 +140,7 @@ def outcome_text(turn_index: int, text: str) -> str:
     """Return the outcome of an answered turn (the reference's; it counts UTF-16 code units)."""
     chars = len(text.encode("utf-16-le", "surrogatepass")) // 2
     outcome = RunOutcome(notes=intent_of(turn_index), metadata={"chars": chars})
-    return encode_value(outcome_to_json(outcome), name="outcome")
+    return recordjson.outcome_text(outcome)
 
 
 def deliveries(

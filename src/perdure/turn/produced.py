@@ -22,7 +22,7 @@ from perdure.core.changes import (
 )
 from perdure.core.jsonvalue import encode_value
 from perdure.core.limits import STRIKES_MAX_TURN
-from perdure.core.recordjson import outcome_to_json, step_error_of
+from perdure.core.recordjson import outcome_text, step_error_of
 from perdure.core.records import Claim, RunManifest, RunOutcome, RunRecord, StepError
 from perdure.durable.attempt import Attempt, error_text
 from perdure.durable.calls import note_failure
@@ -329,7 +329,7 @@ class ProducedTurn:
         self._text = text
         chars = len(text.encode("utf-16-le", "surrogatepass")) // 2
         outcome = RunOutcome(notes=self._call.intent, metadata={"chars": chars})
-        end = EndRun("completed", encode_value(outcome_to_json(outcome), name="outcome"))
+        end = EndRun("completed", outcome_text(outcome))
         await self._leave(self._answer({"finalText": text}), end)
         await self._read_record()
 
